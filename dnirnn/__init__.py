@@ -1,0 +1,21 @@
+"""Truncated recurrent networks with synthetic gradients at the cuts, for PyTorch."""
+
+from dnirnn.core import Core
+from dnirnn.estimators import GradientEstimator, SyntheticGradient, ZeroGradient
+from dnirnn.from_torch import FromTorch
+from dnirnn.interface import Interface, backward
+from dnirnn.lstm import LSTM
+from dnirnn.truncated import Truncated
+from dnirnn.version import __version__
+
+__all__ = [
+    "Core",
+    "FromTorch",
+    "GradientEstimator",
+    "Interface",
+    "LSTM",
+    "SyntheticGradient",
+    "Truncated",
+    "ZeroGradient",
+    "backward",
+]

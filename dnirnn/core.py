@@ -1,0 +1,98 @@
+"""Core: everything that recurs, from one cell to a whole stack.
+
+Letters: T steps, B batch, I input, O output, S state, N chunks, K steps a chunk.
+"""
+
+import abc
+
+import torch
+from torch import Tensor, nn
+
+
+class Core(nn.Module, abc.ABC):
+    """A recurrent network: a function of (input, state) applied once per step.
+
+    ``step`` is the specification. ``forward`` is the loop over ``step``, or a faster path that is
+    equal to it; a subclass writes ``step`` and sets ``input_size``, ``output_size`` and
+    ``state_size``, and may override the rest for speed.
+
+    The state is one tensor [B, S], whatever the core is made of: a stack concatenates the states of
+    its parts along the last dimension.
+    """
+
+    input_size: int
+    output_size: int
+    state_size: int
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        """The state [B, S] a sequence starts from: zeros, in at least float32."""
+        parameter = next(self.parameters())
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
+        return torch.zeros(batch_size, self.state_size, dtype=dtype, device=parameter.device)
+
+    @abc.abstractmethod
+    def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """One step: (output [B, O], next state [B, S]).
+
+        ``t`` counts the steps since the sequence's start: an int, or a LongTensor [B] where the
+        rows of a batch started at different times.
+        """
+
+    def forward(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Unrolls over T steps: (outputs [T, B, O], last state [B, S]).
+
+        ``t0`` is the t of the first step. ``reset`` [T, B] (bool) starts a new sequence in a row at
+        a step: there the state becomes the initial state and t becomes 0.
+        """
+        outputs, state, t = [], state_BS, t0
+        initial = self.initial_state(x_TBI.shape[1]) if reset is not None else None
+        for i, x_BI in enumerate(x_TBI):
+            if reset is not None:
+                state = torch.where(reset[i, :, None], initial, state)
+                t = torch.where(reset[i], 0, t)
+            output, state = self.step(x_BI, state, t)
+            outputs.append(output)
+            t = t + 1
+        return torch.stack(outputs), state
+
+    def unroll_chunks(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe_NBS: Tensor | None,
+        truncation: int,
+        t0: int | Tensor = 0,
+        reset: Tensor | None = None,
+        estimator: nn.Module | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Unrolls N = ceil(T / K) chunks, each cut from the one before.
+
+        Chunk 0 starts from ``state``, chunk n from ``sent[n-1].detach()``, each with ``probe[n]``
+        added (None: nothing is added). Returns (outputs [T, B, O], sent [N, B, S], synthetic
+        [N, B, S]), where synthetic = estimator.scale * estimator(sent), detached, or None without
+        an estimator. A core that can emit it on the way overrides this method.
+        """
+        outputs, sent, state = [], [], state_BS
+        for n, x_KBI in enumerate(x_TBI.split(truncation)):
+            start = state if probe_NBS is None else state + probe_NBS[n]
+            rows = slice(n * truncation, n * truncation + len(x_KBI))
+            reset_KB = None if reset is None else reset[rows]
+            output, end = self(x_KBI, start, advance(t0, reset, n * truncation), reset_KB)
+            outputs.append(output)
+            sent.append(end)
+            state = end.detach()
+        sent_NBS = torch.stack(sent)
+        with torch.no_grad():
+            synthetic = None if estimator is None else estimator.scale * estimator(sent_NBS.detach())
+        return torch.cat(outputs), sent_NBS, synthetic
+
+
+def advance(t0: int | Tensor, reset: Tensor | None, steps: int) -> int | Tensor:
+    """The t of the step ``steps`` after the one at ``t0``: counted from the row's last reset."""
+    if reset is None or steps == 0:
+        return t0 + steps
+    index = torch.arange(steps, device=reset.device)[:, None]
+    last = torch.where(reset[:steps], index, -1).amax(0)
+    return torch.where(last >= 0, steps - last, t0 + steps)

@@ -1,0 +1,65 @@
+"""FromTorch: torch.nn.LSTM, GRU and RNN as Cores."""
+
+import torch
+from torch import Tensor, nn
+
+from dnirnn.core import Core
+
+
+class FromTorch(Core):
+    """Makes a Core of an nn.LSTM, nn.GRU or nn.RNN; its parameters are the module's own.
+
+    The state [B, S] concatenates the layers: h_0, c_0, h_1, c_1, ... for an LSTM (S = 2 L H),
+    h_0, h_1, ... for a GRU or an RNN (S = L H). Between resets the module runs on whole chunks.
+
+    Raises TypeError for another module, and ValueError, naming the option, for one that is
+    bidirectional, batch_first, or has proj_size or dropout.
+    """
+
+    def __init__(self, module: nn.RNNBase):
+        super().__init__()
+        if not isinstance(module, (nn.LSTM, nn.GRU, nn.RNN)):
+            raise TypeError(
+                f"module must be an nn.LSTM, nn.GRU or nn.RNN; got {type(module).__name__}"
+            )
+        refused = {
+            "bidirectional": "a truncated network can't read the future",
+            "batch_first": "inputs are [T, B, I]",
+            "proj_size": "project the output with an nn.Linear",
+            "dropout": "its masks would change with the truncation",
+        }
+        for name, why in refused.items():
+            if getattr(module, name):
+                raise ValueError(f"module must not have {name}={getattr(module, name)}: {why}")
+        self.module = module
+        self.parts = 2 if isinstance(module, nn.LSTM) else 1
+        self.input_size, self.output_size = module.input_size, module.hidden_size
+        self.state_size = self.parts * module.num_layers * module.hidden_size
+
+    def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        output, state = self.forward(x_BI[None], state_BS)
+        return output[0], state
+
+    def forward(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if reset is None:
+            return self.run(x_TBI, state_BS)
+        starts = [0, *(i for i in reset.any(1).nonzero().flatten().tolist() if i), len(x_TBI)]
+        initial, outputs, state = self.initial_state(x_TBI.shape[1]), [], state_BS
+        for start, end in zip(starts, starts[1:]):
+            state = torch.where(reset[start, :, None], initial, state)
+            output, state = self.run(x_TBI[start:end], state)
+            outputs.append(output)
+        return torch.cat(outputs), state
+
+    def run(self, x_TBI: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        module = self.module
+        parts = state_BS.to(x_TBI.dtype).view(
+            len(state_BS), module.num_layers, self.parts, module.hidden_size
+        )
+        parts = [part.contiguous() for part in parts.permute(2, 1, 0, 3)]
+        output, ended = module(x_TBI, tuple(parts) if self.parts == 2 else parts[0])
+        ended = ended if self.parts == 2 else (ended,)
+        state = torch.stack(ended, 1).permute(2, 0, 1, 3)
+        return output, state.reshape(len(state_BS), self.state_size).to(state_BS.dtype)

@@ -1,0 +1,142 @@
+"""LSTM: torch.nn.LSTM as a Core, on the fused operator."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dnirnn import ops
+from dnirnn.core import Core
+
+
+class LSTM(Core):
+    """A stack of L LSTM layers, with torch.nn.LSTM's equations, parameter names and initialisation.
+
+    Each layer, with gates i, f, g, o in this order in the rows of the weights:
+
+        i, f, o = sigmoid(W_ih x + b_ih + W_hh h + b_hh),  g = tanh(the same)
+        c' = f * c + i * g;  h' = o * tanh(c')
+
+    The state [B, 2 L H] is h_0, c_0, h_1, c_1, ...; :meth:`pack_state` and :meth:`unpack_state`
+    convert from and to torch.nn.LSTM's (h, c). ``load_state_dict(torch.nn.LSTM(...).state_dict())``
+    works strictly. Parameters stay float32 under autocast and are cast per call; the state stays
+    float32.
+
+    input_size, hidden_size, num_layers: I, H, L, each at least 1.
+
+    Raises ValueError where one of them is not.
+
+    Source: Hochreiter and Schmidhuber 1997, with forget gates (Gers et al. 2000).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+        for name, size in sizes.items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be an int of at least 1; got {size!r}")
+        self.input_size, self.output_size = input_size, hidden_size
+        self.hidden_size, self.num_layers = hidden_size, num_layers
+        self.state_size = 2 * num_layers * hidden_size
+        for layer in range(num_layers):
+            width = input_size if layer == 0 else hidden_size
+            shapes = {
+                "weight_ih": (4 * hidden_size, width),
+                "weight_hh": (4 * hidden_size, hidden_size),
+                "bias_ih": (4 * hidden_size,),
+                "bias_hh": (4 * hidden_size,),
+            }
+            for name, shape in shapes.items():
+                parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                self.register_parameter(f"{name}_l{layer}", parameter)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform in (-1 / sqrt(H), 1 / sqrt(H)), drawn in torch.nn.LSTM's order."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """[weight_ih, weight_hh, bias_ih, bias_hh] of layer 0, then of layer 1, ..."""
+        return list(self._parameters.values())
+
+    def pack_state(self, h: Tensor, c: Tensor) -> Tensor:
+        """The state [B, 2 L H] of torch.nn.LSTM's h and c, each [L, B, H]."""
+        for name, part in (("h", h), ("c", c)):
+            if part.dim() != 3 or part.shape[::2] != (self.num_layers, self.hidden_size):
+                expected = f"[{self.num_layers}, B, {self.hidden_size}]"
+                raise ValueError(f"{name} must be {expected}; got {tuple(part.shape)}")
+        if h.shape != c.shape:
+            raise ValueError(f"h and c must have one shape; got {tuple(h.shape)}, {tuple(c.shape)}")
+        return torch.stack([h, c], 1).permute(2, 0, 1, 3).reshape(h.shape[1], self.state_size)
+
+    def unpack_state(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """torch.nn.LSTM's (h, c), each [L, B, H], of a state [B, 2 L H]."""
+        if state.dim() != 2 or state.shape[1] != self.state_size:
+            raise ValueError(f"state must be [B, {self.state_size}]; got {tuple(state.shape)}")
+        parts = state.view(-1, self.num_layers, 2, self.hidden_size).permute(2, 1, 0, 3)
+        return parts[0].contiguous(), parts[1].contiguous()
+
+    def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        parts = state_BS.chunk(2 * self.num_layers, 1)
+        weights, x, state = self.weights, x_BI, []
+        for layer in range(self.num_layers):
+            w_ih, w_hh, b_ih, b_hh = weights[4 * layer : 4 * layer + 4]
+            h, c = parts[2 * layer : 2 * layer + 2]
+            gates = F.linear(x, w_ih, b_ih) + F.linear(h.to(x.dtype), w_hh, b_hh)
+            i, f, g, o = gates.to(c.dtype).chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            x = h.to(x.dtype)
+            state += [h, c]
+        return x, torch.cat(state, 1)
+
+    def forward(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if not ops.fused_for(x_TBI):
+            return super().forward(x_TBI, state_BS, t0, reset)
+        output, sent, _ = ops.lstm_tbptt(
+            x_TBI, state_BS, None, self.weights, [], x_TBI.shape[0], 1.0, reset
+        )
+        return output, sent[0]
+
+    def unroll_chunks(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe_NBS: Tensor | None,
+        truncation: int,
+        t0: int | Tensor = 0,
+        reset: Tensor | None = None,
+        estimator: nn.Module | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if not ops.fused_for(x_TBI):
+            return super().unroll_chunks(
+                x_TBI, state_BS, probe_NBS, truncation, t0, reset, estimator
+            )
+        emitted = getattr(estimator, "weights", [])
+        scale = estimator.scale if emitted else 0.0
+        output, sent, synthetic = ops.lstm_tbptt(
+            x_TBI, state_BS, probe_NBS, self.weights, emitted, truncation, scale, reset
+        )
+        if estimator is None:
+            synthetic = None
+        elif not emitted:
+            with torch.no_grad():
+                synthetic = estimator.scale * estimator(sent.detach())
+        return output, sent, synthetic
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
