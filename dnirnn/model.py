@@ -1,0 +1,114 @@
+"""SequenceModel: from symbols to the loss of every target, around a Truncated core."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dnirnn.data import Batch, Stream
+from dnirnn.interface import Interface
+from dnirnn.truncated import Truncated
+
+
+def symbol_nats(logits: Tensor, y: Tensor) -> Tensor:
+    """The nats [T, B] of symbols y [T, B] under a softmax over logits [T, B, V]."""
+    nats = F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none")
+    return nats.view(y.shape)
+
+
+def bit_nats(logits: Tensor, y: Tensor) -> Tensor:
+    """The nats [T, B] of bits y [T, B, O] under independent logits [T, B, O], summed over O."""
+    return F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(-1)
+
+
+class SequenceModel(nn.Module):
+    """encoder -> dropout -> truncated core -> dropout -> readout -> loss of every target.
+
+    encoder: from x [T, B] or [T, B, I] to the core's inputs [T, B, core.input_size].
+    truncated: the core, its truncation and its estimator.
+    readout: from the core's outputs [T, B, O] to logits.
+    loss: from logits and y to nats [T, B]; :func:`symbol_nats`, :func:`bit_nats`.
+    dropout: probability of zeroing an element of the core's inputs and of its outputs while
+        training; the masks come from torch's global generator.
+
+    Raises TypeError or ValueError for a ``truncated`` that is none or a dropout outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        truncated: Truncated,
+        readout: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if not isinstance(truncated, Truncated):
+            raise TypeError(f"truncated must be a dnirnn.Truncated; got {type(truncated).__name__}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be a probability in [0, 1); got {dropout!r}")
+        self.encoder, self.truncated, self.readout = encoder, truncated, readout
+        self.dropout = nn.Dropout(dropout)
+        self.loss = loss
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        """The state [B, S] that a sequence starts from."""
+        return self.truncated.core.initial_state(batch_size)
+
+    def forward(
+        self, batch: Batch, state: Tensor, t0: int = 0
+    ) -> tuple[Tensor, Tensor, list[Interface]]:
+        """(nats [T, B], weighted; last state [B, S], detached; interfaces for dnirnn.backward).
+
+        ``state`` and ``t0`` are those after the batch before; where ``batch.first``, give
+        ``initial_state`` and 0.
+        """
+        inputs = self.dropout(self.encoder(batch.x))
+        outputs, state, interfaces = self.truncated(inputs, state, t0, batch.final)
+        nats = self.loss(self.readout(self.dropout(outputs)), batch.y)
+        return (nats if batch.weight is None else nats * batch.weight), state, interfaces
+
+    def step(self, x: Tensor, state: Tensor, t: int = 0) -> tuple[Tensor, Tensor]:
+        """One step without a target, for sampling: (logits [B, ...], next state) of x [B, ...]."""
+        inputs = self.dropout(self.encoder(x[None]))
+        outputs, state = self.truncated.core(inputs, state, t)
+        return self.readout(self.dropout(outputs))[0], state
+
+    def estimator_parameters(self) -> list[nn.Parameter]:
+        """The estimator's parameters; none for ZeroGradient."""
+        return list(self.truncated.estimator.parameters())
+
+    def core_parameters(self) -> list[nn.Parameter]:
+        """All parameters but the estimator's: the encoder's, the core's and the readout's."""
+        estimator = {id(parameter) for parameter in self.estimator_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in estimator]
+
+
+def measure(model: SequenceModel, stream: Stream, steps: int = 128) -> dict[str, float]:
+    """Runs a stream to its next sequence's end: {"bits": mean bits per target, "targets": count}.
+
+    A TextStream begins anew after its end, so the same one can be measured again. Without dropout
+    and without gradients; leaves the model in the mode that it was in.
+
+    steps: steps a call; changes the speed, not the result.
+    """
+    training = model.training
+    device = next(model.parameters()).device
+    state, t, nats, targets = model.initial_state(stream.batch_size), 0, 0.0, 0.0
+    model.eval()
+    try:
+        with torch.no_grad():
+            final = False
+            while not final:
+                batch = stream.next(steps).to(device)
+                weighted, state, _ = model(batch, state, t)
+                nats = nats + weighted.sum(dtype=torch.float64)
+                targets = targets + (
+                    weighted.numel() if batch.weight is None else batch.weight.sum()
+                )
+                t, final = t + len(batch.x), batch.final
+    finally:
+        model.train(training)
+    return {"bits": float(nats / targets) / math.log(2), "targets": round(float(targets))}
