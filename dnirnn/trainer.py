@@ -1,10 +1,28 @@
 """Trainer: a stream, a model, and a run folder that can be resumed bit for bit."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import fcntl
+import inspect
+import json
+import math
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from dnirnn.data import Stream
+import torch
+from torch import Tensor, nn
+
+from dnirnn import checkpoint as ckpt
+from dnirnn.checkpoint import CheckpointError
+from dnirnn.data import Batch, Stream
+from dnirnn.interface import backward
+from dnirnn.log import Log
 from dnirnn.model import SequenceModel
 
 
@@ -13,7 +31,15 @@ class Interrupted(Exception):
 
 
 class NonFinite(Exception):
-    """A loss or a gradient was not finite: nothing was updated, the last good state was saved."""
+    """A loss or a gradient was not finite: nothing was updated, the last good state was saved.
+
+    update: the update that was not made; what: "loss", "core gradient", "estimator gradient" or
+    "validation bits".
+    """
+
+    def __init__(self, message: str, update: int, what: str):
+        super().__init__(message)
+        self.update, self.what = update, what
 
 
 @dataclass(frozen=True)
@@ -65,6 +91,25 @@ class TrainerConfig:
     seed: int = 0
     tensorboard: bool = False
 
+    def __post_init__(self):
+        whole = ("updates", "micro_batch", "evaluate_every", "checkpoint_every", "patience")
+        for name in (*whole, "log_every", "chunks"):
+            value = getattr(self, name)
+            if (name in whole and value is None) or (name == "chunks" and value == "sequence"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                other = ' or "sequence"' if name == "chunks" else ""
+                raise ValueError(f"{name} must be an int of at least 1{other}; got {value!r}")
+        positive = ("minutes", "symbols", "clip", "estimator_clip", "checkpoint_seconds")
+        for name in (*positive, "lr", "estimator_lr"):
+            value = getattr(self, name)
+            if name in positive and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ValueError(f"{name} must be positive; got {value!r}")
+        if self.updates is self.minutes is self.symbols is self.patience is None:
+            raise ValueError("one of updates, minutes, symbols or patience must be given")
+
 
 class Trainer:
     """Trains ``model`` on ``stream`` in the run folder ``folder``, which it makes or resumes.
@@ -97,7 +142,54 @@ class Trainer:
         run_config: dict | None = None,
         test: Callable[[SequenceModel], dict[str, float]] | None = None,
     ):
-        raise NotImplementedError
+        self.model, self.stream, self.config = model, stream, config
+        self.folder, self.evaluate, self.test = Path(folder), evaluate, test
+        if config.patience is not None and evaluate is None:
+            raise ValueError("patience counts evaluations: evaluate must be given")
+        rows = stream.batch_size
+        self.rows_at_once = rows if config.micro_batch is None else config.micro_batch
+        if rows % self.rows_at_once:
+            raise ValueError(
+                f"micro_batch must divide the batch size {rows}; got {config.micro_batch}"
+            )
+        self.pieces = rows // self.rows_at_once
+        whole = config.chunks == "sequence"
+        self.steps = None if whole else model.truncated.truncation * config.chunks
+        self.unit = 1 / (rows * (self.steps or 1))
+
+        self.core, self.estimator = model.core_parameters(), model.estimator_parameters()
+        self.device = self.core[0].device
+        self.optimizer = make_optimizer("", self.core, config.optimizer, config.lr, config.options)
+        self.optimizers = [self.optimizer]
+        if self.estimator:
+            self.optimizers.append(
+                make_optimizer(
+                    "estimator_",
+                    self.estimator,
+                    config.estimator_optimizer,
+                    config.estimator_lr,
+                    config.estimator_options,
+                )
+            )
+        self.schedule = make_schedule(self.optimizer, config.schedule, config.schedule_options)
+        self.schedule_by_bits = config.schedule == "ReduceLROnPlateau"
+        if self.schedule_by_bits and evaluate is None:
+            raise ValueError("schedule ReduceLROnPlateau needs evaluations: evaluate must be given")
+
+        given = asdict(config) if run_config is None else run_config
+        self.run_config = json.loads(json.dumps(given))
+        check_config(self.folder, self.run_config)
+
+        self.update = 0
+        self.symbols = 0
+        self.seconds = 0.0
+        self.state: Tensor | None = None
+        self.t = 0
+        self.pending = dict(PENDING)
+        self.sequence = {"nats": 0.0, "targets": 0}
+        self.best: dict | None = None
+        self.evaluations_since_best = 0
+        self.interrupted = False
 
     def run(self, report: Callable[[dict], None] | None = None) -> dict:
         """Trains to the first budget reached; resumes where the folder holds checkpoints.
@@ -111,19 +203,533 @@ class Trainer:
 
         Raises Interrupted after Ctrl-C, NonFinite, StorageError where the disk is full.
         """
-        raise NotImplementedError
+        self.report = report or (lambda row: None)
+        with locked(self.folder), self.interruptible():
+            try:
+                self.begin()
+                stopped = self.reached()
+                self.model.train()
+                while stopped is None:
+                    self.learn()
+                    stopped = self.after_update()
+                return self.conclude(stopped)
+            finally:
+                if self.log is not None:
+                    self.log.close()
+
+    # One update
+
+    def learn(self) -> None:
+        """One update of all parameters on the stream's next batch."""
+        began = time.perf_counter()
+        before = self.stream.state_dict(), get_rng(self.device)
+        batch = self.stream.next(self.steps).to(self.device)
+        state, t = self.state, self.t
+        if batch.first or state is None:
+            state, t = self.model.initial_state(self.stream.batch_size), 0
+        state, nats, targets, error = self.add_gradients(batch, state, t)
+
+        gradients = [
+            [parameter.grad for parameter in parameters if parameter.grad is not None]
+            for parameters in (self.core, self.estimator)
+        ]
+        if self.pieces > 1 and gradients[1]:
+            # An estimator's regression is a mean over rows; the pieces' gradients were added up.
+            torch._foreach_mul_(gradients[1], 1 / self.pieces)
+        # The update's one synchronisation: everything that the host wants to know, at once.
+        scalars = [nats, targets, error, *map(norm_of, gradients)]
+        on_device = [value for value in scalars if isinstance(value, Tensor)]
+        known = iter(torch.stack(on_device).tolist())
+        nats, targets, error, core_norm, estimator_norm = (
+            next(known) if isinstance(value, Tensor) else value for value in scalars
+        )
+        if not math.isfinite(nats + core_norm + estimator_norm):
+            parts = {
+                "loss": nats,
+                "core gradient": core_norm,
+                "estimator gradient": estimator_norm,
+            }
+            self.refuse(parts, before, batch, t)
+
+        clip(gradients[0], core_norm, self.config.clip)
+        clip(gradients[1], estimator_norm, self.config.estimator_clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for parameter in (*self.core, *self.estimator):
+            parameter.grad = None
+        if self.schedule is not None and not self.schedule_by_bits:
+            self.schedule.step()
+
+        self.state, self.t = state, t + len(batch.x)
+        self.update += 1
+        targets = round(targets)
+        self.symbols += targets
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        pending = self.pending
+        pending["updates"] += 1
+        pending["nats"] += nats
+        pending["targets"] += targets
+        pending["estimator_error"] += error
+        pending["gradient_norm"] += core_norm
+        pending["seconds"] += seconds
+        self.sequence["nats"] += nats
+        self.sequence["targets"] += targets
+        if batch.final:
+            self.stream.observe(bits_of(self.sequence))
+            self.sequence = {"nats": 0.0, "targets": 0}
+
+    def add_gradients(
+        self, batch: Batch, state: Tensor, t: int
+    ) -> tuple[Tensor, Tensor, Tensor | int, Tensor | float]:
+        """Runs the batch piece by piece, adding to every .grad.
+
+        Returns (the state it ends in, the sum of nats, the count of targets, the estimator's error).
+        """
+        states, nats, errors = [], [], []
+        for start in range(0, self.stream.batch_size, self.rows_at_once):
+            end = start + self.rows_at_once
+            piece = batch if self.pieces == 1 else batch.rows(start, end)
+            weighted, ended, interfaces = self.model(piece, state[start:end], t)
+            total = weighted.sum()
+            found = backward(total * self.unit, interfaces, self.unit)
+            states.append(ended)
+            nats.append(total.detach())
+            errors += [found["estimator_error"]] if found else []
+        targets = batch.x.shape[0] * batch.x.shape[1]
+        if batch.weight is not None:
+            targets = batch.weight.sum().to(nats[0].dtype)
+        if self.pieces == 1:
+            return states[0], nats[0], targets, errors[0] if errors else 0.0
+        error = torch.stack(errors).mean() if errors else 0.0
+        return torch.cat(states), torch.stack(nats).sum(), targets, error
+
+    def refuse(self, parts: dict[str, float], before: tuple, batch: Batch, t: int) -> None:
+        """Goes back to before the batch, saves, and raises NonFinite."""
+        what, value = next((k, v) for k, v in parts.items() if not math.isfinite(v))
+        for parameter in (*self.core, *self.estimator):
+            parameter.grad = None
+        self.stream.load_state_dict(before[0])
+        set_rng(before[1], self.device)
+        self.save()
+        raise NonFinite(
+            f"update {self.update + 1}: the {what} is {value}, in the window of {len(batch.x)} steps"
+            f" from step {t} of the sequence, after {self.symbols:,} symbols; the last good state"
+            f" is in {self.checkpoint_folder}",
+            self.update + 1,
+            what,
+        )
+
+    # Between updates
+
+    def after_update(self) -> str | None:
+        """Logs, evaluates and saves what is due: the reason to stop, or None."""
+        config, stopped = self.config, self.reached()
+        every = config.evaluate_every
+        evaluating = self.evaluate is not None and (
+            stopped is not None or (every is not None and self.update % every == 0)
+        )
+        if evaluating or stopped is not None or self.update % config.log_every == 0:
+            self.log_training()
+        better = self.run_evaluation() if evaluating else False
+        stopped = stopped or self.reached()
+        if better or stopped is not None or self.interrupted or self.checkpoint_is_due():
+            self.save()
+        if self.interrupted and stopped is None:
+            raise Interrupted(
+                f"interrupted at update {self.update:,} ({self.symbols:,} symbols,"
+                f" {self.seconds:.0f} s); saved in {self.folder}: the same run goes on from there"
+            )
+        return stopped
+
+    def reached(self) -> str | None:
+        """The budget that is used up, or "patience"."""
+        config = self.config
+        spent = {
+            "updates": (self.update, config.updates),
+            "symbols": (self.symbols, config.symbols),
+            "minutes": (self.seconds / 60, config.minutes),
+            "patience": (self.evaluations_since_best, config.patience),
+        }
+        for name, (used, budget) in spent.items():
+            if budget is not None and used >= budget:
+                return name
+        return None
+
+    def log_training(self) -> None:
+        """The means over the updates since the last row."""
+        pending, self.pending = self.pending, dict(PENDING)
+        count = pending["updates"]
+        error = pending["estimator_error"] / count if self.estimator else None
+        self.write_row(
+            "train",
+            bits=bits_of(pending),
+            estimator_error=error,
+            gradient_norm=pending["gradient_norm"] / count,
+            lr=float(self.optimizer.param_groups[0]["lr"]),
+            seconds=self.seconds,
+            symbols_per_second=pending["targets"] / pending["seconds"],
+        )
+
+    def run_evaluation(self) -> bool:
+        """Evaluates, keeps the model where it is the best so far; whether it is."""
+        metrics = self.measure(self.evaluate)
+        self.write_row("valid", **metrics, seconds=self.seconds)
+        bits = metrics["bits"]
+        if not math.isfinite(bits):
+            self.save()
+            raise NonFinite(
+                f"update {self.update}: the validation bits are {bits}, after {self.symbols:,}"
+                f" symbols; the state is in {self.checkpoint_folder}",
+                self.update,
+                "validation bits",
+            )
+        if self.schedule_by_bits:
+            self.schedule.step(bits)
+        if self.best is not None and bits >= self.best["bits"]:
+            self.evaluations_since_best += 1
+            return False
+        self.evaluations_since_best = 0
+        self.best = {"update": self.update, "symbols": self.symbols, **metrics}
+        kept = {**self.best, "model": self.model.state_dict()}
+        ckpt.save(self.folder / BEST / ckpt.name_of(self.update), *ckpt.flatten(kept))
+        return True
+
+    def measure(self, what: Callable[[SequenceModel], dict[str, float]]) -> dict[str, float]:
+        self.model.eval()
+        with torch.no_grad():
+            metrics = what(self.model)
+        self.model.train()
+        return metrics
+
+    def write_row(self, kind: str, **fields: Any) -> None:
+        row = {"kind": kind, "update": self.update, "symbols": self.symbols, **fields}
+        self.log.write(row)
+        self.report(row)
+
+    # The run folder
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where the state after this update is or will be saved."""
+        return self.folder / CHECKPOINTS / ckpt.name_of(self.update)
+
+    def begin(self) -> None:
+        """Makes the run folder, or restores what the last checkpoint in it holds."""
+        check_config(self.folder, self.run_config)
+        if not (self.folder / CONFIG).exists():
+            ckpt.replace(self.folder / CONFIG, json.dumps(self.run_config, indent=1).encode())
+        saved = ckpt.checkpoints(self.folder / CHECKPOINTS)
+        end = self.restore(saved) if saved else 0
+        self.log = Log(self.folder / LOG, end, self.config.tensorboard, self.update)
+        for best in ckpt.checkpoints(self.folder / BEST):
+            if ckpt.update_of(best) > self.update:
+                ckpt.remove(best)
+        self.saved_at = time.monotonic()
+        if not saved:
+            torch.manual_seed(self.config.seed)
+            # At once, so that a disk or a folder that can't be written to costs no work.
+            self.save()
+
+    def checkpoint_is_due(self) -> bool:
+        every, seconds = self.config.checkpoint_every, self.config.checkpoint_seconds
+        return (every is not None and self.update % every == 0) or (
+            seconds is not None and time.monotonic() - self.saved_at >= seconds
+        )
+
+    def save(self) -> None:
+        """Writes the checkpoint of this update, once; the last two stay."""
+        if not self.checkpoint_folder.exists():
+            self.log.sync()
+            ckpt.save(self.checkpoint_folder, *ckpt.flatten(self.snapshot()))
+            for folder in (CHECKPOINTS, BEST):
+                ckpt.keep_last(self.folder / folder, 2)
+        self.saved_at = time.monotonic()
+
+    def snapshot(self) -> dict:
+        """Everything that the next update depends on."""
+        return {
+            **{name: getattr(self, name) for name in PROGRESS},
+            "epochs": float(self.stream.epochs),
+            "log": self.log.offset,
+            "threads": torch.get_num_threads(),
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedule": None if self.schedule is None else scalars_of(self.schedule.state_dict()),
+            "stream": self.stream.state_dict(),
+            "rng": get_rng(self.device),
+        }
+
+    def restore(self, saved: list[Path]) -> int:
+        """Loads the last of the checkpoints: the length of the log at that time, in bytes."""
+        try:
+            tree = ckpt.unflatten(*ckpt.load(saved[-1]))
+        except CheckpointError as error:
+            if len(saved) < 2:
+                raise
+            raise CheckpointError(
+                f"{error}; without that folder, the run goes on from {saved[-2].name}"
+            ) from None
+        ckpt.check_fit(saved[-1], tree["model"], self.model.state_dict())
+        if tree["threads"] != torch.get_num_threads():
+            warnings.warn(
+                f"this run began with {tree['threads']} threads and goes on with"
+                f" {torch.get_num_threads()}: its last bits may differ from an uninterrupted one's",
+                stacklevel=3,
+            )
+        self.model.load_state_dict(tree["model"])
+        for optimizer, state in zip(self.optimizers, tree["optimizers"]):
+            optimizer.load_state_dict(state)
+        if self.schedule is not None:
+            self.schedule.load_state_dict(tree["schedule"])
+        self.stream.load_state_dict(tree["stream"])
+        set_rng(tree["rng"], self.device)
+        for name in PROGRESS:
+            setattr(self, name, tree[name])
+        self.state = None if self.state is None else self.state.to(self.device)
+        return tree["log"]
+
+    def conclude(self, stopped: str) -> dict:
+        """Leaves the best weights in the model, tests them, and writes the result."""
+        if self.best is not None:
+            load_checkpoint(self.folder / BEST / ckpt.name_of(self.best["update"]), self.model)
+        result = {
+            "stopped": stopped,
+            "update": self.update,
+            "symbols": self.symbols,
+            "epochs": float(self.stream.epochs),
+            "seconds": self.seconds,
+            "best": self.best,
+        }
+        known = read_json(self.folder / RESULT)
+        if known is not None and {**known, "test": None} == {**result, "test": None}:
+            return known
+        result["test"] = None if self.test is None else self.measure(self.test)
+        self.model.eval()
+        ckpt.replace(self.folder / RESULT, json.dumps(result, indent=1).encode())
+        return result
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C asks the loop to save and stop; a second one is as ever."""
+        self.interrupted, self.log = False, None
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number, frame):
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+
+        before = signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+CONFIG, LOG, CHECKPOINTS, BEST, RESULT = (
+    "config.json",
+    "log.jsonl",
+    "checkpoints",
+    "best",
+    "result.json",
+)
+# Sums over the updates since the last row of the log.
+PENDING = {
+    "updates": 0,
+    "nats": 0.0,
+    "targets": 0,
+    "estimator_error": 0.0,
+    "gradient_norm": 0.0,
+    "seconds": 0.0,
+}
+# The attributes of a Trainer that its checkpoints hold as they are.
+PROGRESS = (
+    "update",
+    "symbols",
+    "seconds",
+    "state",
+    "t",
+    "pending",
+    "sequence",
+    "best",
+    "evaluations_since_best",
+)
 
 
 def read_config(folder: str | Path) -> dict:
     """The run_config of a run folder. Raises ValueError where it holds none."""
-    raise NotImplementedError
+    config = read_json(Path(folder) / CONFIG)
+    if config is None:
+        raise ValueError(f"{folder} is not a run folder: it has no {CONFIG}")
+    return config
 
 
 def load_weights(folder: str | Path, model: SequenceModel, which: str = "best") -> dict:
     """Loads into ``model`` the weights of a run folder: which = "best" or "latest".
 
-    "best" falls back to the latest checkpoint where the run made no evaluation. Returns what the
-    checkpoint knows: {"update", "symbols", ...}. Raises ValueError where there is none,
-    CheckpointError where it is damaged or another model's.
+    "best" falls back to the latest checkpoint where the run made no evaluation. Returns what is
+    known of them: {"update", "symbols"} and, of the best, its metrics. Raises ValueError where there
+    is none, CheckpointError where it is damaged or another model's.
     """
-    raise NotImplementedError
+    if which not in ("best", "latest"):
+        raise ValueError(f'which must be "best" or "latest"; got {which!r}')
+    folder = Path(folder)
+    saved = ckpt.checkpoints(folder / CHECKPOINTS)
+    if which == "best":
+        saved = ckpt.checkpoints(folder / BEST) or saved
+    if not saved:
+        raise ValueError(f"{folder} holds no checkpoint to load")
+    return load_checkpoint(saved[-1], model)
+
+
+def load_checkpoint(path: Path, model: SequenceModel) -> dict:
+    """Loads the model of one checkpoint; its numbers (update, symbols, metrics)."""
+    tree = ckpt.unflatten(*ckpt.load(path))
+    ckpt.check_fit(path, tree["model"], model.state_dict())
+    model.load_state_dict(tree["model"])
+    return {name: value for name, value in tree.items() if isinstance(value, (int, float))}
+
+
+def check_config(folder: Path, config: dict) -> None:
+    """Raises ValueError where the folder holds another configuration, or checkpoints of none."""
+    known = read_json(folder / CONFIG)
+    if known is None:
+        if (folder / LOG).exists() or (folder / CHECKPOINTS).exists():
+            raise ValueError(f"{folder} holds a run but no {CONFIG}: choose another folder")
+        return
+    there, here = dotted(known), dotted(config)
+    differing = [
+        f"{key} ({there.get(key, 'not given')!r} there, {here.get(key, 'not given')!r} here)"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key, dotted) != here.get(key, dotted)
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder} holds a run of another configuration: {', '.join(differing)};"
+            " choose another folder"
+        )
+
+
+def dotted(tree: Any, path: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by their dotted path."""
+    if not isinstance(tree, dict) or not tree:
+        return {path: tree}
+    return {
+        key: leaf
+        for name, item in tree.items()
+        for key, leaf in dotted(item, f"{path}.{name}" if path else name).items()
+    }
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is no file. Raises ValueError where it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+    except ValueError:
+        raise ValueError(f"{path} is damaged: it is not JSON") from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder and keeps other processes from training in it at the same time."""
+    with ckpt.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder} is in use: another process trains there") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def make_optimizer(
+    prefix: str, parameters: list[nn.Parameter], name: str, lr: float, options: dict
+) -> torch.optim.Optimizer:
+    """The torch.optim optimizer of that name, fused where it can be; ``prefix`` names its fields."""
+    kind = getattr(torch.optim, name, None)
+    known = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    if not known or name in ("Optimizer", "LBFGS", "SparseAdam"):
+        raise ValueError(
+            f"{prefix}optimizer must be the name of a class in torch.optim that steps on dense"
+            f" gradients without a closure, such as Adam; got {name!r}"
+        )
+    fused = "fused" in inspect.signature(kind).parameters and not (
+        options.get("foreach") or options.get("differentiable")
+    )
+    try:
+        return kind(parameters, lr=lr, **({"fused": True} if fused else {}) | options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{prefix}options do not fit {name}: {error}") from None
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, name: str | None, options: dict) -> Any:
+    """The torch.optim.lr_scheduler schedule of that name."""
+    if name is None:
+        if options:
+            raise ValueError(f"schedule_options need a schedule; got {options!r}")
+        return None
+    schedules = torch.optim.lr_scheduler
+    kind = getattr(schedules, name, None)
+    plain = isinstance(kind, type) and issubclass(kind, schedules.LRScheduler)
+    refused = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler")
+    if not plain or name in refused:
+        raise ValueError(
+            "schedule must be the name of a class in torch.optim.lr_scheduler that takes plain"
+            f" numbers, such as CosineAnnealingLR; got {name!r}"
+        )
+    try:
+        return kind(optimizer, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"schedule_options do not fit {name}: {error}") from None
+
+
+def scalars_of(state: dict) -> dict:
+    """What changes in a schedule: its numbers. The rest comes from its options."""
+    plain = (type(None), bool, int, float, str)
+
+    def is_plain(value: Any) -> bool:
+        return isinstance(value, plain) or (
+            isinstance(value, list) and all(isinstance(item, plain) for item in value)
+        )
+
+    return {name: value for name, value in state.items() if is_plain(value)}
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor | float:
+    """The norm of all gradients together."""
+    if not gradients:
+        return 0.0
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def clip(gradients: list[Tensor], norm: float, largest: float | None) -> None:
+    """Scales the gradients, whose norm is known, to at most ``largest``."""
+    if largest is not None and norm > largest:
+        torch._foreach_mul_(gradients, largest / norm)
+
+
+def bits_of(sums: dict) -> float:
+    """Mean bits per target."""
+    return sums["nats"] / max(sums["targets"], 1) / math.log(2)
+
+
+def get_rng(device: torch.device) -> list[Tensor]:
+    """The states of torch's global generators: the CPU's and the device's."""
+    states = [torch.get_rng_state()]
+    return states + [torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def set_rng(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
