@@ -22,11 +22,12 @@ except ImportError:
 class Build(BuildExtension):
     """Builds the extension, and writes down beside it what it was built for."""
 
-    def build_extension(self, extension):
-        super().build_extension(extension)
-        folder = Path(self.get_ext_fullpath(extension.name)).parent
-        record = {"torch": torch.__version__, "compiler": compiler()}
-        (folder / "_build.json").write_text(json.dumps(record) + "\n")
+    def run(self):
+        super().run()
+        record = json.dumps({"torch": torch.__version__, "compiler": compiler()}) + "\n"
+        for extension in self.extensions:
+            # get_ext_fullpath follows --inplace, which an editable installation sets.
+            Path(self.get_ext_fullpath(extension.name)).with_name("_build.json").write_text(record)
 
 
 def compiler() -> str | None:

@@ -1,23 +1,211 @@
 """The fused operators: typed wrappers, shapes for tracing, autograd formulas, and what is built."""
 
+import importlib.util
+import json
+import warnings
+from pathlib import Path
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-built = False
+
+def load_extension():
+    """The compiled module, or None (with one warning) where the package was built without it.
+
+    Raises ImportError where it was built for another torch: it would crash or compute nonsense.
+    """
+    if importlib.util.find_spec("dnirnn._C") is None:
+        warnings.warn(
+            "dnirnn runs without its fused operators (same results, slower): it was installed"
+            " where there was no C++ compiler. `dnirnn doctor` says what to do.",
+            stacklevel=3,
+        )
+        return None
+    record = Path(__file__).parent / "_build.json"
+    built_for = json.loads(record.read_text())["torch"] if record.exists() else "an unknown torch"
+    if built_for != torch.__version__:
+        raise ImportError(
+            f"dnirnn's extension was built for torch {built_for}, and this is torch"
+            f" {torch.__version__}: build it again with"
+            " pip install --no-build-isolation --force-reinstall --no-deps ."
+        )
+    from dnirnn import _C
+
+    return _C
+
+
+extension = load_extension()
+built = extension is not None
 
 
 def fused_for(x: Tensor) -> bool:
-    """Whether the fused operator runs on tensors like ``x``."""
-    return built and x.device.type == "cpu"
+    """Whether the fused operators run on tensors like ``x``."""
+    return built and x.device.type == "cpu" and x.dtype in DTYPES
+
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def describe() -> dict[str, str]:
+    """What is built and which path the operators take here, for people."""
+    if not built:
+        return {"fused operators": "not built", "LSTM on the CPU": "reference path (torch)"}
+    return {
+        "fused operators": f"built for torch {torch.__version__}",
+        "LSTM on the CPU": f"fused, {extension.vector_path()} vectors,"
+        f" {torch.get_num_threads()} thread(s)",
+        "LSTM on a GPU": "reference path (torch): no fused operator is built for it",
+    }
+
+
+def lstm_tbptt(
+    x: Tensor,
+    state: Tensor,
+    probe: Tensor | None,
+    weights: list[Tensor],
+    estimator: list[Tensor],
+    truncation: int,
+    scale: float,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An L-layer LSTM over T steps in N = ceil(T / K) chunks, each cut from the one before.
+
+    Chunk 0 starts from ``state``, chunk n from ``sent[n-1]`` without its gradient. In one line of
+    torch, for one chunk: ``output, (h, c) = torch.nn.LSTM(I, H, L)(x, (h, c))``.
+
+    x: inputs [T, B, I], float32, float64 or bfloat16. Under autocast, x and the weights are cast.
+    state: [B, 2 L H], h_0, c_0, h_1, c_1, ...; float32 where x is bfloat16, else x's dtype.
+    probe: None; or [N, B, S], added to the state that chunk n starts from; or [T, B, S], added to
+        the state that step t starts from. Its gradient is the future gradient of those states: the
+        bootstrapped targets, one a chunk or one a step ("dense").
+    weights: w_ih [4H, I or H], w_hh [4H, H], b_ih [4H], b_hh [4H] of each layer in turn.
+    estimator: [W_1, b_1, ..., W_D, b_D] of an MLP with ReLU; [] for none. No gradient reaches it
+        from here.
+    truncation: K, at least 1.
+    scale: multiplies what the estimator says.
+    reset: bool [T, B] or None: a row starts a new sequence at that step. Its state becomes zero
+        there, after the probe is added, and no gradient crosses.
+
+    Returns output [T, B, H] of x's dtype; sent [N, B, S], the states the chunks end in; synthetic
+    [N, B, S] = scale * estimator(sent), not differentiable, empty without an estimator.
+
+    Raises ValueError or TypeError naming the argument that does not fit.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
+    return torch.ops.dnirnn.lstm_tbptt(
+        x, state, probe, weights, estimator, truncation, scale, reset
+    )[:3]
 
 
 def accumulate_regression(entered: Tensor, target: Tensor, weights: list[Tensor]) -> Tensor:
-    """Adds to the weights' .grad the gradient of half the squared error, summed over S, meaned over rows."""
+    """Adds to the .grad of an MLP's weights the gradient of its regression; returns the error.
+
+    The error is half the squared difference of MLP(entered) and ``target``, both [R, S], summed
+    over S and meaned over R: a detached 0-d tensor.
+    """
     with torch.enable_grad():
         prediction = entered
         for i in range(0, len(weights), 2):
             prediction = torch.relu(prediction) if i else prediction
-            prediction = torch.nn.functional.linear(prediction, *weights[i : i + 2])
+            prediction = F.linear(prediction, *weights[i : i + 2])
         error = 0.5 * (prediction - target).square().sum(-1).mean()
         error.backward(inputs=weights)
     return error.detach()
+
+
+def sizes(x: Tensor, weights: list[Tensor], truncation: int) -> tuple[int, ...]:
+    """(T, B, I, H, L, K, N) of a call."""
+    steps, batch, inputs = x.shape
+    length = min(truncation, steps)
+    chunks = -(-steps // length)
+    return steps, batch, inputs, weights[1].shape[1], len(weights) // 4, length, chunks
+
+
+def fake_forward(x, state, probe, weights, estimator, truncation, scale, reset):
+    steps, batch, _, hidden, layers, length, chunks = sizes(x, weights, truncation)
+    sent = state.new_empty(chunks, *state.shape)
+    kept = state.new_empty(layers, length, chunks, batch, hidden)
+    return (
+        x.new_empty(steps, batch, hidden),
+        sent,
+        torch.empty_like(sent) if estimator else state.new_empty(0),
+        kept,
+        torch.empty_like(kept),
+        state.new_empty(layers, length, chunks, batch, 4, hidden),
+        state.new_empty(layers - 1, steps, batch, hidden),
+    )
+
+
+def fake_backward(
+    grad_output, grad_sent, x, h, c, gates, between, weights, reset, truncation, probe_rows, with_x
+):
+    steps, batch, inputs, hidden, layers, _, _ = sizes(x, weights, truncation)
+    size = 2 * layers * hidden
+    return (
+        x.new_empty(steps if with_x else 0, batch, inputs),
+        h.new_empty(batch, size),
+        h.new_empty(probe_rows, batch, size),
+        [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights],
+    )
+
+
+def save_for_backward(ctx, inputs, output):
+    x, _, probe, weights, estimator, truncation, _, reset = inputs
+    _, _, synthetic, h, c, gates, between = output
+    ctx.save_for_backward(x, h, c, gates, between, reset, *weights)
+    ctx.mark_non_differentiable(synthetic, h, c, gates, between)
+    ctx.set_materialize_grads(False)
+    ctx.truncation, ctx.estimator = truncation, len(estimator)
+    ctx.probe_rows = 0 if probe is None or not ctx.needs_input_grad[2] else len(probe)
+
+
+def backward_formula(ctx, grad_output, grad_sent, *_):
+    none = [None] * ctx.estimator
+    x, h, c, gates, between, reset, *weights = ctx.saved_tensors
+    if grad_output is None and grad_sent is None:
+        return None, None, None, [None] * len(weights), none, None, None, None
+    grad_x, grad_state, grad_probe, grads = torch.ops.dnirnn.lstm_tbptt_backward(
+        grad_output,
+        grad_sent,
+        x,
+        h,
+        c,
+        gates,
+        between,
+        weights,
+        reset,
+        ctx.truncation,
+        ctx.probe_rows,
+        ctx.needs_input_grad[0],
+    )
+    return (
+        grad_x if ctx.needs_input_grad[0] else None,
+        grad_state,
+        grad_probe if ctx.probe_rows else None,
+        grads,
+        none,
+        None,
+        None,
+        None,
+    )
+
+
+def refuse_second_derivative(ctx, *grads):
+    raise RuntimeError(
+        "dnirnn::lstm_tbptt has no second derivative: don't pass create_graph=True, or compute it"
+        " on the reference path (dnirnn.FromTorch of an nn.LSTM)"
+    )
+
+
+if built:
+    torch.library.register_fake("dnirnn::lstm_tbptt", fake_forward)
+    torch.library.register_fake("dnirnn::lstm_tbptt_backward", fake_backward)
+    torch.library.register_autograd(
+        "dnirnn::lstm_tbptt", backward_formula, setup_context=save_for_backward
+    )
+    torch.library.register_autograd(
+        "dnirnn::lstm_tbptt_backward", refuse_second_derivative, setup_context=lambda *_: None
+    )

@@ -1,0 +1,320 @@
+// The kernels of one vector path, in terms of vectors of BYTES bytes. Each path's file sets its
+// compiler target, defines PATH, BYTES and the tile sizes, and includes this file once.
+//
+// Nothing here may call an inline function that another file also compiles (the standard library's
+// included): the linker keeps one copy of such a function, and it might be the one for a CPU that
+// is not this one. Hence the __builtin functions.
+
+#include "cpu/kernels.h"
+#include "lstm_cell.h"
+
+namespace dnirnn::cpu::PATH {
+namespace {
+
+template <typename T>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  typedef float vec __attribute__((vector_size(BYTES)));
+  typedef float loose __attribute__((vector_size(BYTES), aligned(4), may_alias));
+  typedef int ints __attribute__((vector_size(BYTES)));
+};
+template <>
+struct Lanes<double> {
+  typedef double vec __attribute__((vector_size(BYTES)));
+  typedef double loose __attribute__((vector_size(BYTES), aligned(8), may_alias));
+};
+template <typename T>
+using Vec = typename Lanes<T>::vec;
+template <typename T>
+constexpr int W = BYTES / sizeof(T);
+
+template <typename T>
+DNIRNN_INLINE Vec<T> load(const T* from) {
+  return *reinterpret_cast<const typename Lanes<T>::loose*>(from);
+}
+template <typename T>
+DNIRNN_INLINE Vec<T> load(const T* from, int64_t lanes) {
+  if (lanes >= W<T>) return load(from);
+  Vec<T> value{};
+  __builtin_memcpy(&value, from, lanes * sizeof(T));
+  return value;
+}
+template <typename T>
+DNIRNN_INLINE void store(T* to, Vec<T> value, int64_t lanes) {
+  if (lanes >= W<T>) {
+    *reinterpret_cast<typename Lanes<T>::loose*>(to) = value;
+  } else {
+    __builtin_memcpy(to, &value, lanes * sizeof(T));
+  }
+}
+
+// exp by range reduction to [-ln 2 / 2, ln 2 / 2] and a polynomial: within 2 units in the last
+// place; NaN stays NaN. tanh by a polynomial where 1 - exp would cancel.
+struct FloatMath {
+  using V = Lanes<float>::vec;
+  using I = Lanes<float>::ints;
+  static DNIRNN_INLINE V exp(V x) {
+    x = x < V{} - 87.0f ? V{} - 87.0f : x;
+    x = x > V{} + 87.0f ? V{} + 87.0f : x;
+    const V shifted = x * 1.44269504088896341f + 12582912.0f;
+    const V n = shifted - 12582912.0f;
+    const V r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    // The low bits of `shifted` hold n as an integer; moved up, they add n to the exponent.
+    I bits;
+    __builtin_memcpy(&bits, &shifted, sizeof bits);
+    I power = (bits << 23) + 0x3f800000;
+    V scale;
+    __builtin_memcpy(&scale, &power, sizeof scale);
+    return p * scale;
+  }
+  static DNIRNN_INLINE V sigmoid(V x) { return 1.0f / (1.0f + exp(-x)); }
+  static DNIRNN_INLINE V tanh(V x) {
+    const V size = x < V{} ? -x : x;
+    const V far = 1.0f - 2.0f / (exp(size + size) + 1.0f);
+    const V square = x * x;
+    V p = square * -5.70498872745e-3f + 2.06390887954e-2f;
+    p = p * square - 5.37397155531e-2f;
+    p = p * square + 1.33314422036e-1f;
+    p = p * square - 3.33332819422e-1f;
+    const V near = p * square * x + x;
+    return size < V{} + 0.625f ? near : (x < V{} ? -far : far);
+  }
+};
+
+// Exact to the last place or so, a lane at a time: float64 is for checking, not for speed.
+struct DoubleMath {
+  using V = Lanes<double>::vec;
+  static DNIRNN_INLINE V sigmoid(V x) {
+    V y;
+    for (int i = 0; i < W<double>; i++) y[i] = 1.0 / (1.0 + __builtin_exp(-x[i]));
+    return y;
+  }
+  static DNIRNN_INLINE V tanh(V x) {
+    V y;
+    for (int i = 0; i < W<double>; i++) y[i] = __builtin_tanh(x[i]);
+    return y;
+  }
+};
+template <typename T>
+struct MathOf {
+  using type = FloatMath;
+};
+template <>
+struct MathOf<double> {
+  using type = DoubleMath;
+};
+
+DNIRNN_INLINE Vec<float> round_bfloat16(Vec<float> x) {
+  Lanes<float>::ints bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  bits = (bits + 0x7fff + ((bits >> 16) & 1)) & (int)0xffff0000;
+  Vec<float> y;
+  __builtin_memcpy(&y, &bits, sizeof y);
+  return x == x ? y : x;
+}
+DNIRNN_INLINE Vec<double> round_bfloat16(Vec<double> x) { return x; }
+
+// acc [R][V] += A P, the panel's rows `wide` vectors apart.
+template <typename T, int R, int V>
+DNIRNN_INLINE void multiply(Vec<T> (&acc)[R][V], const Rows<T>& a, const T* panel, int64_t wide) {
+  const T* block = a.data;
+  for (int64_t k = 0; k < a.depth; k += W<T>, block += a.block) {
+    const int64_t n = a.depth - k < W<T> ? a.depth - k : W<T>;
+    for (int64_t i = 0; i < n; i++, panel += wide * W<T>) {
+      Vec<T> p[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) p[v] = load(panel + v * W<T>);
+#pragma GCC unroll 32
+      for (int r = 0; r < R; r++) {
+        const T x = block[r * a.row + i];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) acc[r][v] += x * p[v];
+      }
+    }
+  }
+}
+
+template <typename T>
+Rows<T> from_row(const Rows<T>& a, int64_t row) {
+  return {a.data + row * a.row, a.row, a.block, a.depth};
+}
+
+template <typename T, int R>
+void cell_forward_tile(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel, const T* bias,
+                       const CellForward<T>& cell) {
+  using M = typename MathOf<T>::type;
+  Vec<T> acc[R][4];
+#pragma GCC unroll 32
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; v++) acc[r][v] = load(bias + v * W<T>);
+  }
+  multiply<T, R, 4>(acc, from_row(x, m), panel, 4);
+  multiply<T, R, 4>(acc, from_row(h, m), panel + x.depth * 4 * W<T>, 4);
+  for (int r = 0; r < R; r++) {
+    const int64_t row = m + r;
+    CellGates<Vec<T>> gates{acc[r][0], acc[r][1], acc[r][2], acc[r][3]};
+    Vec<T> c = load(cell.c + row * cell.width, cell.lanes);
+    const Vec<T> out = cell_forward<M>(gates, c);
+    T* to = cell.gates + row * 4 * cell.width;
+    store(to, gates.i, cell.lanes);
+    store(to + cell.width, gates.f, cell.lanes);
+    store(to + 2 * cell.width, gates.g, cell.lanes);
+    store(to + 3 * cell.width, gates.o, cell.lanes);
+    const Vec<T> rounded = cell.round ? round_bfloat16(out) : out;
+    store(cell.output + row * cell.width, rounded, cell.lanes);
+    store(cell.h_next + row * cell.next, cell.round_next ? rounded : out, cell.lanes);
+    store(cell.c_next + row * cell.next, c, cell.lanes);
+  }
+}
+
+template <typename T>
+void cell_forward_rows(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel, const T* bias,
+                       const CellForward<T>& cell) {
+  int64_t row = 0;
+  for (; row + ROWS <= m; row += ROWS)
+    cell_forward_tile<T, ROWS>(row, x, h, panel, bias, cell);
+  const int64_t left = m - row;
+#if ROWS > 4
+  if (left == 5) return cell_forward_tile<T, 5>(row, x, h, panel, bias, cell);
+  if (left == 4) return cell_forward_tile<T, 4>(row, x, h, panel, bias, cell);
+#endif
+#if ROWS > 2
+  if (left == 3) return cell_forward_tile<T, 3>(row, x, h, panel, bias, cell);
+  if (left == 2) return cell_forward_tile<T, 2>(row, x, h, panel, bias, cell);
+#endif
+  if (left == 1) return cell_forward_tile<T, 1>(row, x, h, panel, bias, cell);
+}
+
+template <typename T>
+void cell_backward_rows(int64_t m, const CellBackward<T>& cell) {
+  using M = typename MathOf<T>::type;
+  for (int64_t row = 0; row < m; row++) {
+    const int64_t at = row * cell.width;
+    const T* from = cell.gates + 4 * at;
+    const CellGates<Vec<T>> gates{
+        load(from, cell.lanes), load(from + cell.width, cell.lanes),
+        load(from + 2 * cell.width, cell.lanes), load(from + 3 * cell.width, cell.lanes)};
+    Vec<T> dh = load(cell.dh + at, cell.lanes);
+    if (cell.grad_output) dh += load(cell.grad_output + at, cell.lanes);
+    Vec<T> dc = load(cell.dc + at, cell.lanes);
+    const CellGates<Vec<T>> d =
+        cell_backward<M>(gates, load(cell.c + at, cell.lanes), dh, dc);
+    store(cell.dc + at, dc, cell.lanes);
+    // Padded lanes are zero: their gates, dh and dc were loaded as zeros.
+    T* to = cell.d_gates + row * W<T>;
+    store(to, d.i, W<T>);
+    store(to + cell.block, d.f, W<T>);
+    store(to + 2 * cell.block, d.g, W<T>);
+    store(to + 3 * cell.block, d.o, W<T>);
+  }
+}
+
+template <typename T, int R, int V>
+void product_tile(const Rows<T>& a, const T* panel, T* c, int64_t ldc, int64_t columns) {
+  Vec<T> acc[R][V] = {};
+  multiply<T, R, V>(acc, a, panel, V);
+#pragma GCC unroll 32
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) store(c + r * ldc + v * W<T>, acc[r][v], columns - v * W<T>);
+  }
+}
+
+template <typename T, int V>
+void product_rows(int64_t m, const Rows<T>& a, const T* panel, T* c, int64_t ldc, int64_t columns) {
+  int64_t row = 0;
+  for (; row + ROWS <= m; row += ROWS)
+    product_tile<T, ROWS, V>(from_row(a, row), panel, c + row * ldc, ldc, columns);
+  const Rows<T> rest = from_row(a, row);
+  T* to = c + row * ldc;
+  const int64_t left = m - row;
+#if ROWS > 4
+  if (left == 5) return product_tile<T, 5, V>(rest, panel, to, ldc, columns);
+  if (left == 4) return product_tile<T, 4, V>(rest, panel, to, ldc, columns);
+#endif
+#if ROWS > 2
+  if (left == 3) return product_tile<T, 3, V>(rest, panel, to, ldc, columns);
+  if (left == 2) return product_tile<T, 2, V>(rest, panel, to, ldc, columns);
+#endif
+  if (left == 1) return product_tile<T, 1, V>(rest, panel, to, ldc, columns);
+}
+
+template <typename T>
+void product(int64_t m, const Rows<T>& a, const T* panel, T* c, int64_t ldc, int64_t columns) {
+  switch ((columns + W<T> - 1) / W<T>) {
+    case 4: return product_rows<T, 4>(m, a, panel, c, ldc, columns);
+    case 3: return product_rows<T, 3>(m, a, panel, c, ldc, columns);
+    case 2: return product_rows<T, 2>(m, a, panel, c, ldc, columns);
+    default: return product_rows<T, 1>(m, a, panel, c, ldc, columns);
+  }
+}
+
+template <typename T, int V>
+void transposed_tiles(int64_t k, const T* a, const T* panel, T* c, int64_t ldc, int64_t rows,
+                      int64_t columns, bool accumulate) {
+  constexpr int R = WEIGHT_ROWS < W<T> ? WEIGHT_ROWS : W<T>;
+  for (int64_t first = 0; first < rows; first += R) {
+    Vec<T> acc[R][V] = {};
+    const T* p = panel;
+    const T* from = a + first;
+    for (int64_t i = 0; i < k; i++, p += V * W<T>, from += W<T>) {
+      Vec<T> b[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) b[v] = load(p + v * W<T>);
+#pragma GCC unroll 32
+      for (int r = 0; r < R; r++) {
+        const T x = from[r];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) acc[r][v] += x * b[v];
+      }
+    }
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++) {
+      if (first + r >= rows) break;
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) {
+        T* to = c + (first + r) * ldc + v * W<T>;
+        const int64_t lanes = columns - v * W<T>;
+        store(to, accumulate ? acc[r][v] + load(to, lanes) : acc[r][v], lanes);
+      }
+    }
+  }
+}
+
+template <typename T>
+void transposed_product(int64_t k, const T* a, const T* panel, T* c, int64_t ldc, int64_t rows,
+                        int64_t columns, bool accumulate) {
+  switch ((columns + W<T> - 1) / W<T>) {
+    case 3: return transposed_tiles<T, 3>(k, a, panel, c, ldc, rows, columns, accumulate);
+    case 2: return transposed_tiles<T, 2>(k, a, panel, c, ldc, rows, columns, accumulate);
+    default: return transposed_tiles<T, 1>(k, a, panel, c, ldc, rows, columns, accumulate);
+  }
+}
+
+}  // namespace
+
+template <typename T>
+const Kernels<T>& table() {
+  static const Kernels<T> kernels = {
+      NAME,
+      W<T>,
+      3,
+      cell_forward_rows<T>,
+      cell_backward_rows<T>,
+      product<T>,
+      transposed_product<T>,
+  };
+  return kernels;
+}
+template const Kernels<float>& table<float>();
+template const Kernels<double>& table<double>();
+
+}  // namespace dnirnn::cpu::PATH

@@ -1,0 +1,579 @@
+// lstm_tbptt and its backward on the CPU.
+//
+// Letters as in sizes.h and kernels.h: T steps, B batch, H hidden, L layers, N chunks, K steps a
+// chunk, W lanes, U units of W cells.
+//
+// Forward: each thread owns units (columns of the gates), keeps their weights packed in panels, and
+// takes every step for all rows; one barrier a step, because the next step reads all of h.
+// Backward: given the gradients at the boundaries the N chunks are independent, so they are rows of
+// one problem of K steps: the histories are [K, N, B, ...], and a step's rows are contiguous.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <cstdlib>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/team.h"
+#include "sizes.h"
+
+namespace dnirnn::cpu {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Rows of gate gradients that are collected before they go into the weight gradient.
+constexpr int64_t kGroupRows = 1024;
+
+// A work buffer that is kept between calls: fresh pages cost more than the work done in them.
+template <typename T>
+class Scratch {
+ public:
+  T* get(int64_t count) {
+    const size_t bytes = (count * sizeof(T) + 127) / 64 * 64;
+    if (bytes > size_) {
+      data_.reset();
+      data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+      size_ = data_ ? bytes : 0;
+      TORCH_CHECK(data_, "out of memory for a work buffer of ", bytes, " bytes");
+    }
+    return data_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+  size_t size_ = 0;
+};
+
+template <typename T>
+struct Layer {
+  const T *w_ih, *w_hh, *b_ih, *b_hh;
+};
+
+template <typename T>
+std::vector<Layer<T>> layers_of(const std::vector<Tensor>& weights) {
+  std::vector<Layer<T>> layers;
+  for (size_t i = 0; i < weights.size(); i += 4)
+    layers.push_back({weights[i].const_data_ptr<T>(), weights[i + 1].const_data_ptr<T>(),
+                      weights[i + 2].const_data_ptr<T>(), weights[i + 3].const_data_ptr<T>()});
+  return layers;
+}
+
+std::vector<Tensor> dense(at::TensorList tensors, at::ScalarType type) {
+  std::vector<Tensor> result;
+  for (const Tensor& tensor : tensors) result.push_back(tensor.to(type).contiguous());
+  return result;
+}
+
+// The columns of unit u of the gates, transposed: to[k][gate][lane] = w[gate H + u W + lane][k].
+template <typename T>
+void pack_unit(const T* w, int64_t H, int64_t depth, int64_t u, int64_t W, T* to) {
+  const int64_t lanes = std::min(W, H - u * W);
+  for (int64_t gate = 0; gate < 4; gate++) {
+    for (int64_t lane = 0; lane < W; lane++) {
+      const T* from = w + (gate * H + u * W + lane) * depth;
+      T* column = to + gate * W + lane;
+      if (lane < lanes) {
+        for (int64_t k = 0; k < depth; k++) column[k * 4 * W] = from[k];
+      } else {
+        for (int64_t k = 0; k < depth; k++) column[k * 4 * W] = 0;
+      }
+    }
+  }
+}
+
+// A panel of columns [column, column + columns) of w, its rows in the order of the gate gradients.
+template <typename T>
+void pack_columns(const T* w, int64_t H, int64_t width, int64_t column, int64_t columns, int64_t W,
+                  T* to) {
+  const int64_t wide = (columns + W - 1) / W * W;
+  for (int64_t u = 0; u * W < H; u++) {
+    for (int64_t gate = 0; gate < 4; gate++) {
+      for (int64_t lane = 0; lane < W; lane++, to += wide) {
+        const bool real = u * W + lane < H;
+        const T* from = w + (gate * H + u * W + lane) * width + column;
+        for (int64_t j = 0; j < columns; j++) to[j] = real ? from[j] : T(0);
+        for (int64_t j = columns; j < wide; j++) to[j] = 0;
+      }
+    }
+  }
+}
+
+// What one step of one chunk is given, kept for the backward pass: h and c as the step used them.
+template <typename T>
+struct Histories {
+  T *h, *c, *gates;
+  Sizes s;
+
+  int64_t row(int64_t layer, int64_t k, int64_t n) const {
+    return ((layer * s.K + k) * s.N + n) * s.B;
+  }
+};
+
+template <typename T>
+struct Forward {
+  Sizes s;
+  const Kernels<T>& kernel;
+  const T *x, *state, *probe;  // probe may be null
+  bool probe_every_step;
+  const bool* reset;  // may be null
+  bool round;         // the dtype of x is bfloat16
+  std::vector<Layer<T>> layers;
+  T *output, *between, *sent;  // between: [L - 1, T, B, H], the outputs of the layers below the last
+  Histories<T> kept;
+  T *panels, *biases;
+
+  T* layer_output(int64_t layer) const {
+    return layer + 1 == s.L ? output : between + layer * s.T * s.B * s.H;
+  }
+
+  // Fills columns [j0, j1) of what step k of chunk n starts from: the state that arrives, plus the
+  // probe, or zero where a new sequence starts.
+  void enter(int64_t layer, int64_t n, int64_t k, int64_t j0, int64_t j1) const {
+    const int64_t t = n * s.K + k, at = layer * 2 * s.H;
+    T* h = kept.h + kept.row(layer, k, n) * s.H;
+    T* c = kept.c + kept.row(layer, k, n) * s.H;
+    const T* from = n == 0 ? state : sent + (n - 1) * s.B * s.S;
+    const T* add = nullptr;
+    if (probe && (k == 0 || probe_every_step))
+      add = probe + (probe_every_step ? t : n) * s.B * s.S;
+    for (int64_t b = 0; b < s.B; b++) {
+      const int64_t row = b * s.S + at;
+      const bool fresh = reset && reset[t * s.B + b];
+      for (int64_t j = j0; j < j1; j++) {
+        T h_in = k == 0 ? from[row + j] : h[b * s.H + j];
+        T c_in = k == 0 ? from[row + s.H + j] : c[b * s.H + j];
+        if (add) h_in += add[row + j], c_in += add[row + s.H + j];
+        if (fresh) h_in = c_in = 0;
+        h[b * s.H + j] = round ? T(c10::BFloat16(h_in)) : h_in;
+        c[b * s.H + j] = c_in;
+      }
+    }
+  }
+
+  void run(const Member& me) const {
+    const int64_t W = kernel.lanes, U = (s.H + W - 1) / W;
+    const int64_t u0 = me.first(U), u1 = me.last(U);
+    const int64_t j0 = std::min(u0 * W, s.H), j1 = std::min(u1 * W, s.H);
+    for (int64_t layer = 0; layer < s.L; layer++) {
+      const int64_t I = s.input(layer), panel = (I + s.H) * 4 * W;
+      const Layer<T>& w = layers[layer];
+      for (int64_t u = u0; u < u1; u++) {
+        pack_unit(w.w_ih, s.H, I, u, W, panels + u * panel);
+        pack_unit(w.w_hh, s.H, s.H, u, W, panels + u * panel + I * 4 * W);
+        for (int64_t gate = 0; gate < 4; gate++) {
+          for (int64_t lane = 0; lane < W; lane++) {
+            const int64_t j = u * W + lane, from = gate * s.H + j;
+            biases[(u * 4 + gate) * W + lane] = j < s.H ? w.b_ih[from] + w.b_hh[from] : T(0);
+          }
+        }
+      }
+      enter(layer, 0, 0, j0, j1);
+      me.wait();
+      for (int64_t t = 0; t < s.T; t++) {
+        step(layer, t, u0, u1, panel);
+        const int64_t next = t + 1;
+        if (next < s.T && (next % s.K == 0 || reset || (probe && probe_every_step)))
+          enter(layer, next / s.K, next % s.K, j0, j1);
+        me.wait();
+      }
+    }
+  }
+
+  void step(int64_t layer, int64_t t, int64_t u0, int64_t u1, int64_t panel) const {
+    const int64_t W = kernel.lanes, n = t / s.K, k = t % s.K, I = s.input(layer);
+    const int64_t row = kept.row(layer, k, n);
+    const bool last = k + 1 == s.steps(n);
+    const T* in = (layer == 0 ? x : layer_output(layer - 1)) + t * s.B * I;
+    T* out = layer_output(layer) + t * s.B * s.H;
+    T* end = sent + n * s.B * s.S + layer * 2 * s.H;
+    const int64_t after = last ? 0 : kept.row(layer, k + 1, n) * s.H;
+    for (int64_t u = u0; u < u1; u++) {
+      const int64_t j = u * W;
+      CellForward<T> cell{};
+      cell.c = kept.c + row * s.H + j;
+      cell.gates = kept.gates + row * 4 * s.H + j;
+      cell.output = out + j;
+      cell.h_next = last ? end + j : kept.h + after + j;
+      cell.c_next = last ? end + s.H + j : kept.c + after + j;
+      cell.width = s.H;
+      cell.next = last ? s.S : s.H;
+      cell.lanes = std::min(W, s.H - j);
+      cell.round = round;
+      cell.round_next = round && !last && !probe_every_step;
+      kernel.cell_forward(s.B, {in, I, W, I}, {kept.h + row * s.H, s.H, W, s.H},
+                          panels + u * panel, biases + u * 4 * W, cell);
+    }
+  }
+};
+
+template <typename T>
+struct Backward {
+  Sizes s;
+  const Kernels<T>& kernel;
+  const T *grad_output, *grad_sent;  // either may be null
+  const T *x, *between;
+  const bool* reset;
+  Histories<T> kept;
+  std::vector<Layer<T>> layers;
+  T* grad_x;      // null where it is not wanted
+  T* grad_probe;  // [N or T, B, S], null where it is not wanted
+  bool probe_every_step;
+  T* grad_state;
+  std::vector<Layer<T>> grads;  // const only in name
+  int64_t group_steps;
+  // Work: the gradients on their way back [N B, H]; those of the gates [4 U][group rows][W]; the
+  // packed weights; each thread's panel of the inputs; the gradient of a layer's input.
+  T *dh, *dc, *d_gates, *panels_h, *panels_x, *inputs, *grad_between;
+
+  void run(const Member& me) const {
+    for (int64_t layer = s.L - 1; layer >= 0; layer--) run_layer(me, layer);
+  }
+
+  void run_layer(const Member& me, int64_t layer) const {
+    const int64_t W = kernel.lanes, U = (s.H + W - 1) / W, I = s.input(layer);
+    const int64_t u0 = me.first(U), u1 = me.last(U);
+    const int64_t j0 = std::min(u0 * W, s.H), j1 = std::min(u1 * W, s.H);
+    const Layer<T>& w = layers[layer];
+    const T* above = layer + 1 == s.L ? grad_output : grad_between;
+    T* below = layer > 0 ? grad_between : grad_x;
+
+    for (int64_t j = j0; j < j1; j += 4 * W)
+      pack_columns(w.w_hh, s.H, s.H, j, std::min(4 * W, j1 - j), W, panels_h + j * 4 * U * W);
+    if (below) {
+      const int64_t panels = (I + 4 * W - 1) / (4 * W);
+      for (int64_t p = me.first(panels); p < me.last(panels); p++)
+        pack_columns(w.w_ih, s.H, I, p * 4 * W, std::min(4 * W, I - p * 4 * W), W,
+                     panels_x + p * 4 * W * 4 * U * W);
+    }
+    for (int64_t r = 0; r < s.N * s.B; r++) {
+      for (int64_t j = j0; j < j1; j++) {
+        const int64_t from = r * s.S + layer * 2 * s.H + j;
+        dh[r * s.H + j] = grad_sent ? grad_sent[from] : T(0);
+        dc[r * s.H + j] = grad_sent ? grad_sent[from + s.H] : T(0);
+      }
+    }
+    for (int64_t high = s.K; high > 0; high -= group_steps) {
+      const int64_t low = std::max<int64_t>(0, high - group_steps);
+      for (int64_t k = high - 1; k >= low; k--) {
+        cells(layer, k, low, above, u0, u1);
+        me.wait();
+        back(layer, k, low, j0, j1);
+      }
+      weight_gradients(me, layer, low, high, high == s.K);
+      // The cells of the layer below read all of `below`, and its products write over what
+      // this layer's cells read: only after the barrier.
+      if (below) input_gradient(me, layer, low, high, below);
+      me.wait();
+    }
+    for (int64_t n = 0; n < s.N; n++) {
+      if (n == 0) leave(grad_state, n, layer, j0, j1);
+      if (grad_probe && !probe_every_step) leave(grad_probe + n * s.B * s.S, n, layer, j0, j1);
+    }
+  }
+
+  int64_t group_rows() const { return group_steps * s.N * s.B; }
+
+  // The gradients of the gates of step k of every chunk, for units [u0, u1).
+  void cells(int64_t layer, int64_t k, int64_t low, const T* above, int64_t u0, int64_t u1) const {
+    const int64_t W = kernel.lanes, block = group_rows() * W, rows = s.N * s.B;
+    for (int64_t u = u0; u < u1; u++) {
+      const int64_t j = u * W;
+      for (int64_t n = 0; n < s.N; n++) {
+        T* to = d_gates + u * 4 * block + ((k - low) * rows + n * s.B) * W;
+        if (n >= s.chunks(k)) {
+          for (int64_t gate = 0; gate < 4; gate++)
+            std::fill_n(to + gate * block, s.B * W, T(0));
+          continue;
+        }
+        const int64_t row = kept.row(layer, k, n), here = n * s.B * s.H + j;
+        CellBackward<T> cell{};
+        cell.gates = kept.gates + row * 4 * s.H + j;
+        cell.c = kept.c + row * s.H + j;
+        cell.grad_output = above ? above + (n * s.K + k) * s.B * s.H + j : nullptr;
+        cell.dh = dh + here;
+        cell.dc = dc + here;
+        cell.d_gates = to;
+        cell.width = s.H;
+        cell.block = block;
+        cell.lanes = std::min(W, s.H - j);
+        kernel.cell_backward(s.B, cell);
+      }
+    }
+  }
+
+  // Columns [j0, j1) of dh: the gate gradients of step k times w_hh; zero before a reset.
+  void back(int64_t layer, int64_t k, int64_t low, int64_t j0, int64_t j1) const {
+    const int64_t W = kernel.lanes, U = (s.H + W - 1) / W, rows = s.chunks(k) * s.B;
+    const Rows<T> a{d_gates + (k - low) * s.N * s.B * W, W, group_rows() * W, 4 * U * W};
+    for (int64_t j = j0; j < j1; j += 4 * W)
+      kernel.product(rows, a, panels_h + j * 4 * U * W, dh + j, s.H, std::min(4 * W, j1 - j));
+    for (int64_t n = 0; n < s.chunks(k); n++) {
+      const int64_t t = n * s.K + k;
+      for (int64_t b = 0; reset && b < s.B; b++) {
+        if (!reset[t * s.B + b]) continue;
+        std::fill(dh + (n * s.B + b) * s.H + j0, dh + (n * s.B + b) * s.H + j1, T(0));
+        std::fill(dc + (n * s.B + b) * s.H + j0, dc + (n * s.B + b) * s.H + j1, T(0));
+      }
+      if (grad_probe && probe_every_step) leave(grad_probe + t * s.B * s.S, n, layer, j0, j1);
+    }
+  }
+
+  // Writes the gradients that have come back in chunk n to a [B, S].
+  void leave(T* to, int64_t n, int64_t layer, int64_t j0, int64_t j1) const {
+    for (int64_t b = 0; b < s.B; b++) {
+      for (int64_t j = j0; j < j1; j++) {
+        to[b * s.S + layer * 2 * s.H + j] = dh[(n * s.B + b) * s.H + j];
+        to[b * s.S + (layer * 2 + 1) * s.H + j] = dc[(n * s.B + b) * s.H + j];
+      }
+    }
+  }
+
+  // Adds to the weights' gradients what steps [low, high) give.
+  void weight_gradients(const Member& me, int64_t layer, int64_t low, int64_t high,
+                        bool first) const {
+    const int64_t W = kernel.lanes, U = (s.H + W - 1) / W, I = s.input(layer);
+    const int64_t units_x = (I + W - 1) / W, units = units_x + U, wide = kernel.weight_vectors;
+    const int64_t rows = (high - low) * s.N * s.B, block = group_rows() * W;
+    T* panel = inputs + me.index * group_rows() * wide * W;
+    const Layer<T>& grad = grads[layer];
+    int64_t unit = me.first(units);
+    const int64_t end = me.last(units);
+    while (unit < end) {
+      const bool of_x = unit < units_x;
+      const int64_t column = (of_x ? unit : unit - units_x) * W, width = of_x ? I : s.H;
+      const int64_t stop = of_x ? std::min(end, units_x) : end;
+      const int64_t count = std::min(wide, stop - unit);
+      const int64_t columns = std::min(count * W, width - column);
+      pack_inputs(layer, low, high, of_x, column, columns, count * W, panel);
+      T* to = const_cast<T*>(of_x ? grad.w_ih : grad.w_hh) + column;
+      for (int64_t u = 0; u < U; u++) {
+        for (int64_t gate = 0; gate < 4; gate++) {
+          kernel.transposed_product(rows, d_gates + (u * 4 + gate) * block, panel,
+                                    to + (gate * s.H + u * W) * width, width,
+                                    std::min(W, s.H - u * W), columns, !first);
+        }
+      }
+      unit += count;
+    }
+    for (int64_t u = me.first(U); u < me.last(U); u++) {
+      for (int64_t gate = 0; gate < 4; gate++) {
+        const T* from = d_gates + (u * 4 + gate) * block;
+        T sums[64] = {};
+        for (int64_t r = 0; r < rows; r++)
+          for (int64_t lane = 0; lane < W; lane++) sums[lane] += from[r * W + lane];
+        T* to = const_cast<T*>(grad.b_ih) + gate * s.H + u * W;
+        const int64_t lanes = std::min(W, s.H - u * W);
+        for (int64_t lane = 0; lane < lanes; lane++)
+          to[lane] = first ? sums[lane] : to[lane] + sums[lane];
+      }
+    }
+  }
+
+  // Columns of what steps [low, high) were given, x or h, as a panel of rows [k][n][b].
+  void pack_inputs(int64_t layer, int64_t low, int64_t high, bool of_x, int64_t column,
+                   int64_t columns, int64_t wide, T* to) const {
+    const int64_t width = of_x ? s.input(layer) : s.H;
+    const T* below = layer == 0 ? x : between + (layer - 1) * s.T * s.B * s.H;
+    for (int64_t k = low; k < high; k++) {
+      for (int64_t n = 0; n < s.N; n++) {
+        if (n >= s.chunks(k)) {
+          std::fill_n(to, s.B * wide, T(0));
+          to += s.B * wide;
+          continue;
+        }
+        const T* from = of_x ? below + (n * s.K + k) * s.B * width
+                             : kept.h + kept.row(layer, k, n) * width;
+        for (int64_t b = 0; b < s.B; b++, to += wide) {
+          std::copy_n(from + b * width + column, columns, to);
+          std::fill(to + columns, to + wide, T(0));
+        }
+      }
+    }
+  }
+
+  void input_gradient(const Member& me, int64_t layer, int64_t low, int64_t high, T* to) const {
+    const int64_t W = kernel.lanes, U = (s.H + W - 1) / W, I = s.input(layer);
+    // One chunk: the rows of the gate gradients are the rows of x, in order. More: B at a time.
+    const int64_t whole = s.N == 1 ? (high - low) * s.B : s.B;
+    const int64_t items = (high - low) * s.N * s.B / whole;
+    const bool split_rows = items == 1;
+    const int64_t first = split_rows ? 0 : me.first(items), last = split_rows ? 1 : me.last(items);
+    for (int64_t item = first; item < last; item++) {
+      const int64_t k = low + (s.N == 1 ? 0 : item / s.N), n = s.N == 1 ? 0 : item % s.N;
+      if (n >= s.chunks(k)) continue;
+      const int64_t r0 = split_rows ? me.first(whole) : 0;
+      const int64_t r1 = split_rows ? me.last(whole) : whole;
+      const int64_t row = (k - low) * s.N * s.B + n * s.B + r0;
+      const Rows<T> a{d_gates + row * W, W, group_rows() * W, 4 * U * W};
+      T* c = to + ((n * s.K + k) * s.B + r0) * I;
+      for (int64_t j = 0; j < I; j += 4 * W)
+        kernel.product(r1 - r0, a, panels_x + j * 4 * U * W, c + j, I, std::min(4 * W, I - j));
+    }
+  }
+};
+
+const Tensor* present(const OptionalTensor& tensor) {
+  return tensor && tensor->defined() ? &*tensor : nullptr;
+}
+
+Tensor predict(const Tensor& state, at::TensorList estimator, double scale) {
+  Tensor value = state;
+  for (size_t i = 0; i < estimator.size(); i += 2) {
+    if (i > 0) value = value.relu_();
+    value = at::linear(value, estimator[i].to(state.scalar_type()),
+                       estimator[i + 1].to(state.scalar_type()));
+  }
+  return value.mul_(scale);
+}
+
+using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <typename T>
+ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
+                      const OptionalTensor& probe, at::TensorList weights, at::TensorList estimator,
+                      double scale, const OptionalTensor& reset) {
+  const auto type = c10::CppTypeToScalarType<T>::value;
+  const auto options = x.options().dtype(type);
+  const Tensor x_in = x.to(type).contiguous(), state_in = state.contiguous();
+  const Tensor probe_in = probe ? probe->contiguous() : Tensor();
+  const Tensor reset_in = reset ? reset->contiguous() : Tensor();
+  const std::vector<Tensor> held = dense(weights, type);
+
+  Tensor output = at::empty({s.T, s.B, s.H}, options);
+  Tensor sent = at::empty({s.N, s.B, s.S}, options);
+  Tensor h = at::empty({s.L, s.K, s.N, s.B, s.H}, options), c = at::empty_like(h);
+  Tensor gates = at::empty({s.L, s.K, s.N, s.B, 4, s.H}, options);
+  Tensor between = at::empty({s.L - 1, s.T, s.B, s.H}, options);
+
+  static thread_local Scratch<T> panel_scratch, bias_scratch;
+  const Kernels<T>& kernel = kernels<T>();
+  const int64_t W = kernel.lanes, U = (s.H + W - 1) / W;
+  const int64_t depth = (s.L > 1 ? std::max(s.I, s.H) : s.I) + s.H;
+  const Forward<T> pass{s,
+                        kernel,
+                        x_in.const_data_ptr<T>(),
+                        state_in.const_data_ptr<T>(),
+                        probe ? probe_in.const_data_ptr<T>() : nullptr,
+                        probe && s.N != s.T && probe_in.size(0) == s.T,
+                        reset ? reset_in.const_data_ptr<bool>() : nullptr,
+                        x.scalar_type() == at::kBFloat16,
+                        layers_of<T>(held),
+                        output.mutable_data_ptr<T>(),
+                        between.mutable_data_ptr<T>(),
+                        sent.mutable_data_ptr<T>(),
+                        {h.mutable_data_ptr<T>(), c.mutable_data_ptr<T>(),
+                         gates.mutable_data_ptr<T>(), s},
+                        panel_scratch.get(U * depth * 4 * W),
+                        bias_scratch.get(U * 4 * W)};
+  const double flops = 2.0 * s.B * 4 * s.H * (s.I + s.H);
+  run_team(team_size(U, flops), [&](const Member& me) { pass.run(me); });
+
+  Tensor synthetic = estimator.empty() ? at::empty({0}, options) : predict(sent, estimator, scale);
+  return {output.to(x.scalar_type()), sent, synthetic, h, c, gates, between};
+}
+
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+template <typename T>
+BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
+                        const OptionalTensor& grad_sent, const Tensor& x, const Tensor& h,
+                        const Tensor& c, const Tensor& gates, const Tensor& between,
+                        at::TensorList weights, const OptionalTensor& reset, int64_t probe_rows,
+                        bool with_grad_x) {
+  const auto type = c10::CppTypeToScalarType<T>::value;
+  const auto options = x.options().dtype(type);
+  const Tensor x_in = x.to(type).contiguous();
+  const Tensor out_in = present(grad_output) ? grad_output->to(type).contiguous() : Tensor();
+  const Tensor sent_in = present(grad_sent) ? grad_sent->to(type).contiguous() : Tensor();
+  const Tensor reset_in = reset ? reset->contiguous() : Tensor();
+  const std::vector<Tensor> held = dense(weights, type);
+
+  Tensor grad_x = at::empty({with_grad_x ? s.T : 0, s.B, s.I}, options);
+  Tensor grad_probe = at::empty({probe_rows, s.B, s.S}, options);
+  Tensor grad_state = at::empty({s.B, s.S}, options);
+  std::vector<Tensor> grads;
+  for (const Tensor& w : held) grads.push_back(at::empty_like(w));
+
+  static thread_local Scratch<T> dh, dc, d_gates, panels_h, panels_x, inputs, grad_between;
+  const Kernels<T>& kernel = kernels<T>();
+  const int64_t W = kernel.lanes, U = (s.H + W - 1) / W, rows = s.N * s.B;
+  const int64_t widest = s.L > 1 ? std::max(s.I, s.H) : s.I;
+  const int64_t group_steps = std::min(s.K, std::max<int64_t>(1, kGroupRows / rows));
+  const double flops = 2.0 * rows * 4 * s.H * (s.I + s.H);
+  const int64_t threads = team_size(U, flops);
+  const Backward<T> pass{s,
+                         kernel,
+                         out_in.defined() ? out_in.const_data_ptr<T>() : nullptr,
+                         sent_in.defined() ? sent_in.const_data_ptr<T>() : nullptr,
+                         x_in.const_data_ptr<T>(),
+                         between.const_data_ptr<T>(),
+                         reset ? reset_in.const_data_ptr<bool>() : nullptr,
+                         {const_cast<T*>(h.const_data_ptr<T>()),
+                          const_cast<T*>(c.const_data_ptr<T>()),
+                          const_cast<T*>(gates.const_data_ptr<T>()), s},
+                         layers_of<T>(held),
+                         with_grad_x ? grad_x.mutable_data_ptr<T>() : nullptr,
+                         probe_rows ? grad_probe.mutable_data_ptr<T>() : nullptr,
+                         probe_rows != s.N && probe_rows == s.T,
+                         grad_state.mutable_data_ptr<T>(),
+                         layers_of<T>(grads),
+                         group_steps,
+                         dh.get(rows * s.H),
+                         dc.get(rows * s.H),
+                         d_gates.get(4 * U * W * group_steps * rows),
+                         panels_h.get(4 * U * W * U * W),
+                         panels_x.get(4 * U * W * ((widest + W - 1) / W * W)),
+                         inputs.get(threads * group_steps * rows * kernel.weight_vectors * W),
+                         grad_between.get(s.L > 1 ? s.T * s.B * s.H : 0)};
+  run_team(threads, [&](const Member& me) { pass.run(me); });
+
+  const auto dtype = x.scalar_type();
+  for (int64_t layer = 0; layer < s.L; layer++) grads[4 * layer + 3].copy_(grads[4 * layer + 2]);
+  for (Tensor& grad : grads) grad = grad.to(dtype);
+  return {grad_x.to(dtype), grad_state, grad_probe, grads};
+}
+
+bool supported(at::ScalarType type) {
+  return type == at::kFloat || type == at::kDouble || type == at::kBFloat16;
+}
+
+ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTensor& probe,
+                         at::TensorList weights, at::TensorList estimator, int64_t truncation,
+                         double scale, const OptionalTensor& reset) {
+  const Sizes s = sizes_of(x, weights, truncation);
+  check_state(s, x, state, probe, reset);
+  TORCH_CHECK_TYPE(supported(x.scalar_type()), "x must be float32, float64 or bfloat16; got ",
+                   x.scalar_type());
+  return x.scalar_type() == at::kDouble
+             ? forward<double>(s, x, state, probe, weights, estimator, scale, reset)
+             : forward<float>(s, x, state, probe, weights, estimator, scale, reset);
+}
+
+BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
+                                   const OptionalTensor& grad_sent, const Tensor& x,
+                                   const Tensor& h, const Tensor& c, const Tensor& gates,
+                                   const Tensor& between, at::TensorList weights,
+                                   const OptionalTensor& reset, int64_t truncation,
+                                   int64_t probe_rows, bool with_grad_x) {
+  const Sizes s = sizes_of(x, weights, truncation);
+  return x.scalar_type() == at::kDouble
+             ? backward<double>(s, grad_output, grad_sent, x, h, c, gates, between, weights, reset,
+                                probe_rows, with_grad_x)
+             : backward<float>(s, grad_output, grad_sent, x, h, c, gates, between, weights, reset,
+                               probe_rows, with_grad_x);
+}
+
+}  // namespace
+}  // namespace dnirnn::cpu
+
+TORCH_LIBRARY_IMPL(dnirnn, CPU, m) {
+  m.impl("lstm_tbptt", &dnirnn::cpu::lstm_tbptt);
+  m.impl("lstm_tbptt_backward", &dnirnn::cpu::lstm_tbptt_backward);
+}

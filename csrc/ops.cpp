@@ -1,0 +1,23 @@
+// The operators' schemas, and the Python module: what is not a tensor operation.
+#include <torch/extension.h>
+#include <torch/library.h>
+
+#include "cpu/kernels.h"
+
+TORCH_LIBRARY(dnirnn, m) {
+  // N chunks of K steps: (output, sent, synthetic, and the histories h, c, gates, between).
+  m.def(
+      "lstm_tbptt(Tensor x, Tensor state, Tensor? probe, Tensor[] weights, Tensor[] estimator, "
+      "int truncation, float scale, Tensor? reset) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // (grad_x, grad_state, grad_probe, grad_weights)
+  m.def(
+      "lstm_tbptt_backward(Tensor? grad_output, Tensor? grad_sent, Tensor x, Tensor h, Tensor c, "
+      "Tensor gates, Tensor between, Tensor[] weights, Tensor? reset, int truncation, "
+      "int probe_rows, bool with_grad_x) -> (Tensor, Tensor, Tensor, Tensor[])");
+}
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.def("vector_path", [] { return std::string(dnirnn::cpu::kernels<float>().name); },
+        "The vector path in use on this CPU.");
+}

@@ -1,0 +1,87 @@
+// The sizes of one call of the operator, and the checks of its arguments; for every device.
+//
+// Letters: T steps, B batch, I input, H hidden, L layers, S = 2 L H state, N chunks, K steps a
+// chunk (the last may be shorter).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <optional>
+
+namespace dnirnn {
+
+struct Sizes {
+  int64_t T, B, I, H, L, S, N, K;
+
+  // Steps of chunk n.
+  int64_t steps(int64_t n) const { return n + 1 < N ? K : T - (N - 1) * K; }
+  // Chunks that have a step k: all, or all but the last.
+  int64_t chunks(int64_t k) const { return k < steps(N - 1) ? N : N - 1; }
+  int64_t input(int64_t layer) const { return layer == 0 ? I : H; }
+};
+
+inline Sizes sizes_of(const at::Tensor& x, at::TensorList weights, int64_t truncation) {
+  TORCH_CHECK_VALUE(x.dim() == 3 && x.size(0) > 0, "x must be [T, B, I] with T at least 1; got ",
+                    x.sizes());
+  TORCH_CHECK_VALUE(truncation >= 1, "truncation must be at least 1 step; got ", truncation);
+  TORCH_CHECK_VALUE(!weights.empty() && weights.size() % 4 == 0,
+                    "weights must be w_ih, w_hh, b_ih, b_hh for each layer; got ", weights.size(),
+                    " tensors");
+  Sizes s{};
+  s.T = x.size(0), s.B = x.size(1), s.I = x.size(2);
+  s.L = static_cast<int64_t>(weights.size()) / 4;
+  TORCH_CHECK_VALUE(weights[1].dim() == 2, "weights[1] (w_hh) must be [4 H, H]; got ",
+                    weights[1].sizes());
+  s.H = weights[1].size(1);
+  s.S = 2 * s.L * s.H;
+  s.K = truncation < s.T ? truncation : s.T;
+  s.N = (s.T + s.K - 1) / s.K;
+  for (int64_t i = 0; i < 4 * s.L; i++) {
+    const at::Tensor& w = weights[i];
+    const bool matrix = i % 4 < 2;
+    const int64_t columns = i % 4 == 1 ? s.H : s.input(i / 4);
+    TORCH_CHECK_VALUE(w.dim() == (matrix ? 2 : 1) && w.size(0) == 4 * s.H &&
+                          (!matrix || w.size(1) == columns),
+                      "weights[", i, "] must be [", 4 * s.H, matrix ? ", " : "",
+                      matrix ? std::to_string(columns) : "", "]; got ", w.sizes());
+    TORCH_CHECK_TYPE(w.scalar_type() == x.scalar_type(), "weights[", i, "] is ", w.scalar_type(),
+                     ", x is ", x.scalar_type(), ": they must have one dtype");
+    TORCH_CHECK_VALUE(w.device() == x.device(), "weights[", i, "] is on ", w.device(), ", x on ",
+                      x.device(), ": they must be on one device");
+  }
+  return s;
+}
+
+// The dtype of state, probe, sent and synthetic beside an x of this dtype.
+inline at::ScalarType state_type(at::ScalarType x) {
+  return x == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+inline void check_state(const Sizes& s, const at::Tensor& x, const at::Tensor& state,
+                        const std::optional<at::Tensor>& probe,
+                        const std::optional<at::Tensor>& reset) {
+  TORCH_CHECK_VALUE(state.dim() == 2 && state.size(0) == s.B && state.size(1) == s.S,
+                    "state must be [", s.B, ", ", s.S, "]; got ", state.sizes());
+  TORCH_CHECK_TYPE(state.scalar_type() == state_type(x.scalar_type()), "state must be ",
+                   state_type(x.scalar_type()), " for an x of ", x.scalar_type(), "; got ",
+                   state.scalar_type());
+  TORCH_CHECK_VALUE(state.device() == x.device(), "state is on ", state.device(), ", x on ",
+                    x.device(), ": they must be on one device");
+  if (probe) {
+    TORCH_CHECK_VALUE(probe->dim() == 3 && (probe->size(0) == s.N || probe->size(0) == s.T) &&
+                          probe->size(1) == s.B && probe->size(2) == s.S,
+                      "probe must be [", s.N, " chunks or ", s.T, " steps, ", s.B, ", ", s.S,
+                      "]; got ", probe->sizes());
+    TORCH_CHECK_TYPE(probe->scalar_type() == state.scalar_type(), "probe must be ",
+                     state.scalar_type(), " like the state; got ", probe->scalar_type());
+  }
+  if (reset) {
+    TORCH_CHECK_VALUE(reset->dim() == 2 && reset->size(0) == s.T && reset->size(1) == s.B,
+                      "reset must be [", s.T, ", ", s.B, "]; got ", reset->sizes());
+    TORCH_CHECK_TYPE(reset->scalar_type() == at::kBool, "reset must be bool; got ",
+                     reset->scalar_type());
+  }
+}
+
+}  // namespace dnirnn
