@@ -1,0 +1,66 @@
+"""Fixtures: each kind of core in turn, on the path that it says; profiles of hypothesis."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from strategies import CORES
+
+from dnirnn import Core, ops
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# The same examples at every run; `pytest --hypothesis-profile explore` looks for new ones.
+# A fixture chosen once per test, not per example, is what `build` means.
+common = dict(
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile("laws", derandomize=True, max_examples=20, database=None, **common)
+settings.register_profile("explore", max_examples=300, **common)
+settings.load_profile("laws")
+
+NOT_BUILT = "the fused operators are not built here (dnirnn.ops.built is False)"
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same global seed, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["fused", "reference"])
+def path(request, monkeypatch) -> str:
+    """The path that dnirnn.LSTM takes."""
+    take(request.param, monkeypatch)
+    return request.param
+
+
+@pytest.fixture
+def reference(monkeypatch) -> None:
+    """Nothing runs on a fused operator."""
+    take("reference", monkeypatch)
+
+
+@pytest.fixture(params=CORES)
+def build(request, monkeypatch) -> Callable[..., Core]:
+    """build(input_size, hidden_size, seed): a float64 core of each kind in turn."""
+    make, on = CORES[request.param]
+    if on is not None:
+        take(on, monkeypatch)
+
+    def seeded_build(input_size: int, hidden_size: int, seed: int) -> Core:
+        torch.manual_seed(seed)
+        return make(input_size, hidden_size).double()
+
+    return seeded_build
+
+
+def take(path: str, monkeypatch) -> None:
+    if path == "reference":
+        monkeypatch.setattr(ops, "fused_for", lambda x: False)
+    elif not ops.built:
+        pytest.skip(NOT_BUILT)
