@@ -112,7 +112,9 @@ def accumulate_regression(entered: Tensor, target: Tensor, weights: list[Tensor]
             prediction = torch.relu(prediction) if i else prediction
             prediction = F.linear(prediction, *weights[i : i + 2])
         error = 0.5 * (prediction - target).square().sum(-1).mean()
-        error.backward(inputs=weights)
+        fitted = [weight for weight in weights if weight.requires_grad]
+        if fitted:
+            error.backward(inputs=fitted)
     return error.detach()
 
 
