@@ -1,0 +1,1 @@
+"""What a person runs: the tasks, and the command line ``dnirnn`` that trains and compares them."""

@@ -1,0 +1,335 @@
+"""The command line ``dnirnn``: train, eval, sample, compare, demo, doctor."""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dnirnn.tasks import compare, doctor, training
+from dnirnn.tasks.char_lm import CharLMOptions
+from dnirnn.tasks.options import add_arguments, flag, from_arguments
+from dnirnn.tasks.training import TASKS
+from dnirnn.trainer import Interrupted, NonFinite
+from dnirnn.version import __version__
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+SUMMARIES = {
+    "char-lm": "a language model that predicts each character of a text from those before it",
+    "copy": "read a sequence of random bits, then say it again; the sequences grow as it learns",
+}
+COMPARED = ("truncation", "estimator", "seed", "threads")
+DEMO_MINUTES = 4.5
+
+
+class UsageError(ValueError):
+    """Words on the command line that argparse does not take."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like every other error of the command line."""
+
+    def __init__(self, **keywords: Any):
+        super().__init__(
+            **keywords,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; its exit code: 0, 1 a run that failed, 2 bad input, 130 Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = parser().parse_args(argv)
+        return arguments.command(arguments)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        if str(stopped):
+            say(str(stopped))
+        again = shlex.join(["dnirnn", *argv])
+        say(f"interrupted; to go on from there: {again}")
+        return INTERRUPTED
+    except NonFinite as error:
+        say(str(error))
+        return FAILED
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("DNIRNN_TRACEBACK"):
+            raise
+        say(str(error))
+        return BAD_INPUT
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    print(f"dnirnn: {' '.join(message.split())}", file=sys.stderr)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(
+        prog="dnirnn",
+        description="Recurrent networks truncated in time, with synthetic gradients at the cuts.",
+        epilog="Exit codes: 0 done, 1 a run failed, 2 bad input (one line says what), 130 Ctrl-C."
+        " DNIRNN_TRACEBACK=1 shows where in the code an input was refused.",
+    )
+    top.add_argument("--version", action="version", version=f"dnirnn {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add_train(command(commands, "train", "train a model; the same command resumes it", None))
+    add_eval(command(commands, "eval", "measure a trained model", run_eval))
+    add_sample(command(commands, "sample", "let a trained char-lm write", run_sample))
+    add_compare(command(commands, "compare", "train with several truncations and estimators", None))
+    add_demo(command(commands, "demo", "a comparison of a few minutes, nothing to download", run_demo))
+    command(commands, "doctor", "what is built, and what this machine offers", run_doctor)
+    return top
+
+
+def command(
+    commands: Any, name: str, summary: str, run: Callable[[argparse.Namespace], int] | None
+) -> argparse.ArgumentParser:
+    added = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    if run is not None:
+        added.set_defaults(command=run)
+    return added
+
+
+def task_parsers(parent: argparse.ArgumentParser, run: Callable) -> dict[str, argparse.ArgumentParser]:
+    tasks = parent.add_subparsers(title="tasks", metavar="TASK", dest="task", required=True)
+    return {name: command(tasks, name, SUMMARIES[name], run) for name in TASKS}
+
+
+def add_train(parent: argparse.ArgumentParser) -> None:
+    for name, task in task_parsers(parent, run_train).items():
+        task.add_argument(
+            "--out",
+            type=Path,
+            metavar="FOLDER",
+            help="run folder: configuration, log, checkpoints, result; a run found there with the"
+            " same options is resumed (default: runs/ and a name made of the main options)",
+        )
+        add_arguments(task, TASKS[name].Options)
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    options = from_arguments(TASKS[arguments.task].Options, arguments)
+    folder = arguments.out or training.default_folder(arguments.task, options)
+    training.train(arguments.task, options, folder)
+    return OK
+
+
+def add_eval(parent: argparse.ArgumentParser) -> None:
+    add_run_folder(parent)
+    parent.add_argument(
+        "--split",
+        choices=("train", "valid", "test"),
+        default="test",
+        help="which part of the text; for copy, which set of fresh sequences (default: test)",
+    )
+    moved = parent.add_argument_group("where the text is now, if not where it was for training")
+    for name in TEXT_PLACES:
+        moved.add_argument(flag(name), metavar="PATH")
+
+
+TEXT_PLACES = ("corpus", "data_dir", "valid_file", "test_file")
+
+
+def run_eval(arguments: argparse.Namespace) -> int:
+    places = {name: getattr(arguments, name) for name in TEXT_PLACES}
+    training.evaluate(arguments.run, arguments.split, arguments.weights, places)
+    return OK
+
+
+def add_sample(parent: argparse.ArgumentParser) -> None:
+    add_run_folder(parent)
+    parent.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="NUMBER",
+        help="divides the logits: 0 always takes the likeliest character, 1 draws as the model"
+        " learned, more gives more variety (default: 1.0)",
+    )
+    parent.add_argument(
+        "--length", type=int, default=500, metavar="CHARACTERS", help="how much (default: 500)"
+    )
+    parent.add_argument(
+        "--prime", default="", metavar="TEXT", help="what it goes on from (default: a new line)"
+    )
+    parent.add_argument(
+        "--seed", type=int, default=0, metavar="SEED", help="seed of the draws (default: 0)"
+    )
+
+
+def run_sample(arguments: argparse.Namespace) -> int:
+    training.sample(
+        arguments.run,
+        arguments.weights,
+        arguments.length,
+        arguments.temperature,
+        arguments.prime,
+        arguments.seed,
+    )
+    return OK
+
+
+def add_run_folder(parent: argparse.ArgumentParser) -> None:
+    parent.add_argument("run", type=Path, metavar="RUN", help="the run folder of dnirnn train")
+    parent.add_argument(
+        "--weights",
+        choices=("best", "latest"),
+        default="best",
+        help="those that did best on validation, or the last ones saved (default: best)",
+    )
+
+
+def add_compare(parent: argparse.ArgumentParser) -> None:
+    for name, task in task_parsers(parent, run_compare).items():
+        group = task.add_argument_group("comparison")
+        group.add_argument(
+            "--truncations",
+            type=int,
+            nargs="+",
+            default=[2, 8, 40],
+            metavar="STEPS",
+            help="steps a chunk: how far back a gradient is carried exactly (default: 2 8 40)",
+        )
+        group.add_argument(
+            "--estimators",
+            nargs="+",
+            choices=("none", "dni"),
+            default=["none", "dni"],
+            help="plain truncated backpropagation, synthetic gradients (default: none dni)",
+        )
+        group.add_argument(
+            "--seeds",
+            type=int,
+            nargs="+",
+            default=[0],
+            metavar="SEED",
+            help="a run of every arm for each seed; the table has their spread (default: 0)",
+        )
+        group.add_argument(
+            "--lrs",
+            type=arm_rate,
+            nargs="+",
+            default=[],
+            metavar="ARM=RATE",
+            help="learning rates of their own for arms: 40=2e-3 for a truncation, dni:8=5e-4 for a"
+            " truncation and an estimator (default: --lr for all)",
+        )
+        group.add_argument(
+            "--out",
+            type=Path,
+            metavar="FOLDER",
+            help="where the run folders and results go; runs that are done there are kept, others"
+            " resumed (default: runs/compare- and the task's main options)",
+        )
+        add_jobs(group)
+        add_arguments(task, TASKS[name].Options, omit=COMPARED)
+
+
+def add_jobs(group: Any) -> None:
+    group.add_argument(
+        "--jobs",
+        type=int,
+        default=None,
+        metavar="RUNS",
+        help="runs at a time, which share the cores: small networks learn more in all as many runs"
+        " of one thread than as one of many (default: one a core)",
+    )
+
+
+def arm_rate(text: str) -> tuple[tuple[str | None, int], float]:
+    arm, _, rate = text.partition("=")
+    estimator, colon, truncation = arm.rpartition(":")
+    try:
+        value = float(rate)
+        return (estimator if colon else None, int(truncation)), value
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be TRUNCATION=RATE or ESTIMATOR:TRUNCATION=RATE; got {text!r}"
+        ) from None
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    cores = doctor.usable_cores()
+    jobs = cores if arguments.jobs is None else arguments.jobs
+    if jobs < 1:
+        raise ValueError(f"--jobs must be at least 1; got {jobs}")
+    kind = TASKS[arguments.task].Options
+    # One thread a run where runs fill the cores; what is left over is shared.
+    options = from_arguments(kind, arguments, threads=max(1, cores // jobs))
+    folder = arguments.out or compare_folder(arguments.task, options)
+    runs = compare.plan(
+        options,
+        folder,
+        arguments.truncations,
+        arguments.estimators,
+        arguments.seeds,
+        dict(arguments.lrs),
+    )
+    return finish(compare.compare(arguments.task, runs, folder, jobs, options.quiet))
+
+
+def compare_folder(task: str, options: Any) -> Path:
+    name = training.default_folder(task, options).name
+    return Path("runs") / f"compare-{name.rsplit('-T', 1)[0]}"
+
+
+def finish(failures: Sequence[str]) -> int:
+    for failure in failures:
+        say(failure)
+    return FAILED if failures else OK
+
+
+def add_demo(parent: argparse.ArgumentParser) -> None:
+    parent.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        metavar="FOLDER",
+        help="where runs and results go (default: runs/demo)",
+    )
+    parent.add_argument(
+        "--minutes",
+        type=float,
+        default=DEMO_MINUTES,
+        metavar="MINUTES",
+        help=f"wall clock for all runs together (default: {DEMO_MINUTES})",
+    )
+    add_jobs(parent)
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    cores = doctor.usable_cores()
+    jobs = cores if arguments.jobs is None else arguments.jobs
+    if jobs < 1:
+        raise ValueError(f"--jobs must be at least 1; got {jobs}")
+    truncations, estimators = (2, 8, 40), ("none", "dni")
+    rounds = -(-len(truncations) * len(estimators) // jobs)
+    options = CharLMOptions(
+        minutes=max(arguments.minutes / rounds - DEMO_OVERHEAD, 0.02),
+        threads=max(1, cores // jobs),
+        evaluate_every=100_000,
+    )
+    runs = compare.plan(options, arguments.out, truncations, estimators, (0,), {})
+    return finish(compare.compare("char-lm", runs, arguments.out, jobs, False))
+
+
+DEMO_OVERHEAD = 0.2  # minutes of a run that are not training: starting, evaluating, saving
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    print(doctor.report())
+    return OK
+
+
+if __name__ == "__main__":
+    # A process started in the background ignores Ctrl-C; a run must be able to save.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(main())

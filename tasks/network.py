@@ -1,0 +1,72 @@
+"""What the options of every task say about the network: the core, its cuts, the arithmetic."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dnirnn import LSTM, FromTorch, SyntheticGradient, Truncated, ZeroGradient
+from dnirnn.core import Core
+from dnirnn.data import Batch
+from dnirnn.interface import Interface
+from dnirnn.model import SequenceModel
+from dnirnn.tasks.options import NetworkOptions
+
+TORCH_CORES = {"torch-lstm": nn.LSTM, "torch-gru": nn.GRU, "torch-rnn": nn.RNN}
+
+
+class BFloat16Model(SequenceModel):
+    """A SequenceModel whose products are computed in bfloat16, and its loss in float32."""
+
+    def forward(
+        self, batch: Batch, state: Tensor, t0: int = 0
+    ) -> tuple[Tensor, Tensor, list[Interface]]:
+        with torch.autocast(batch.x.device.type, torch.bfloat16):
+            return super().forward(batch, state, t0)
+
+    def step(self, x: Tensor, state: Tensor, t: int = 0) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return super().step(x, state, t)
+
+
+def make_model(
+    options: NetworkOptions,
+    encoder: nn.Module,
+    input_size: int,
+    outputs: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> SequenceModel:
+    """encoder -> the core that the options name, truncated -> a linear readout of ``outputs``."""
+    truncated = make_truncated(options, input_size)
+    readout = nn.Linear(truncated.core.output_size, outputs)
+    kind = BFloat16Model if options.dtype == "bfloat16" else SequenceModel
+    return kind(encoder, truncated, readout, loss, options.dropout)
+
+
+def make_truncated(options: NetworkOptions, input_size: int) -> Truncated:
+    core = make_core(options, input_size)
+    if options.estimator == "none":
+        return Truncated(core, options.truncation, ZeroGradient())
+    widths = options.estimator_hidden
+    if widths is None:
+        widths = (options.hidden,)
+    elif "linear" in widths:
+        if len(widths) > 1:
+            raise ValueError("--estimator-hidden must be widths, or the word linear alone")
+        widths = ()
+    estimator = SyntheticGradient(core.state_size, widths, options.scale, options.discount)
+    return Truncated(core, options.truncation, estimator)
+
+
+def make_core(options: NetworkOptions, input_size: int) -> Core:
+    if options.core == "lstm":
+        return LSTM(input_size, options.hidden, options.layers)
+    return FromTorch(TORCH_CORES[options.core](input_size, options.hidden, options.layers))
+
+
+def unroll(model: SequenceModel, x: Tensor, state: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+    """(logits [T, B, ...], last state [B, S]) of inputs x [T, B, ...] in one call, uncut."""
+    reduced = isinstance(model, BFloat16Model)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=reduced):
+        outputs, state = model.truncated.core(model.encoder(x), state, t)
+        return model.readout(outputs), state

@@ -1,0 +1,328 @@
+"""The options of the command line, each defined once: a dataclass field with its default and help.
+
+A dataclass is a group of options; a task's options inherit the groups it needs. From one definition
+come the command line's flags and help, the typed object that the code reads, the configuration that
+a run folder remembers, and the flags that start the same run again in another process.
+"""
+
+import argparse
+import ast
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+Options = TypeVar("Options")
+
+
+def option(
+    default: Any,
+    help: str,
+    unit: str | None = None,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    parse: Callable[[str], Any] | None = None,
+    many: bool = False,
+    shown: str | None = None,
+    remembered: bool = True,
+) -> Any:
+    """A dataclass field that is also a command-line flag.
+
+    unit: what a number counts; the placeholder in --help.
+    at_least, above, below: bounds of a number.
+    parse: from one word to its value, where the type is not enough.
+    many: takes several words; the value is a tuple.
+    shown: what --help calls the default, where the value itself says little.
+    remembered: whether another value makes it another run (budgets and threads don't).
+    """
+    return dataclasses.field(default=default, metadata=dict(locals()))
+
+
+def number_or(word: str) -> Callable[[str], int | str]:
+    """Reads an int, or ``word`` itself."""
+
+    def parse(text: str) -> int | str:
+        if text == word:
+            return word
+        try:
+            return int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be an int or {word!r}; got {text!r}") from None
+
+    return parse
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """Reads KEY=VALUE, with VALUE a Python literal or else a word."""
+    key, equals, value = text.partition("=")
+    if not (key.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE; got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+class Checked:
+    """Checks each option against its bounds and choices when the object is made."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, field.name, value)
+            for one in value if isinstance(value, tuple) else (value,):
+                check(flag(field.name), one, field.metadata)
+
+
+def check(name: str, value: Any, rule: typing.Mapping) -> None:
+    if rule["choices"] and value not in rule["choices"]:
+        raise ValueError(f"{name} must be one of {', '.join(rule['choices'])}; got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite; got {value}")
+    if rule["at_least"] is not None and value < rule["at_least"]:
+        raise ValueError(f"{name} must be at least {rule['at_least']}; got {value}")
+    if rule["above"] is not None and value <= rule["above"]:
+        raise ValueError(f"{name} must be above {rule['above']}; got {value}")
+    if rule["below"] is not None and value >= rule["below"]:
+        raise ValueError(f"{name} must be below {rule['below']}; got {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOptions(Checked):
+    """network"""
+
+    core: str = option(
+        "lstm",
+        "the recurrent core: dnirnn's own LSTM, or torch.nn's LSTM, GRU or RNN through FromTorch",
+        choices=("lstm", "torch-lstm", "torch-gru", "torch-rnn"),
+    )
+    hidden: int = option(256, "size of a recurrent layer", "UNITS", at_least=1)
+    layers: int = option(1, "recurrent layers, one on the other", "LAYERS", at_least=1)
+    dropout: float = option(
+        0.0,
+        "fraction of the core's inputs and outputs that training drops",
+        "FRACTION",
+        at_least=0,
+        below=1,
+    )
+    truncation: int = option(
+        8, "steps a chunk: how far back a gradient is carried exactly", "STEPS", at_least=1
+    )
+    estimator: str = option(
+        "dni",
+        "what stands at a cut for the gradient of the future: zero (none: plain truncated"
+        " backpropagation) or a learned prediction of it (dni: synthetic gradients)",
+        choices=("none", "dni"),
+    )
+    estimator_hidden: tuple | None = option(
+        None,
+        "widths of the hidden layers of the predictor, or the word linear for none",
+        "UNITS",
+        at_least=1,
+        parse=number_or("linear"),
+        many=True,
+        shown="one layer as wide as the core",
+    )
+    scale: float = option(
+        0.1, "multiplies a synthetic gradient where it is injected into the core", at_least=0
+    )
+    discount: float = option(
+        0.1, "multiplies a synthetic gradient where it enters the predictor's target", at_least=0
+    )
+    dtype: str = option(
+        "float32",
+        "precision of the arithmetic; parameters, state and optimiser stay float32",
+        choices=("float32", "bfloat16"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions(Checked):
+    """training"""
+
+    batch: int = option(32, "sequences trained side by side", "SEQUENCES", at_least=1)
+    micro_batch: int | None = option(
+        None,
+        "sequences computed at once; their gradients are summed up to one update",
+        "SEQUENCES",
+        at_least=1,
+        shown="all of --batch",
+    )
+    update_steps: int | str | None = option(
+        None,
+        "steps an update: a multiple of --truncation, or the word sequence for one update a sequence",
+        "STEPS",
+        at_least=1,
+        parse=number_or("sequence"),
+        shown="one chunk",
+    )
+    optimizer: str = option("Adam", "the core's optimiser: a name in torch.optim", "NAME")
+    optimizer_options: tuple = option(
+        (), "its further options, such as betas=(0.9,0.99)", "KEY=VALUE", parse=key_value, many=True
+    )
+    lr: float = option(1e-3, "the core's learning rate", "RATE", above=0)
+    clip: float = option(
+        1.0, "longest gradient (Euclidean norm) of the core in an update; 0: no limit", "NORM",
+        at_least=0,
+    )
+    schedule: str | None = option(
+        None, "learning-rate schedule: a name in torch.optim.lr_scheduler", "NAME", shown="constant"
+    )
+    schedule_options: tuple = option(
+        (), "its options, counted in updates, such as T_max=20000", "KEY=VALUE", parse=key_value,
+        many=True,
+    )
+    estimator_optimizer: str = option(
+        "Adam", "the predictor's optimiser: a name in torch.optim", "NAME"
+    )
+    estimator_optimizer_options: tuple = option(
+        (), "its further options", "KEY=VALUE", parse=key_value, many=True
+    )
+    estimator_lr: float = option(1e-4, "the predictor's learning rate", "RATE", above=0)
+    estimator_clip: float = option(
+        0.0, "longest gradient of the predictor in an update; 0: no limit", "NORM", at_least=0
+    )
+    evaluate_every: int = option(
+        500_000, "training symbols between two evaluations on validation", "SYMBOLS", at_least=1
+    )
+    patience: int | None = option(
+        None,
+        "stop after so many evaluations without a better one",
+        "EVALUATIONS",
+        at_least=1,
+        shown="never",
+    )
+    log_every: int = option(
+        25_600, "training symbols between two rows of the log", "SYMBOLS", at_least=1
+    )
+    seed: int = option(0, "seed of every random number", "SEED", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(Checked):
+    """budget and run folder: may change when a run is resumed"""
+
+    minutes: float | None = option(
+        None,
+        "stop after so much training time (evaluating and saving not counted)",
+        "MINUTES",
+        above=0,
+        shown="10 where no other limit is given",
+        remembered=False,
+    )
+    updates: int | None = option(
+        None, "stop after so many updates", "UPDATES", at_least=1, shown="no limit", remembered=False
+    )
+    symbols: int | None = option(
+        None,
+        "stop after so many training symbols",
+        "SYMBOLS",
+        at_least=1,
+        shown="no limit",
+        remembered=False,
+    )
+    checkpoint_seconds: float = option(
+        60.0, "time between two checkpoints", "SECONDS", above=0, remembered=False
+    )
+    threads: int | None = option(
+        None,
+        "CPU threads; a resumed run is the same to the bit at the same number",
+        "THREADS",
+        at_least=1,
+        shown="one a core",
+        remembered=False,
+    )
+    tensorboard: bool = option(
+        False, "also log for TensorBoard, in the run folder", remembered=False
+    )
+    quiet: bool = option(False, "no progress bar", remembered=False)
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def groups(options: type) -> Iterable[tuple[str, list[dataclasses.Field]]]:
+    """(title, fields) for each dataclass that ``options`` inherits from, in order."""
+    for group in options.__mro__:
+        own = vars(group).get("__annotations__", {})
+        fields = [field for field in dataclasses.fields(options) if field.name in own]
+        if fields and dataclasses.is_dataclass(group):
+            yield group.__doc__.splitlines()[0].rstrip("."), fields
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, options: type, omit: Iterable[str] = (), **defaults: Any
+) -> None:
+    """Gives ``parser`` a flag for each field of the dataclass ``options``, grouped as it is."""
+    for title, fields in groups(options):
+        fields = [field for field in fields if field.name not in omit]
+        if not fields:
+            continue
+        group = parser.add_argument_group(title)
+        for field in fields:
+            add_argument(group, field, defaults.get(field.name, field.default))
+
+
+def add_argument(group: Any, field: dataclasses.Field, default: Any) -> None:
+    rule = field.metadata
+    kind = field.type
+    if isinstance(kind, types.UnionType):
+        kind = typing.get_args(kind)[0]
+    if kind is bool:
+        group.add_argument(flag(field.name), action="store_true", help=rule["help"])
+        return
+    shown = rule["shown"] or ("none" if default in (None, ()) else default)
+    keywords = {"nargs": "+"} if rule["many"] else {}
+    group.add_argument(
+        flag(field.name),
+        type=rule["parse"] or (str if kind is tuple else kind),
+        default=default,
+        choices=rule["choices"],
+        metavar=None if rule["choices"] else rule["unit"] or "NUMBER",
+        help=f"{rule['help']} (default: {shown})".replace("%", "%%"),
+        **keywords,
+    )
+
+
+def from_arguments(options: type[Options], arguments: argparse.Namespace, **given: Any) -> Options:
+    """The options object: the parsed flags, and what is given in their place."""
+    names = [field.name for field in dataclasses.fields(options) if hasattr(arguments, field.name)]
+    return options(**{**{name: getattr(arguments, name) for name in names}, **given})
+
+
+def to_arguments(options: Any) -> list[str]:
+    """The flags that give these options: those that differ from the defaults."""
+    words: list[str] = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value == field.default:
+            continue
+        words.append(flag(field.name))
+        if isinstance(value, bool):
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            words.append(f"{one[0]}={one[1]!r}" if isinstance(one, tuple) else str(one))
+    return words
+
+
+def remembered(options: Any) -> dict[str, Any]:
+    """What of the options makes it this run and no other, as JSON values."""
+
+    def plain(value: Any) -> Any:
+        return [plain(one) for one in value] if isinstance(value, tuple) else value
+
+    return {
+        field.name: plain(getattr(options, field.name))
+        for field in dataclasses.fields(options)
+        if field.metadata["remembered"]
+    }

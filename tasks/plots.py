@@ -1,0 +1,100 @@
+"""Learning curves as a picture: one panel against data, one against time."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+STYLES = {"none": "--", "dni": "-"}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+class Point(NamedTuple):
+    symbols: float
+    seconds: float
+    value: float
+
+
+class Curve(NamedTuple):
+    """One run's evaluations; curves of the same truncation and estimator are seeds of one arm."""
+
+    truncation: int
+    estimator: str
+    points: list[Point]
+
+
+def learning_curves(
+    curves: Sequence[Curve], path: str | Path, label: str, unit: str, title: str, lower: bool = True
+) -> None:
+    """Writes a PNG of two panels: the value against symbols trained on, and against seconds.
+
+    One line an arm: the colour is the truncation, dashed without and solid with synthetic
+    gradients; the mean over the seeds, in a band from the lowest to the highest seed.
+
+    label: names the value. unit: names the symbols. lower: whether a lower value is better.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    arms = defaultdict(list)
+    for curve in curves:
+        if curve.points:
+            arms[curve.truncation, curve.estimator].append(curve.points)
+    truncations = sorted({truncation for truncation, _ in arms})
+    colours = {t: COLOURS[i % len(COLOURS)] for i, t in enumerate(truncations)}
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    for (truncation, estimator), seeds in sorted(arms.items()):
+        # Seeds may stop at different evaluations: the mean ends with the shortest.
+        rows = list(zip(*seeds))
+        values = [[point.value for point in row] for row in rows]
+        means = [fmean(row) for row in values]
+        for axis, coordinate, scale in zip(axes, ("symbols", "seconds"), (1e6, 1.0)):
+            x = [fmean(getattr(point, coordinate) for point in row) / scale for row in rows]
+            axis.plot(
+                x,
+                means,
+                STYLES.get(estimator, ":"),
+                color=colours[truncation],
+                linewidth=1.8,
+                marker="o" if len(x) < 3 else None,
+                label=f"{truncation} steps, {NAMES.get(estimator, estimator)}",
+            )
+            if len(seeds) > 1:
+                low, high = [min(row) for row in values], [max(row) for row in values]
+                axis.fill_between(x, low, high, color=colours[truncation], alpha=0.15, linewidth=0)
+    limits(axes[0], [[p.value for p in points] for seeds in arms.values() for points in seeds], lower)
+    for axis, name in zip(axes, (f"{unit} seen, millions", "seconds of training")):
+        axis.set_xlabel(name)
+        axis.set_xlim(left=0)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel(label)
+    axes[1].tick_params(labelleft=True)
+    if arms:
+        axes[1].legend(title="gradient carried back over", frameon=False)
+    figure.suptitle(title)
+    # Written beside and renamed, so that a viewer never sees half a picture.
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=140, format="png")
+    partial.replace(path)
+    plt.close(figure)
+
+
+NAMES = {"none": "then cut", "dni": "then a synthetic gradient"}
+
+
+def limits(axis, curves: list[list[float]], lower: bool) -> None:
+    """Keeps the steep start of training from squeezing the part where curves differ."""
+    values = [value for curve in curves for value in curve]
+    if not lower or not values:
+        axis.set_ylim(bottom=0)
+        return
+    best, worst_end = min(values), max(min(curve) for curve in curves)
+    top = worst_end + max(1.5 * (worst_end - best), 0.25)
+    if top < max(values):
+        axis.set_ylim(best - 0.05 * (top - best), top)
