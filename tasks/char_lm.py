@@ -27,7 +27,7 @@ FIGURES = (
     Figure("test_bits", "test, bits per character", "{:.4f}", True),
     Figure("bits", "validation, bits per character", "{:.4f}", True),
 )
-UNIT = "characters"
+UNIT, EPOCHS = "characters", "epochs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,15 +195,21 @@ def options_of(config: dict) -> CharLMOptions:
     return CharLMOptions(**{name: value for name, value in config.items() if name in names})
 
 
-def evaluate(config: dict, model: SequenceModel, split: str) -> tuple[dict[str, float], str]:
-    """({"bits": ...} of a split, a line that says of what)."""
+def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
+    """Lines that say the bits per character of a split, and of what text.
+
+    Raises ValueError where the text is not the one that the run was trained on.
+    """
     corpus = load_corpus(options_of(config))
     if corpus.fingerprint() != config["corpus_sha256"]:
         raise ValueError(f"corpus {corpus.name} is not the text that the run was trained on")
     vocabulary = Vocabulary.from_json(config["vocabulary"])
     symbols = vocabulary.encode(corpus.splits[split])
-    figures = Evaluation(symbols, int(vocabulary.encode("\n")))(model)
-    return figures, f"{corpus.name}, {split}: {len(symbols):,} symbols ({corpus.convention})"
+    bits = Evaluation(symbols, int(vocabulary.encode("\n")))(model)["bits"]
+    return [
+        f"{split}, bits per character: {bits:.4f}",
+        f"{corpus.name}, {split}: {len(symbols):,} symbols ({corpus.convention})",
+    ]
 
 
 def sample(

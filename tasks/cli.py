@@ -23,7 +23,7 @@ SUMMARIES = {
     "copy": "read a sequence of random bits, then say it again; the sequences grow as it learns",
 }
 COMPARED = ("truncation", "estimator", "seed", "threads")
-DEMO_MINUTES = 4.5
+DEMO_MINUTES = 4.2
 
 
 class UsageError(ValueError):
@@ -127,8 +127,7 @@ def add_eval(parent: argparse.ArgumentParser) -> None:
     parent.add_argument(
         "--split",
         choices=("train", "valid", "test"),
-        default="test",
-        help="which part of the text; for copy, which set of fresh sequences (default: test)",
+        help="with char-lm: which part of the text (default: test)",
     )
     moved = parent.add_argument_group("where the text is now, if not where it was for training")
     for name in TEXT_PLACES:

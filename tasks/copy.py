@@ -25,9 +25,10 @@ from dnirnn.tasks.task import Figure, Task, steps_per_update
 
 FIGURES = (
     Figure("solved", "longest length solved", "{:.1f}", False),
-    Figure("bits", "error over all lengths, bits per bit", "{:.4f}", True),
+    Figure("error", "error at the length after it, bits per bit", "{:.3f}", True),
 )
-UNIT = "vectors to copy"
+UNIT, EPOCHS = "vectors to copy", "batches of sequences"
+TESTED = 256  # sequences of a length that an evaluation runs
 RECENT = 10  # sequences whose mean error decides whether the length grows
 
 
@@ -65,7 +66,8 @@ class CopyStream(Stream):
     last N steps count. N grows by one where the mean error of the last sequences at this length
     falls under ``solved_below``.
 
-    length: N of the sequence at hand.
+    length: N of the next sequences, grown so far.
+    solved: the longest N whose error fell under ``solved_below``; 0: none.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class CopyStream(Stream):
             )
         self.batch_size, self.bits = batch_size, bits
         self.length, self.max_length = start_length, max_length
-        self.solved_below = solved_below
+        self.solved_below, self.solved = solved_below, 0
         self.generator = torch.Generator().manual_seed(seed)
         self.recent: list[float] = []
         self.position, self.epochs = 0, 0.0
@@ -105,6 +107,7 @@ class CopyStream(Stream):
         self.recent = [*self.recent[1 - RECENT :], bits]
         if len(self.recent) < RECENT or sum(self.recent) / RECENT >= self.solved_below:
             return
+        self.solved = self.length
         if self.length < self.max_length:
             self.length += 1
             self.recent = []
@@ -112,6 +115,7 @@ class CopyStream(Stream):
     def state_dict(self) -> dict:
         state = {
             "length": self.length,
+            "solved": self.solved,
             "recent": list(self.recent),
             "position": self.position,
             "epochs": self.epochs,
@@ -122,7 +126,8 @@ class CopyStream(Stream):
         return state
 
     def load_state_dict(self, state: dict) -> None:
-        self.length, self.recent = state["length"], list(state["recent"])
+        self.length, self.solved = state["length"], state["solved"]
+        self.recent = list(state["recent"])
         self.position, self.epochs = state["position"], state["epochs"]
         self.generator.set_state(state["generator"])
         if self.position:
@@ -152,39 +157,27 @@ def mean_bit_nats(logits: Tensor, y: Tensor) -> Tensor:
     return bit_nats(logits, y) / y.shape[-1]
 
 
-class Evaluation:
-    """The error on fresh sequences of every length up to ``max_length``, the same at every call.
+def measure(model: SequenceModel, lengths: list[int], options: CopyOptions) -> list[float]:
+    """The error, in bits per bit copied, on fresh sequences of each length: the same at every call."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return [error_on(model, fresh_batch(length, options)) for length in lengths]
+    finally:
+        model.train(training)
 
-    {"solved": the longest N such that all lengths up to N have an error below ``solved_below``,
-    "bits": the error in bits per bit, meaned over all lengths, where none counts more than a guess}.
-    """
 
-    def __init__(
-        self, bits: int, max_length: int, solved_below: float, seed: int, sequences: int = 128
-    ):
-        generator = torch.Generator().manual_seed(seed)
-        self.solved_below = solved_below
-        self.batches = [
-            copy_batch(length, sequences, bits, generator) for length in range(1, max_length + 1)
-        ]
+def fresh_batch(length: int, options: CopyOptions) -> Batch:
+    # Seeded apart from training, whose seeds are small.
+    generator = torch.Generator().manual_seed(2**40 + length)
+    return copy_batch(length, TESTED, options.bits, generator)
 
-    def __call__(self, model: SequenceModel) -> dict[str, float]:
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                errors = [self.error(model, batch) for batch in self.batches]
-        finally:
-            model.train(training)
-        solved = next(
-            (i for i, error in enumerate(errors) if not error < self.solved_below), len(errors)
-        )
-        return {"bits": sum(min(error, 1.0) for error in errors) / len(errors), "solved": solved}
 
-    def error(self, model: SequenceModel, batch: Batch) -> float:
-        logits, _ = unroll(model, batch.x, model.initial_state(batch.x.shape[1]), 0)
-        said = len(batch.x) // 2 + 1
-        return float(model.loss(logits[said:], batch.y[said:]).mean()) / math.log(2)
+def error_on(model: SequenceModel, batch: Batch) -> float:
+    logits, _ = unroll(model, batch.x, model.initial_state(batch.x.shape[1]), 0)
+    said = len(batch.x) // 2 + 1
+    return float(model.loss(logits[said:], batch.y[said:]).mean()) / math.log(2)
 
 
 def make(options: CopyOptions) -> SequenceModel:
@@ -203,23 +196,28 @@ def build(options: CopyOptions) -> Task:
         options.seed,
     )
     torch.manual_seed(options.seed)
-    # Sequences that training does not draw, whatever its seed, and not the same for both figures.
-    evaluate, test = (evaluation(options, 2**40 + which) for which in range(2))
     # Half of the steps count. A whole sequence is taken at the length it ends with at most.
     counted = options.max_length if steps is None else steps / 2
+
+    def evaluate(model: SequenceModel) -> dict[str, float]:
+        """How far the curriculum is, and the error at its present length.
+
+        bits is what is left of the curriculum: the mean error over all lengths, where those solved
+        count 0 and those not reached count as guessed, 1. So the best model is the farthest.
+        """
+        (error,) = measure(model, [stream.length], options)
+        left = options.max_length - stream.length + min(error, 1.0)
+        return {"bits": left / options.max_length, "error": error, "solved": stream.solved}
+
     return Task(
         make(options),
         stream,
         evaluate,
-        test,
+        lambda model: {"solved": stream.solved},
         options.batch * counted,
         {"task": "copy", **remembered(options)},
         notice(options),
     )
-
-
-def evaluation(options: CopyOptions, seed: int) -> Evaluation:
-    return Evaluation(options.bits, options.max_length, options.solved_below, seed)
 
 
 def notice(options: CopyOptions) -> str:
@@ -239,8 +237,15 @@ def restore(config: dict) -> tuple[SequenceModel, None]:
     return make(options_of(config)), None
 
 
-def evaluate(config: dict, model: SequenceModel, split: str) -> tuple[dict[str, float], str]:
-    """(the metrics on fresh sequences, a line that says of what)."""
+def evaluate(config: dict, model: SequenceModel) -> list[str]:
+    """Lines that say which lengths the model solves on fresh sequences, and its errors."""
     options = options_of(config)
-    seed = 2**40 + ("valid", "test").index(split)
-    return evaluation(options, seed)(model), notice(options)
+    lengths = list(range(1, options.max_length + 1))
+    errors = measure(model, lengths, options)
+    solved = [n for n, error in zip(lengths, errors) if error < options.solved_below]
+    by_length = ", ".join(f"{n}: {error:.3f}" for n, error in zip(lengths, errors))
+    return [
+        f"longest length solved: {max(solved, default=0)}",
+        f"error by length, bits per bit: {by_length}",
+        notice(options),
+    ]

@@ -38,6 +38,7 @@ def learning_curves(
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter
 
     arms = defaultdict(list)
     for curve in curves:
@@ -52,22 +53,26 @@ def learning_curves(
         rows = list(zip(*seeds))
         values = [[point.value for point in row] for row in rows]
         means = [fmean(row) for row in values]
-        for axis, coordinate, scale in zip(axes, ("symbols", "seconds"), (1e6, 1.0)):
-            x = [fmean(getattr(point, coordinate) for point in row) / scale for row in rows]
+        for axis, coordinate in zip(axes, ("symbols", "seconds")):
+            x = [fmean(getattr(point, coordinate) for point in row) for row in rows]
             axis.plot(
                 x,
                 means,
                 STYLES.get(estimator, ":"),
                 color=colours[truncation],
                 linewidth=1.8,
-                marker="o" if len(x) < 3 else None,
+                marker="o",
+                markevery=[-1],
+                markersize=4,
                 label=f"{truncation} steps, {NAMES.get(estimator, estimator)}",
+                solid_capstyle="round",
             )
             if len(seeds) > 1:
                 low, high = [min(row) for row in values], [max(row) for row in values]
                 axis.fill_between(x, low, high, color=colours[truncation], alpha=0.15, linewidth=0)
     limits(axes[0], [[p.value for p in points] for seeds in arms.values() for points in seeds], lower)
-    for axis, name in zip(axes, (f"{unit} seen, millions", "seconds of training")):
+    axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
+    for axis, name in zip(axes, (f"{unit} seen", "seconds of training")):
         axis.set_xlabel(name)
         axis.set_xlim(left=0)
         axis.grid(alpha=0.25)
@@ -75,7 +80,8 @@ def learning_curves(
     axes[0].set_ylabel(label)
     axes[1].tick_params(labelleft=True)
     if arms:
-        axes[1].legend(title="gradient carried back over", frameon=False)
+        handles, labels = axes[1].get_legend_handles_labels()
+        figure.legend(handles, labels, title="truncation", loc="outside right upper", frameon=False)
     figure.suptitle(title)
     # Written beside and renamed, so that a viewer never sees half a picture.
     path = Path(path)
@@ -85,7 +91,7 @@ def learning_curves(
     plt.close(figure)
 
 
-NAMES = {"none": "then cut", "dni": "then a synthetic gradient"}
+NAMES = {"none": "BPTT", "dni": "DNI"}
 
 
 def limits(axis, curves: list[list[float]], lower: bool) -> None:

@@ -52,7 +52,7 @@ class RunProgress:
             self.bar.initial = fraction(self.options, row)
         if row["kind"] == "valid" and not self.options.quiet:
             others = {k: v for k, v in row.items() if k not in KNOWN}
-            extra = "".join(f", {name} {value}" for name, value in others.items())
+            extra = "".join(f", {name} {value:.5g}" for name, value in others.items())
             self.bar.write(
                 f"{row['symbols']:>13,} symbols, {row['seconds']:>7,.0f} s:"
                 f" validation {row['bits']:.4f} bits{extra}"

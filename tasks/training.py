@@ -1,6 +1,5 @@
 """train, eval and sample: one run, from its options to its figures."""
 
-import dataclasses
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 
 from dnirnn.tasks import char_lm, copy
 from dnirnn.tasks.progress import RunProgress
-from dnirnn.tasks.task import Figure, Task, trainer_config
+from dnirnn.tasks.task import Task, trainer_config
 from dnirnn.trainer import Trainer, load_weights, read_config
 
 TASKS: dict[str, ModuleType] = {"char-lm": char_lm, "copy": copy}
@@ -47,7 +46,7 @@ def train(name: str, options: Any, folder: Path) -> None:
         result = trainer.run(progress)
     finally:
         progress.close()
-    print(summary(result, TASKS[name].FIGURES))
+    print(summary(result, TASKS[name]))
     print(task.notice)
 
 
@@ -60,17 +59,17 @@ def network_line(task: Task, options: Any) -> str:
     return f"{line}; gradients carried back {options.truncation} steps"
 
 
-def summary(result: dict, figures: tuple[Figure, ...]) -> str:
+def summary(result: dict, task: ModuleType) -> str:
     """A run's result in two lines."""
     lines = [
         f"stopped by {result['stopped']} after {result['update']:,} updates,"
-        f" {result['symbols']:,} symbols ({result['epochs']:.2f} epochs),"
+        f" {result['symbols']:,} {task.UNIT} ({result['epochs']:,.2f} {task.EPOCHS}),"
         f" {result['seconds']:,.0f} s of training"
     ]
     found = figures_of(result)
     parts = [
         f"{figure.label}: {figure.form.format(found[figure.key])}"
-        for figure in figures
+        for figure in task.FIGURES
         if figure.key in found
     ]
     if parts:
@@ -83,28 +82,25 @@ def figures_of(result: dict) -> dict[str, float]:
     return {**(result.get("best") or {}), **(result.get("test") or {})}
 
 
-def evaluate(run: Path, split: str, weights: str, text: dict[str, str | None]) -> None:
-    """Prints the figures of a run's model on a split.
+def evaluate(run: Path, split: str | None, weights: str, text: dict[str, str | None]) -> None:
+    """Prints the figures of a run's model: for char-lm on a split of the text, test if None.
 
     text: where the text is now, where that is not what the run's configuration says.
     """
     config = read_config(run)
-    name = task_of(config, run)
-    given = {option: value for option, value in text.items() if value is not None}
-    if given and name != "char-lm":
-        raise ValueError(f"--{next(iter(given)).replace('_', '-')} goes with char-lm runs only")
-    if given:
-        options = dataclasses.replace(char_lm.options_of(config), **given)
-        config = {**config, **{option: getattr(options, option) for option in text}}
-    model, _ = TASKS[name].restore(config)
+    task = TASKS[task_of(config, run)]
+    model, _ = task.restore(config)
     known = load_weights(run, model, weights)
-    figures, notice = TASKS[name].evaluate(config, model, split)
-    parts = "; ".join(f"{LABELS.get(key, key)}: {value:.4f}" for key, value in figures.items())
-    print(f"{parts} ({weights} model, update {known['update']:,})")
-    print(notice)
-
-
-LABELS = {"bits": "bits per character", "solved": "longest length solved"}
+    given = {name: value for name, value in {"split": split, **text}.items() if value is not None}
+    if task is copy:
+        if given:
+            raise ValueError(f"--{next(iter(given)).replace('_', '-')} goes with char-lm runs only")
+        lines = copy.evaluate(config, model)
+    else:
+        split = given.pop("split", "test")
+        lines = char_lm.evaluate({**config, **given}, model, split)
+    print(f"{weights} model, update {known['update']:,} of {run}")
+    print("\n".join(lines))
 
 
 def sample(
