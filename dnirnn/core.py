@@ -26,7 +26,9 @@ class Core(nn.Module, abc.ABC):
 
     def initial_state(self, batch_size: int) -> Tensor:
         """The state [B, S] a sequence starts from: zeros, in at least float32."""
-        parameter = next(self.parameters())
+        parameter = next(self.parameters(), None)
+        if parameter is None:
+            raise NotImplementedError(f"{type(self).__name__} has no parameters: write initial_state")
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         return torch.zeros(batch_size, self.state_size, dtype=dtype, device=parameter.device)
 

@@ -86,11 +86,15 @@ class SyntheticGradient(GradientEstimator):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        if not isinstance(hidden, Sequence):
+            raise TypeError(f"hidden must be a sequence of widths, () for none; got {hidden!r}")
         sizes = [state_size, *hidden, state_size]
         for name, size in zip(["state_size", *["hidden"] * len(hidden)], sizes):
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise ValueError(f"{name} must be at least 1, an int; got {size!r}")
         for name, value in (("scale", scale), ("discount", discount)):
+            if not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number; got {value!r}")
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and not negative; got {value!r}")
         self.state_size = state_size

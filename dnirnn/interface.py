@@ -1,5 +1,6 @@
 """The cut between two chunks, and the one backward pass that serves every cut."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -49,14 +50,14 @@ def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> di
     squared error, summed over S, meaned over rows and interfaces); nothing where no cut has an
     estimator.
 
-    Raises ValueError where ``loss`` is not a scalar or ``unit`` is not positive.
+    Raises ValueError where ``loss`` is not a scalar or ``unit`` not positive and finite.
 
     Source: Jaderberg et al. 2017, section 2.1 (the update and its bootstrapped target).
     """
     if loss.numel() != 1:
         raise ValueError(f"loss must be a scalar; got shape {tuple(loss.shape)}")
-    if not unit > 0:
-        raise ValueError(f"unit must be positive; got {unit!r}")
+    if not 0 < unit < math.inf:
+        raise ValueError(f"unit must be positive and finite; got {unit!r}")
     live = [cut for cut in interfaces if cut.synthetic is not None]
     tensors = [loss, *(cut.sent for cut in live)]
 

@@ -70,6 +70,7 @@ class Truncated(nn.Module):
         :class:`dnirnn.Interface`, to be given to :func:`dnirnn.backward`.
         """
         steps, batch = check_inputs(self.core, x_TBI, state_BS, reset)
+        check_t0(t0, batch)
         final = check_final(final, batch, x_TBI.device)
         chunks = -(-steps // self.truncation)
         state = state_BS.detach()
@@ -115,9 +116,13 @@ def check_inputs(
     core: Core, x: Tensor, state: Tensor, reset: Tensor | None
 ) -> tuple[int, int]:
     """(T, B), or a ValueError or TypeError that names what does not fit."""
-    if x.dim() != 3 or x.shape[2] != core.input_size or x.shape[0] == 0:
+    for name, value in (("x", x), ("state", state), ("reset", reset)):
+        if not isinstance(value, Tensor) and not (name == "reset" and value is None):
+            kind = "a bool tensor [T, B] or None" if name == "reset" else "a tensor"
+            raise TypeError(f"{name} must be {kind}; got {type(value).__name__}")
+    if x.dim() != 3 or x.shape[2] != core.input_size or 0 in x.shape[:2]:
         raise ValueError(
-            f"x must be [T, B, {core.input_size}] with T at least 1; got {tuple(x.shape)}"
+            f"x must be [T, B, {core.input_size}] with T and B at least 1; got {tuple(x.shape)}"
         )
     steps, batch = x.shape[:2]
     if tuple(state.shape) != (batch, core.state_size):
@@ -128,12 +133,30 @@ def check_inputs(
         raise ValueError(f"state is on {state.device}, x on {x.device}: they must be on one device")
     if not (x.is_floating_point() and state.is_floating_point()):
         raise TypeError(f"x and state must be floating point; got {x.dtype} and {state.dtype}")
+    parameter = next(core.parameters(), x)
+    if parameter.device != x.device:
+        raise ValueError(
+            f"x is on {x.device}, the core on {parameter.device}: they must be on one device"
+        )
+    if parameter.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"x is {x.dtype}, the core's parameters {parameter.dtype}: they must have one dtype"
+        )
     if reset is not None:
         if reset.dtype != torch.bool:
             raise TypeError(f"reset must be a bool tensor; got {reset.dtype}")
         if tuple(reset.shape) != (steps, batch):
             raise ValueError(f"reset must be [{steps}, {batch}]; got {tuple(reset.shape)}")
     return steps, batch
+
+
+def check_t0(t0: int | Tensor, batch: int) -> None:
+    if isinstance(t0, int):
+        return
+    if not isinstance(t0, Tensor) or t0.dtype != torch.int64:
+        raise TypeError(f"t0 must be an int or a LongTensor [B]; got {t0!r}")
+    if tuple(t0.shape) != (batch,):
+        raise ValueError(f"t0 must be an int or [{batch}]; got {tuple(t0.shape)}")
 
 
 def check_final(final: bool | Tensor, batch: int, device: torch.device) -> bool | Tensor:
