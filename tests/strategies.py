@@ -292,15 +292,18 @@ def gradients(module: nn.Module) -> list[Tensor]:
     ]
 
 
-def assert_close(actual, expected, tolerance: float = 1e-10) -> None:
-    """Equal within ``tolerance`` of the larger of 1 and the expected norm; lists pair by pair."""
+def assert_close(actual, expected, tolerance: float = 1e-10, floor: float = 1.0) -> None:
+    """Equal within ``tolerance`` of the expected norm, or of ``floor`` where that is larger.
+
+    Lists are compared pair by pair.
+    """
     if isinstance(expected, (list, tuple)):
         assert len(actual) == len(expected)
         for one, other in zip(actual, expected):
-            assert_close(one, other, tolerance)
+            assert_close(one, other, tolerance, floor)
         return
     assert actual.shape == expected.shape, f"{tuple(actual.shape)} != {tuple(expected.shape)}"
     actual, expected = actual.detach().double(), expected.detach().double()
     error = (actual - expected).norm()
-    bound = tolerance * max(1.0, float(expected.norm()))
+    bound = tolerance * max(floor, float(expected.norm()))
     assert error <= bound, f"differs by {error:.3g}, more than {bound:.3g}"

@@ -1,0 +1,430 @@
+"""The fused operator against the loop over LSTM.step (law 1) and torch.nn.LSTM (law 2)."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import assert_close, seeds
+from torch import Tensor
+
+from dnirnn import LSTM, SyntheticGradient, ops
+
+pytestmark = pytest.mark.skipif(
+    not ops.built, reason="the fused operators are not built here (dnirnn.ops.built is False)"
+)
+
+# The state's gradients are compared relative to their norm, however small that is.
+FLOOR = 1e-2
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+class Call(NamedTuple):
+    """The arguments of one call, and what its outputs' gradients are."""
+
+    x: Tensor
+    state: Tensor
+    probe: Tensor | None
+    weights: list[Tensor]
+    estimator: list[Tensor]
+    truncation: int
+    scale: float
+    reset: Tensor | None
+    by_output: Tensor
+    by_sent: Tensor
+
+    @property
+    def arguments(self):
+        return self[:8]
+
+    @property
+    def wanted(self) -> list[Tensor]:
+        probe = [] if self.probe is None else [self.probe]
+        return [self.x, self.state, *probe, *self.weights]
+
+
+def make_call(
+    steps, batch, inputs, hidden_size, layers=1, truncation=None, probe="none", reset=False,
+    estimator=None, seed=0, dtype=torch.float64,
+) -> Call:  # fmt: skip
+    torch.manual_seed(seed)
+    truncation = steps if truncation is None else truncation
+    chunks = -(-steps // truncation)
+    held = torch.promote_types(dtype, torch.float32)
+    weights = [w.detach().to(dtype) for w in LSTM(inputs, hidden_size, layers).weights]
+    size = 2 * layers * hidden_size
+    rows = {"none": 0, "chunks": chunks, "steps": steps}[probe]
+    layers_of_estimator = []
+    if estimator is not None:
+        for parameter in SyntheticGradient(size, estimator).parameters():
+            layers_of_estimator.append(torch.randn(parameter.shape).to(held) / size**0.5)
+    call = Call(
+        torch.randn(steps, batch, inputs).to(dtype),
+        torch.randn(batch, size).to(held),
+        0.1 * torch.randn(rows, batch, size).to(held) if rows else None,
+        weights,
+        layers_of_estimator,
+        truncation,
+        0.3,
+        torch.rand(steps, batch) < 0.2 if reset else None,
+        torch.randn(steps, batch, hidden_size).to(dtype),
+        torch.randn(chunks, batch, size).to(held),
+    )
+    for tensor in call.wanted:
+        tensor.requires_grad_()
+    return call
+
+
+def by_loop(call: Call):
+    """(output, sent, synthetic, gradients) of LSTM.step in float64, cut as the contract says."""
+    steps, _, inputs = call.x.shape
+    core = LSTM(inputs, call.weights[1].shape[1], len(call.weights) // 4).double()
+    core.load_state_dict(dict(zip(core.state_dict(), call.weights)))
+    tensors = call.wanted[: -len(call.weights)]
+    x, state, *rest = tensors = [t.detach().double().requires_grad_() for t in tensors]
+    probe = rest[0] if rest else None
+    every_step = probe is not None and len(probe) == steps
+    outputs, sent, running = [], [], state
+    for t in range(steps):
+        n, k = divmod(t, call.truncation)
+        if k == 0 and t:
+            running = running.detach()
+        if probe is not None and (every_step or k == 0):
+            running = running + probe[t if every_step else n]
+        if call.reset is not None:
+            running = torch.where(call.reset[t, :, None], 0, running)
+        output, running = core.step(x[t], running, t)
+        outputs.append(output)
+        if k + 1 == call.truncation or t + 1 == steps:
+            sent.append(running)
+    output, sent = torch.stack(outputs), torch.stack(sent)
+    value = sent.detach()
+    for i in range(0, len(call.estimator), 2):
+        w, b = (p.double() for p in call.estimator[i : i + 2])
+        value = (value.clamp(min=0) if i else value) @ w.T + b
+    loss = (output * call.by_output).sum() + (sent * call.by_sent).sum()
+    wanted = [*tensors, *core.parameters()]
+    return output, sent, call.scale * value, torch.autograd.grad(loss, wanted)
+
+
+def by_op(call: Call):
+    output, sent, synthetic = ops.lstm_tbptt(*call.arguments)
+    found = torch.autograd.grad([output, sent], call.wanted, [call.by_output, call.by_sent])
+    return output, sent, synthetic, found
+
+
+def assert_equals_the_loop(call: Call):
+    tolerance = TOLERANCE[call.x.dtype]
+    output, sent, synthetic, found = by_op(call)
+    expected_output, expected_sent, expected_synthetic, expected = by_loop(call)
+    assert output.dtype == call.x.dtype and sent.dtype == call.state.dtype
+    assert_close(output, expected_output, tolerance, FLOOR)
+    assert_close(sent, expected_sent, tolerance, FLOOR)
+    if call.estimator:
+        assert not synthetic.requires_grad and synthetic.dtype == sent.dtype
+        assert_close(synthetic, expected_synthetic, tolerance, FLOOR)
+    for tensor, one, other in zip(call.wanted, found, expected):
+        assert one.dtype == tensor.dtype
+        assert_close(one, other, tolerance, FLOOR)
+
+
+calls = dict(
+    steps=st.integers(1, 11),
+    batch=st.sampled_from([1, 2, 3, 7, 16, 17]),
+    inputs=st.sampled_from([1, 3, 8, 16, 31]),
+    hidden_size=st.sampled_from([1, 5, 8, 15, 16, 17, 24, 32, 33, 40]),
+    layers=st.integers(1, 3),
+    truncation=st.integers(1, 13),
+    probe=st.sampled_from(["none", "chunks", "steps"]),
+    reset=st.booleans(),
+    estimator=st.sampled_from([None, (), (4,), (5, 3)]),
+    seed=seeds,
+)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@given(**calls)
+def test_equals_the_loop_over_step(dtype, **sizes):
+    assert_equals_the_loop(make_call(**sizes, dtype=dtype))
+
+
+LARGE = {
+    "one chunk": dict(steps=8, batch=32, inputs=64, hidden_size=64),
+    "many rows": dict(steps=10, batch=130, inputs=20, hidden_size=33, truncation=5),
+    "more rows than a group": dict(steps=20, batch=300, inputs=3, hidden_size=17, truncation=5),
+    "long": dict(steps=70, batch=3, inputs=5, hidden_size=48, truncation=40, reset=True),
+    "long chunk of many rows": dict(steps=40, batch=64, inputs=9, hidden_size=20, layers=2),
+    "K 1": dict(steps=16, batch=4, inputs=64, hidden_size=65, truncation=1, probe="chunks"),
+    "wide": dict(steps=3, batch=1, inputs=7, hidden_size=130, truncation=2, probe="steps"),
+    "wide input": dict(steps=3, batch=5, inputs=300, hidden_size=16, truncation=2),
+    "deep": dict(steps=7, batch=33, inputs=40, hidden_size=24, layers=4, truncation=3, reset=True),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", LARGE)
+def test_equals_the_loop_where_blocks_and_threads_are_many(name, dtype, threads):
+    assert_equals_the_loop(make_call(**LARGE[name], dtype=dtype))
+
+
+@pytest.fixture
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_equals_the_loop_on_every_vector_path(capability):
+    """ATen's own variable chooses; a process has one choice."""
+    program = (
+        "import sys; sys.path.insert(0, 'tests'); import test_op as t; print(t.ops.extension.vector_path());"
+        "[t.assert_equals_the_loop(t.make_call(**s, dtype=d)) for s in t.LARGE.values() for d in t.TOLERANCE]"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+        cwd=os.path.dirname(os.path.dirname(__file__)),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    if ops.extension.vector_path() == "AVX512":
+        assert result.stdout.split() == [{"default": "generic", "avx2": "AVX2"}[capability]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("sizes", [(6, 1, 3, 5, 1), (9, 17, 16, 33, 2), (4, 32, 64, 128, 1)])
+def test_one_chunk_equals_torch(sizes, dtype):
+    steps, batch, inputs, hidden_size, layers = sizes
+    call = make_call(steps, batch, inputs, hidden_size, layers, dtype=dtype)
+    oracle = torch.nn.LSTM(inputs, hidden_size, layers).to(dtype)
+    with torch.no_grad():
+        for parameter, weight in zip(oracle.parameters(), call.weights):
+            parameter.copy_(weight)
+    parts = call.state.detach().view(batch, layers, 2, hidden_size).permute(2, 1, 0, 3)
+    h, c = (part.clone().requires_grad_() for part in parts)
+    x = call.x.detach().clone().requires_grad_()
+    expected, ended = oracle(x, (h, c))
+    expected_sent = torch.stack(ended).permute(2, 1, 0, 3).reshape(1, batch, -1)
+    wanted = torch.autograd.grad(
+        [expected, expected_sent], [x, h, c, *oracle.parameters()], [call.by_output, call.by_sent]
+    )
+    output, sent, _, (grad_x, grad_state, *found) = by_op(call)
+    grad_h, grad_c = grad_state.view(batch, layers, 2, hidden_size).permute(2, 1, 0, 3)
+    tolerance = TOLERANCE[dtype]
+    assert_close(output, expected, tolerance, FLOOR)
+    assert_close(sent, expected_sent, tolerance, FLOOR)
+    assert_close([grad_x, grad_h, grad_c, *found], wanted, tolerance, FLOOR)
+
+
+# Dense targets: one gradient for every state of a chunk.
+
+
+def test_dense_probes_hold_the_chunks_probes():
+    """At the steps that chunks start from, a probe a step and a probe a chunk learn the same."""
+    dense = make_call(9, 2, 3, 5, truncation=4, probe="steps", reset=True)
+    sparse = dense._replace(probe=torch.zeros(3, 2, 10).double().requires_grad_())
+    with torch.no_grad():
+        dense.probe.zero_()
+    _, _, _, (_, _, by_step, *_) = by_op(dense)
+    _, _, _, (_, _, by_chunk, *_) = by_op(sparse)
+    assert torch.equal(by_step[::4], by_chunk)
+
+
+# What is asked for, and what isn't.
+
+
+@given(**calls, chosen=st.integers(0, 2**16))
+def test_any_part_of_the_gradients_alone(chosen, **sizes):
+    """Whatever subset of the inputs requires a gradient, and with either output unused."""
+    call = make_call(**sizes)
+    *_, expected = by_op(call)
+    bits = torch.randint(0, 2, (len(call.wanted),), generator=torch.Generator().manual_seed(chosen))
+    bits[chosen % len(bits)] = 1
+    for tensor, wanted in zip(call.wanted, bits.tolist()):
+        tensor.requires_grad_(bool(wanted))
+    output, sent, _ = ops.lstm_tbptt(*call.arguments)
+    asked = [tensor for tensor in call.wanted if tensor.requires_grad]
+    found = torch.autograd.grad([output, sent], asked, [call.by_output, call.by_sent])
+    assert_close(found, [e for e, bit in zip(expected, bits) if bit])
+
+
+@pytest.mark.parametrize("name", ["output", "sent"])
+def test_one_output_alone(name):
+    call = make_call(7, 3, 4, 9, 2, truncation=3, probe="chunks", reset=True)
+    zeroed = call._replace(
+        by_sent=torch.zeros_like(call.by_sent) if name == "output" else call.by_sent,
+        by_output=torch.zeros_like(call.by_output) if name == "sent" else call.by_output,
+    )
+    output, sent, _ = ops.lstm_tbptt(*call.arguments)
+    one, gradient = (output, call.by_output) if name == "output" else (sent, call.by_sent)
+    found = torch.autograd.grad(one, call.wanted, gradient)
+    assert_close(found, by_loop(zeroed)[-1])
+
+
+def test_without_grad_nothing_is_attached_and_values_are_the_same():
+    call = make_call(7, 3, 4, 9, truncation=3, probe="chunks", estimator=(4,))
+    expected = ops.lstm_tbptt(*call.arguments)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            found = ops.lstm_tbptt(*call.arguments)
+        assert not any(tensor.requires_grad for tensor in found)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+def test_strides_do_not_matter():
+    call = make_call(7, 3, 4, 9, truncation=3, probe="chunks", reset=True)
+
+    def strided(tensor):
+        if tensor is None:
+            return None
+        return tensor.detach().transpose(0, -1).contiguous().transpose(0, -1)
+
+    expected = by_op(call)
+    other = call._replace(
+        x=strided(call.x).requires_grad_(),
+        state=strided(call.state).requires_grad_(),
+        probe=strided(call.probe).requires_grad_(),
+        reset=strided(call.reset),
+        weights=[strided(w).requires_grad_() for w in call.weights],
+        by_output=call.by_output[:1, :1, :1].expand_as(call.by_output),
+    )
+    expected = by_op(call._replace(by_output=other.by_output.contiguous()))
+    found = by_op(other)
+    assert all(torch.equal(a, b) for a, b in zip(found[:2], expected[:2]))
+    assert all(torch.equal(a, b) for a, b in zip(found[-1], expected[-1]))
+
+
+def test_no_output_aliases_another_or_an_input():
+    """Writing into one leaves the others, the inputs and the backward pass as they were."""
+    call = make_call(4, 2, 3, 5, truncation=2, probe="chunks", estimator=())
+    expected = by_op(call)
+    tensors = [t for t in (*call.wanted, *call.estimator)]
+    output, sent, synthetic = ops.lstm_tbptt(*call.arguments)
+    kept = [t.detach().clone() for t in (sent, synthetic, *tensors)]
+    (found,) = torch.autograd.grad(output.sum(), [call.x], retain_graph=True)
+    output.detach().zero_()
+    assert all(torch.equal(a, b) for a, b in zip((sent, synthetic, *tensors), kept))
+    sent.detach().zero_(), synthetic.zero_()
+    (again,) = torch.autograd.grad(output.sum(), [call.x], retain_graph=True)
+    assert torch.equal(found, again)
+    found = torch.autograd.grad([output, sent], call.wanted, [call.by_output, call.by_sent])
+    assert all(torch.equal(a, b) for a, b in zip(found, expected[-1]))
+
+
+# The graph.
+
+
+def test_a_second_backward_is_right_or_refused():
+    call = make_call(7, 3, 4, 9, 2, truncation=3, probe="chunks", reset=True)
+    *_, expected = by_op(call)
+    outputs = ops.lstm_tbptt(*call.arguments)[:2]
+    cotangents = [call.by_output, call.by_sent]
+    first = torch.autograd.grad(outputs, call.wanted, cotangents, retain_graph=True)
+    second = torch.autograd.grad(outputs, call.wanted, cotangents)
+    for found in (first, second):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected))
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(outputs, call.wanted, cotangents)
+
+
+def test_a_second_derivative_is_refused():
+    call = make_call(5, 2, 3, 4)
+    output, _, _ = ops.lstm_tbptt(*call.arguments)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        (grad,) = torch.autograd.grad(output.square().sum(), [call.x], create_graph=True)
+        grad.sum().backward()
+
+
+def test_forwards_before_backwards_keep_their_own_histories():
+    """Calls of several sizes, then their backward passes in another order."""
+    calls = [
+        make_call(7, 3, 4, 9, truncation=3, seed=1),
+        make_call(5, 2, 6, 17, 2, truncation=2, seed=2),
+        make_call(7, 3, 4, 9, truncation=3, seed=3),
+    ]
+    expected = [by_op(call)[-1] for call in calls]
+    outputs = [ops.lstm_tbptt(*call.arguments)[:2] for call in calls]
+    for i in (1, 2, 0):
+        call = calls[i]
+        found = torch.autograd.grad(outputs[i], call.wanted, [call.by_output, call.by_sent])
+        assert all(torch.equal(a, b) for a, b in zip(found, expected[i]))
+
+
+def test_a_weight_changed_before_the_backward_is_refused():
+    call = make_call(5, 2, 3, 4)
+    output, _, _ = ops.lstm_tbptt(*call.arguments)
+    with torch.no_grad():
+        call.weights[1].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_the_same_call_twice_is_equal_bit_for_bit(threads, dtype):
+    call = make_call(
+        12, 32, 20, 72, 2, truncation=5, probe="steps", reset=True, estimator=(8,), dtype=dtype
+    )
+    (*values, gradients), (*again, gradients_again) = by_op(call), by_op(call)
+    assert all(torch.equal(a, b) for a, b in zip(values, again))
+    assert all(torch.equal(a, b) for a, b in zip(gradients, gradients_again))
+
+
+def test_runs_in_threads_of_python():
+    """Work buffers are a thread's own."""
+    made = [make_call(9, 8, 16, 40, truncation=4, probe="chunks", seed=i) for i in range(6)]
+    expected = [by_op(call) for call in made]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(by_op, made))
+    for (*values, gradients), (*others, wanted) in zip(found, expected):
+        assert all(torch.equal(a, b) for a, b in zip(values, others))
+        assert all(torch.equal(a, b) for a, b in zip(gradients, wanted))
+
+
+# Bad input: one line that names the argument, its value and what was expected.
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (dict(x=torch.randn(4, 3).double()), ValueError, "x must be .*got .*4, 3"),
+        (dict(x=torch.randn(0, 2, 3).double()), ValueError, "x must be .*at least 1.*got .*0, 2, 3"),
+        (
+            dict(x=torch.randn(4, 0, 3).double(), state=torch.zeros(0, 8).double()),
+            ValueError,
+            "x must be .*B at least 1.*got .*4, 0, 3",
+        ),
+        (dict(x=torch.randn(4, 2, 4).double()), ValueError, r"weights\[0\] must be .*16, 4.*got .*16, 3"),
+        (dict(x=torch.randn(4, 2, 3)), TypeError, r"weights\[0\] is .*[dD]ouble.*x is .*[fF]loat"),
+        (dict(state=torch.randn(2, 7).double()), ValueError, "state must be .*2, 8.*got .*2, 7"),
+        (dict(state=torch.randn(2, 8)), TypeError, "state must be .*[dD]ouble.*got .*[fF]loat"),
+        (dict(probe=torch.randn(3, 2, 8).double()), ValueError, "probe must be .*got .*3, 2, 8"),
+        (dict(probe=torch.randn(2, 2, 8)), TypeError, "probe must be .*[dD]ouble.*got .*[fF]loat"),
+        (dict(weights=[]), ValueError, "weights must be .*got 0"),
+        (dict(weights=[torch.zeros(16, 3)] * 3), ValueError, "weights must be .*got 3"),
+        (dict(truncation=0), ValueError, "truncation must be at least 1.*got 0"),
+        (dict(truncation=-2), ValueError, "truncation must be at least 1.*got -2"),
+        (dict(reset=torch.zeros(4, 3).bool()), ValueError, "reset must be .*4, 2.*got .*4, 3"),
+        (dict(reset=torch.zeros(4, 2)), TypeError, "reset must be .*bool.*got .*[fF]loat"),
+        (dict(estimator=[torch.zeros(8, 8).double()]), ValueError, "estimator .*got 1"),
+        (
+            dict(estimator=[torch.zeros(7, 8).double(), torch.zeros(7).double()]),
+            ValueError,
+            r"estimator\[0\] must be .*8.*got .*7, 8",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_input(change, error, words):
+    call = make_call(4, 2, 3, 4, truncation=2)
+    with pytest.raises(error, match=words):
+        ops.lstm_tbptt(*call._replace(**change).arguments)
