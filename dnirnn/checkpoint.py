@@ -118,15 +118,14 @@ def check_fit(folder: Path, found: dict[str, Tensor], expected: dict[str, Tensor
     """Raises CheckpointError naming what differs where the tensors are not those of this model."""
     differing = [f"{name} is missing" for name in expected if name not in found]
     differing += [f"{name} is unknown" for name in found if name not in expected]
-    for name in expected.keys() & found.keys():
-        kinds = [(tuple(t.shape), str(t.dtype)) for t in (found[name], expected[name])]
-        if kinds[0] != kinds[1]:
-            (shape, dtype), (shape_here, dtype_here) = kinds
-            differing.append(f"{name} is {shape} {dtype} there, {shape_here} {dtype_here} here")
+    for name in filter(found.__contains__, expected):
+        there, here = (f"{tuple(t.shape)} {t.dtype}" for t in (found[name], expected[name]))
+        if there != here:
+            differing.append(f"{name} is {there} there, {here} here")
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise CheckpointError(
-            f"checkpoint {folder} is of another model: {', '.join(sorted(differing)[:3])}{more}"
+            f"checkpoint {folder} is of another model: {', '.join(differing[:3])}{more}"
         )
 
 

@@ -11,7 +11,9 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+import torch._dynamo  # torch.optim imports it at its first step: once here, not in every fork
 from torch import nn
 
 from dnirnn import LSTM, SyntheticGradient, Truncated, ZeroGradient
@@ -22,6 +24,15 @@ from dnirnn.model import SequenceModel, measure, symbol_nats
 from dnirnn.trainer import Trainer, TrainerConfig
 
 SYMBOLS = 7
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A second thread only costs time on tensors this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def make_model(estimator="dni", truncation=3, dropout=0.0, seed=0, hidden=5) -> SequenceModel:
@@ -198,6 +209,7 @@ def in_a_child(folder, killed_at=None) -> int:
 
 
 def main(folder: Path) -> None:
+    torch.set_num_threads(1)
     in_a_child(folder / "reference")
     for number, points in enumerate(kill_points()):
         run = folder / f"trial-{number}"

@@ -15,6 +15,7 @@ from small_runs import (
     kill_points,
     make_model,
     make_trainer,
+    one_thread,  # noqa: F401
     rows_of,
     small_stream,
 )

@@ -1,0 +1,122 @@
+"""Streams and vocabularies."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from small_runs import Recall
+
+from dnirnn.data import Batch, TextStream, Vocabulary
+
+sizes = st.integers(1, 9)
+
+
+def epoch_of(stream, steps) -> list[Batch]:
+    """The batches to the epoch's end; ``steps`` is gone through again and again."""
+    batches = []
+    while not batches or not batches[-1].final:
+        batches.append(stream.next(steps[len(batches) % len(steps)]))
+    return batches
+
+
+@given(st.integers(1, 120), sizes, st.lists(st.none() | st.integers(1, 40), min_size=1))
+def test_every_symbol_is_a_target_once_an_epoch_from_the_one_before_it(length, rows, steps):
+    assume(length >= rows)
+    stream = TextStream(torch.arange(length), rows, first_input=-1)
+    for epoch in range(2):
+        assert stream.epochs == epoch
+        batches = epoch_of(stream, steps)
+        x, y = (torch.cat([batch[i] for batch in batches]) for i in range(2))
+        weight = torch.cat(
+            [torch.ones(b.x.shape) if b.weight is None else b.weight for b in batches]
+        )
+        counted = weight == 1
+        assert bool(((weight == 0) | counted).all())
+        assert y[counted].sort().values.tolist() == list(range(length))
+        assert torch.equal(x[counted], y[counted] - 1)
+        assert torch.equal(x[1:], y[:-1])
+        # A row is one stretch of the text, no row is more than one step shorter than another.
+        lengths = counted.sum(0)
+        assert lengths.max() - lengths.min() <= 1
+        assert [batch.first for batch in batches] == [True] + [False] * (len(batches) - 1)
+
+
+@given(st.integers(9, 90), sizes, st.integers(1, 12), st.integers(0, 12))
+def test_a_stream_goes_on_from_where_its_state_was_taken(length, rows, steps, taken_after):
+    streams = [TextStream(torch.arange(length), rows, 0) for _ in range(2)]
+    for _ in range(taken_after):
+        streams[0].next(steps)
+    streams[1].load_state_dict(streams[0].state_dict())
+    assert streams[0].epochs == streams[1].epochs
+    for _ in range(4):
+        one, other = (stream.next(steps) for stream in streams)
+        assert torch.equal(one.x, other.x) and torch.equal(one.y, other.y)
+        assert one[3:] == other[3:]
+
+
+def test_the_stream_of_the_tests_goes_on_too():
+    streams = [Recall(seed=0), Recall(seed=5)]
+    for _ in range(7):
+        streams[0].next(2)
+    streams[1].load_state_dict(streams[0].state_dict())
+    for _ in range(7):
+        one, other = (stream.next(2) for stream in streams)
+        assert torch.equal(one.x, other.x) and one[3:] == other[3:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ((torch.arange(3), 4, 0), ValueError, "symbols must hold .* batch_size=4 rows; got 3"),
+        ((torch.arange(0), 1, 0), ValueError, "symbols must hold"),
+        ((torch.arange(3), 0, 0), ValueError, "batch_size must be an int of at least 1; got 0"),
+        ((torch.arange(3), 1.0, 0), ValueError, "batch_size must be .* got 1.0"),
+        ((torch.zeros(3), 1, 0), TypeError, "symbols must be a LongTensor"),
+        ((torch.zeros(3, 2, dtype=torch.long), 1, 0), TypeError, "symbols must be a LongTensor"),
+        (("text", 1, 0), TypeError, "symbols must be a LongTensor .* got str"),
+    ],
+)
+def test_a_text_that_does_not_fit_is_named(arguments, error, says):
+    with pytest.raises(error, match=says):
+        TextStream(*arguments)
+
+
+def test_a_place_beyond_the_text_is_refused():
+    stream = TextStream(torch.arange(8), 2, 0)
+    with pytest.raises(ValueError, match="position must be in this text's 4 steps; got 4"):
+        stream.load_state_dict({"position": 4, "epoch": 0})
+
+
+def test_rows_of_a_batch():
+    x, weight = torch.arange(6).view(2, 3), torch.tensor([[1.0, 1, 1], [1, 0, 1]])
+    piece = Batch(x, x + 1, weight, True, False).rows(1, 3)
+    assert piece.x.tolist() == [[1, 2], [4, 5]] and piece.y.tolist() == [[2, 3], [5, 6]]
+    assert piece.weight.tolist() == [[1, 1], [0, 1]] and piece[3:] == (True, False)
+
+
+@given(st.text(min_size=1), st.data())
+def test_a_vocabulary_gives_back_what_it_encoded(text, data):
+    vocabulary = Vocabulary.of(text)
+    assert "\n" in vocabulary.characters and set(text) <= set(vocabulary.characters)
+    again = Vocabulary.from_json(vocabulary.to_json())
+    for some in (text, data.draw(st.text(vocabulary.characters))):
+        symbols = vocabulary.encode(some)
+        assert symbols.dtype == torch.long and len(symbols) == len(some)
+        assert vocabulary.decode(symbols) == some
+        assert torch.equal(symbols, again.encode(some))
+
+
+@given(st.text("ab\n"), st.characters(exclude_characters="ab\n"), st.text())
+def test_an_unknown_character_is_named_with_its_place(before, unknown, after):
+    with pytest.raises(ValueError) as error:
+        Vocabulary("ab\n").encode(before + unknown + after)
+    line = before.count("\n") + 1
+    assert f"{unknown!r} at offset {len(before)} (line {line})" in str(error.value)
+
+
+def test_a_vocabulary_needs_distinct_characters():
+    for characters in ("", "aa"):
+        with pytest.raises(ValueError, match="characters must be distinct"):
+            Vocabulary(characters)
+    with pytest.raises(ValueError, match="text must not be empty"):
+        Vocabulary.of("")
