@@ -219,13 +219,18 @@ def report(task: str, runs: Sequence[Run], folder: Path, notice: str) -> None:
         paths[2],
         curve.label,
         unit,
-        notice.split(" (")[0],
+        f"{network(runs[0].options)} on {notice.split(' (')[0]}",
         curve.lower_is_better,
     )
     print(table(done, figures, unit))
     print(notice)
     for path in paths:
         print(path)
+
+
+def network(options: Any) -> str:
+    layers = f"{options.layers} x " if options.layers > 1 else ""
+    return f"{options.core} {layers}{options.hidden}"
 
 
 def curve_of(run: Run, key: str) -> plots.Curve:

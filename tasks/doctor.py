@@ -28,12 +28,8 @@ def examine() -> Iterator[tuple[str, str]]:
     yield "cores", f"{usable_cores()} usable, {torch.get_num_threads()} threads in use"
     yield "vector path of torch", torch.backends.cpu.get_cpu_capability()
     yield "GPU", gpus()
-    yield "fused operators", "built" if ops.built else "not built"
-    for name, finding in described().items():
-        yield f"  {name}", shown(finding)
-    yield "dnirnn.LSTM on CPU", fused_path() if ops.built else "reference path (loop over step)"
-    yield "dnirnn.LSTM on GPU", "reference path (no CUDA kernel in this version)"
-    yield "dnirnn.FromTorch", "torch's own LSTM, GRU and RNN, a call a chunk"
+    yield from ops.describe().items()
+    yield "GRU, RNN by FromTorch", "torch's own, one call a chunk"
     yield "estimator's regression", "fused" if ops.built else "reference path (autograd)"
     for package, use in PACKAGES.items():
         yield package, f"{'found' if has(package) else 'missing'}; {use}"
@@ -66,23 +62,6 @@ def advise() -> Iterator[str]:
     for package, use in PACKAGES.items():
         if not has(package):
             yield f"`pip install {package}` for what it serves here: {use}."
-
-
-def described() -> dict:
-    describe = getattr(ops, "describe", None)
-    return describe() if describe else {}
-
-
-def shown(finding: object) -> str:
-    if isinstance(finding, bool):
-        return "yes" if finding else "no"
-    if isinstance(finding, (list, tuple, set)):
-        return ", ".join(map(str, finding)) or "none"
-    return str(finding)
-
-
-def fused_path() -> str:
-    return "fused operator (float32, float64, bfloat16)"
 
 
 def cuda_of_torch() -> str:

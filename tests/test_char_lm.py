@@ -1,0 +1,321 @@
+"""char-lm: its texts by their conventions, an evaluation that counts every symbol once, sampling."""
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dnirnn import backward
+from dnirnn.data import Vocabulary
+from dnirnn.tasks import char_lm, corpus
+from dnirnn.tasks.char_lm import CharLMOptions, Evaluation, penn_treebank, sample
+
+DATA = Path(os.environ.get("DNIRNN_DATA") or Path(__file__).parents[2] / "shared" / "data")
+needs_ptb = pytest.mark.skipif(
+    not (DATA / "ptb" / "ptb.train.txt").is_file(),
+    reason="no Penn Treebank: set DNIRNN_DATA to a folder that holds ptb/",
+)
+LINES = [" a <unk> of N ", " no it was n't ", "  ", " the last \x85 one "]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A text file of 4,000 characters over ten letters."""
+    path = tmp_path_factory.mktemp("text") / "tiny.txt"
+    path.write_text(text_of(4000))
+    return path
+
+
+def text_of(length: int, seed: int = 0) -> str:
+    """Words of a small language, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    words = ["tick", "tock", "the", "clock\n"]
+    drawn = torch.randint(len(words), (length,), generator=generator).tolist()
+    return " ".join(words[word] for word in drawn)[:length]
+
+
+def write_mikolov(folder: Path, lines: list[str]) -> None:
+    for split in corpus.SPLITS:
+        (folder / f"ptb.{split}.txt").write_text("".join(line + "\n" for line in lines))
+
+
+def options_for(path: Path, **rest) -> CharLMOptions:
+    given = dict(corpus=str(path), hidden=8, embedding=4, batch=4, truncation=5)
+    return CharLMOptions(**(given | rest))
+
+
+# Texts
+
+
+@needs_ptb
+def test_penn_treebank_has_the_published_symbol_counts():
+    splits = penn_treebank(DATA / "ptb")
+    assert {name: len(text) for name, text in splits.items()} == {
+        "train": 5_017_482,
+        "valid": 393_042,
+        "test": 442_423,
+    }
+    assert len(set(splits["train"])) == 50
+    assert all(set(text) <= set(splits["train"]) for text in splits.values())
+    assert [text.count("\n") for text in splits.values()] == [42_068, 3_370, 3_761]
+
+
+def test_penn_treebank_strips_lines_and_writes_spaces_as_underscores(tmp_path):
+    write_mikolov(tmp_path, LINES)
+    expected = "a_<unk>_of_N\nno_it_was_n't\n\nthe_last_\x85_one\n"
+    assert penn_treebank(tmp_path) == {split: expected for split in corpus.SPLITS}
+
+
+def test_the_hub_gives_the_same_text(tmp_path, monkeypatch):
+    """A folder of parquet files, laid out as the hub's branch is, in the place of the hub."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    write_mikolov(tmp_path, LINES)
+    hub = tmp_path / "hub"
+    for split in ("train", "validation", "test"):
+        folder = hub / "penn_treebank" / split
+        folder.mkdir(parents=True)
+        table = pyarrow.table({"sentence": [line.strip() for line in LINES]})
+        parquet.write_table(table, folder / "0000.parquet")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(corpus, "HUB", str(hub))
+    assert corpus.load("ptb").splits == penn_treebank(tmp_path)
+
+
+def test_an_unreachable_hub_says_what_to_pass_instead(monkeypatch):
+    import datasets
+
+    def refuse(*args, **rest):
+        raise ConnectionError("Couldn't reach the hub\n(a long story)")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(OSError, match="Couldn't reach the hub.*--data-dir") as error:
+        corpus.load("ptb")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_of_penn_treebank_is_named(tmp_path):
+    write_mikolov(tmp_path, LINES)
+    (tmp_path / "ptb.valid.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="--data-dir.*ptb.valid.txt"):
+        penn_treebank(tmp_path)
+
+
+@given(length=st.integers(20, 500))
+def test_a_text_is_divided_90_5_5_without_loss(length):
+    text = text_of(length)
+    splits = corpus.divide(text, "text")
+    assert "".join(splits[split] for split in corpus.SPLITS) == text
+    assert len(splits["valid"]) == len(splits["test"]) == length // 20
+
+
+def test_a_split_given_as_a_file_takes_nothing_from_the_text(tmp_path):
+    for name, text in {"a": text_of(100), "v": "tick\n", "t": "tock\n"}.items():
+        (tmp_path / name).write_text(text)
+    a, v, t = (str(tmp_path / name) for name in "avt")
+    both = corpus.load(a, valid_file=v, test_file=t).splits
+    assert both == {"train": text_of(100), "valid": "tick\n", "test": "tock\n"}
+    only = corpus.load(a, valid_file=v).splits
+    assert only["valid"] == "tick\n" and only["train"] + only["test"] == text_of(100)
+
+
+def test_a_text_file_is_read_as_it_is(tmp_path):
+    text = "Zeile\r\nünïcode \U0001f600\n" * 10
+    (tmp_path / "text").write_bytes(text.encode())
+    assert "".join(corpus.load(str(tmp_path / "text")).splits.values()) == text
+
+
+def test_the_builtin_text_needs_no_file():
+    splits = corpus.load("builtin").splits
+    assert sum(map(len, splits.values())) > 400_000
+    assert set(splits["valid"]) | set(splits["test"]) <= set(splits["train"])
+
+
+BAD = {
+    "no such file": (dict(corpus="nowhere.txt"), OSError, "--corpus .*nowhere.txt"),
+    "no such validation": (dict(valid_file="nowhere"), OSError, "--valid-file .*nowhere"),
+    "folder without ptb": (dict(corpus="builtin", data_dir="."), ValueError, "--data-dir"),
+    "files with builtin": (dict(corpus="builtin", test_file="x"), ValueError, "--test-file"),
+    "batch too large": (dict(batch=1000), ValueError, "3,600 training symbols.*5,000"),
+    "truncation too long": (dict(truncation=2000), ValueError, "2000 steps need 8,000"),
+    "half a chunk": (dict(update_steps=7), ValueError, "--update-steps .*multiple.*got 7"),
+    "linear and wide": (dict(estimator_hidden=("linear", 3)), ValueError, "--estimator-hidden"),
+}
+
+
+@pytest.mark.parametrize("change, kind, message", BAD.values(), ids=BAD)
+def test_bad_input(tiny, change, kind, message):
+    with pytest.raises(kind, match=message):
+        char_lm.build(options_for(tiny, **change))
+
+
+def test_a_file_that_is_empty_or_not_utf8_or_of_unknown_characters(tmp_path, tiny):
+    (tmp_path / "empty").touch()
+    (tmp_path / "latin").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "other").write_text("tick\ntack")
+    with pytest.raises(ValueError, match="--corpus: .*empty is empty"):
+        char_lm.build(options_for(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="latin is not UTF-8 text .byte 3 is 0xe9"):
+        char_lm.build(options_for(tmp_path / "latin"))
+    with pytest.raises(ValueError, match="valid split: .*'a' at offset 6 .line 2"):
+        char_lm.build(options_for(tiny, valid_file=str(tmp_path / "other")))
+
+
+# The model
+
+
+@pytest.mark.parametrize("core", ["lstm", "torch-lstm", "torch-gru", "torch-rnn"])
+@pytest.mark.parametrize("estimator_hidden", [None, ("linear",), (3, 5)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_network_takes_a_step(tiny, core, estimator_hidden, dtype):
+    options = options_for(tiny, core=core, estimator_hidden=estimator_hidden, dtype=dtype, layers=2)
+    task = char_lm.build(options)
+    batch = task.stream.next(10)
+    nats, state, interfaces = task.model(batch, task.model.initial_state(4))
+    backward(nats.sum(), interfaces)
+    assert nats.shape == (10, 4) and state.dtype == torch.float32
+    gradients = [parameter.grad for parameter in task.model.parameters()]
+    assert all(g is not None and g.dtype == torch.float32 for g in gradients)
+    assert all(g.isfinite().all() for g in gradients)
+
+
+def test_bfloat16_stays_near_float32(tiny):
+    bits = []
+    for dtype in ("float32", "bfloat16"):
+        task = char_lm.build(options_for(tiny, dtype=dtype, hidden=32))
+        bits.append(task.evaluate(task.model)["bits"])
+    assert bits[0] == pytest.approx(bits[1], abs=0.02) and bits[0] != bits[1]
+
+
+def test_the_seed_decides_the_weights(tiny):
+    def weights(seed):
+        model = char_lm.build(options_for(tiny, seed=seed)).model
+        return torch.cat([parameter.flatten() for parameter in model.parameters()])
+
+    assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
+
+
+def test_a_configuration_restores_the_model(tiny):
+    task = char_lm.build(options_for(tiny, optimizer_options=(("betas", (0.8, 0.9)),)))
+    model, vocabulary = char_lm.restore(task.config)
+    model.load_state_dict(task.model.state_dict())
+    assert vocabulary.characters == "\n cehiklot"
+    assert task.evaluate(model) == task.evaluate(task.model)
+
+
+# Evaluation
+
+
+@given(count=st.integers(1, 300), rows=st.integers(1, 9), warm_up=st.integers(1, 20))
+def test_every_symbol_is_a_target_once_and_the_first_follows_a_newline(count, rows, warm_up):
+    symbols = torch.arange(1, count + 1)
+    evaluation = Evaluation(symbols, 0, rows, warm_up)
+    x, y = (part.t()[evaluation.weight.t()] for part in (evaluation.x, evaluation.y))
+    assert torch.equal(y, symbols)
+    assert torch.equal(x, symbols - 1)
+    scored = evaluation.weight[0, 1:]
+    assert torch.equal(evaluation.before[-1][scored] + 1, evaluation.x[0, 1:][scored])
+
+
+@settings(max_examples=8)
+@given(count=st.integers(2, 200), steps=st.integers(1, 60), seed=st.integers(0, 3))
+def test_one_row_is_the_loop_over_steps(tiny, count, steps, seed):
+    task = char_lm.build(options_for(tiny, seed=seed))
+    model, symbols = task.model, Vocabulary.of(text_of(4000)).encode(text_of(count, seed))
+    state, x, nats = model.initial_state(1), torch.zeros(1, dtype=torch.long), 0.0
+    with torch.no_grad():
+        for t, y in enumerate(symbols):
+            logits, state = model.step(x, state, t)
+            nats -= float(torch.log_softmax(logits.double(), -1)[0, y])
+            x = y[None]
+    bits = Evaluation(symbols, 0, rows=1)(model, steps)["bits"]
+    assert bits == pytest.approx(nats / count / math.log(2), rel=1e-5)
+
+
+def test_parallel_rows_are_one_pass_to_within_what_the_warm_up_forgets(tiny):
+    task = char_lm.build(options_for(tiny, hidden=16))
+    symbols = Vocabulary.of(text_of(4000)).encode(text_of(4000, seed=1))
+    whole = Evaluation(symbols, 0, rows=1)(task.model)["bits"]
+    for rows in (2, 7, 15):
+        evaluation = Evaluation(symbols, 0, rows, warm_up=64)
+        assert len(evaluation.start) == rows
+        assert evaluation(task.model)["bits"] == pytest.approx(whole, abs=1e-5)
+
+
+def test_an_evaluation_leaves_no_trace(tiny):
+    task = char_lm.build(options_for(tiny, dropout=0.5))
+    task.model.train()
+    rng = torch.get_rng_state()
+    assert task.evaluate(task.model) == task.evaluate(task.model)
+    assert task.model.training and torch.equal(rng, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in task.model.parameters())
+
+
+# Sampling
+
+
+@pytest.fixture
+def writer(tiny):
+    task = char_lm.build(options_for(tiny))
+    with torch.no_grad():
+        task.model.readout.weight.mul_(20)
+    return task.model, Vocabulary.from_json(task.config["vocabulary"])
+
+
+def test_a_sample_is_decided_by_its_seed(writer):
+    one, same, other = (sample(*writer, 50, seed=seed) for seed in (1, 1, 2))
+    assert one == same != other and len(one) == 50
+
+
+def test_higher_temperature_gives_more_variety(writer):
+    def entropy(temperature):
+        text = sample(*writer, 600, temperature)
+        shares = [text.count(c) / len(text) for c in set(text)]
+        return -sum(share * math.log2(share) for share in shares)
+
+    cold, warm, hot = (entropy(temperature) for temperature in (0.05, 1.0, 20.0))
+    assert cold < warm < hot
+    assert hot == pytest.approx(math.log2(10), abs=0.1)
+
+
+def test_temperature_zero_takes_the_likeliest(writer):
+    assert sample(*writer, 40, 0.0, seed=1) == sample(*writer, 40, 0.0, seed=2)
+    assert sample(*writer, 40, 0.0) == sample(*writer, 40, 1e-6)
+
+
+def test_a_sample_goes_on_from_its_prime(writer):
+    """The likeliest text, cut anywhere and given as prime, goes on as it did."""
+    text = sample(*writer, 30, 0.0)
+    assert sample(*writer, 20, 0.0, prime=text[:10]) == text[10:]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(length=0), "length must be at least 1"),
+        (dict(temperature=-1.0), "temperature must be finite and at least 0; got -1.0"),
+        (dict(temperature=math.nan), "temperature must be finite"),
+        (dict(prime="tack"), "prime: .*'a' at offset 2"),
+    ],
+)
+def test_bad_samples(writer, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sample(*writer, **(dict(length=5) | arguments))
+
+
+def test_options_are_checked_when_they_are_made():
+    assert dataclasses.replace(CharLMOptions(), estimator_hidden=[3]).estimator_hidden == (3,)
+    with pytest.raises(ValueError, match="--truncation must be at least 1; got 0"):
+        CharLMOptions(truncation=0)
+    with pytest.raises(ValueError, match="--lr must be finite; got nan"):
+        CharLMOptions(lr=math.nan)
+    with pytest.raises(ValueError, match="--core must be one of lstm, .*; got 'gru'"):
+        CharLMOptions(core="gru")
