@@ -1,4 +1,4 @@
-"""The fused operators: typed wrappers, shapes for tracing, autograd formulas, and what is built."""
+"""The fused operators: typed wrappers, shapes for tracing, and what is built."""
 
 import importlib.util
 import json
@@ -154,60 +154,6 @@ def fake_backward(
     )
 
 
-def save_for_backward(ctx, inputs, output):
-    x, _, probe, weights, estimator, truncation, _, reset = inputs
-    _, _, synthetic, h, c, gates, between = output
-    ctx.save_for_backward(x, h, c, gates, between, reset, *weights)
-    ctx.mark_non_differentiable(synthetic, h, c, gates, between)
-    ctx.set_materialize_grads(False)
-    ctx.truncation, ctx.estimator = truncation, len(estimator)
-    ctx.probe_rows = 0 if probe is None or not ctx.needs_input_grad[2] else len(probe)
-
-
-def backward_formula(ctx, grad_output, grad_sent, *_):
-    none = [None] * ctx.estimator
-    x, h, c, gates, between, reset, *weights = ctx.saved_tensors
-    if grad_output is None and grad_sent is None:
-        return None, None, None, [None] * len(weights), none, None, None, None
-    grad_x, grad_state, grad_probe, grads = torch.ops.dnirnn.lstm_tbptt_backward(
-        grad_output,
-        grad_sent,
-        x,
-        h,
-        c,
-        gates,
-        between,
-        weights,
-        reset,
-        ctx.truncation,
-        ctx.probe_rows,
-        ctx.needs_input_grad[0],
-    )
-    return (
-        grad_x if ctx.needs_input_grad[0] else None,
-        grad_state,
-        grad_probe if ctx.probe_rows else None,
-        grads,
-        none,
-        None,
-        None,
-        None,
-    )
-
-
-def refuse_second_derivative(ctx, *grads):
-    raise RuntimeError(
-        "dnirnn::lstm_tbptt has no second derivative: don't pass create_graph=True, or compute it"
-        " on the reference path (dnirnn.FromTorch of an nn.LSTM)"
-    )
-
-
 if built:
     torch.library.register_fake("dnirnn::lstm_tbptt", fake_forward)
     torch.library.register_fake("dnirnn::lstm_tbptt_backward", fake_backward)
-    torch.library.register_autograd(
-        "dnirnn::lstm_tbptt", backward_formula, setup_context=save_for_backward
-    )
-    torch.library.register_autograd(
-        "dnirnn::lstm_tbptt_backward", refuse_second_derivative, setup_context=lambda *_: None
-    )

@@ -57,6 +57,9 @@ struct Kernels {
   int64_t lanes;           // W
   int64_t weight_vectors;  // V of the panels of a weight gradient
 
+  // The columns of unit u of the gates as a panel [K][4 W] of w [4 H, K]:
+  // to[k][gate][lane] = w[gate H + u W + lane][k].
+  void (*pack_unit)(const T* w, int64_t h, int64_t k, int64_t u, T* to);
   // The cell of one unit on bias + x P_x + h P_h, for M rows. The panel [K_x + K_h][4 W].
   void (*cell_forward)(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel, const T* bias,
                        const CellForward<T>& cell);

@@ -2,6 +2,7 @@
 #if defined(__x86_64__)
 
 #include <cstdint>
+#include <utility>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)

@@ -3,7 +3,8 @@
 //
 // Nothing here may call an inline function that another file also compiles (the standard library's
 // included): the linker keeps one copy of such a function, and it might be the one for a CPU that
-// is not this one. Hence the __builtin functions.
+// is not this one. Hence the __builtin functions; of the standard library, types only.
+#include <utility>
 
 #include "cpu/kernels.h"
 #include "lstm_cell.h"
@@ -120,6 +121,44 @@ DNIRNN_INLINE Vec<float> round_bfloat16(Vec<float> x) {
   return x == x ? y : x;
 }
 DNIRNN_INLINE Vec<double> round_bfloat16(Vec<double> x) { return x; }
+
+// One stage of a transposition: swaps the off-diagonal blocks of D by D.
+template <typename T, int D, int... J>
+DNIRNN_INLINE void swap_blocks(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, J...>) {
+  const Vec<T> low = __builtin_shufflevector(a, b, ((J & D) ? W<T> + J - D : J)...);
+  b = __builtin_shufflevector(a, b, ((J & D) ? W<T> + J : J + D)...);
+  a = low;
+}
+template <typename T, int D>
+DNIRNN_INLINE void transpose_stage(Vec<T> (&rows)[W<T>]) {
+  if constexpr (D > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < W<T>; i++) {
+      if ((i & D) == 0)
+        swap_blocks<T, D>(rows[i], rows[i + D], std::make_integer_sequence<int, W<T>>());
+    }
+    transpose_stage<T, D / 2>(rows);
+  }
+}
+
+template <typename T>
+void pack_unit(const T* w, int64_t h, int64_t depth, int64_t u, T* to) {
+  const int64_t lanes = h - u * W<T> < W<T> ? h - u * W<T> : W<T>;
+  for (int gate = 0; gate < 4; gate++) {
+    const T* from = w + (gate * h + u * W<T>) * depth;
+    for (int64_t k = 0; k < depth; k += W<T>) {
+      const int64_t n = depth - k < W<T> ? depth - k : W<T>;
+      Vec<T> rows[W<T>];
+#pragma GCC unroll 16
+      for (int i = 0; i < W<T>; i++)
+        rows[i] = i < lanes ? load(from + i * depth + k, n) : Vec<T>{};
+      transpose_stage<T, W<T> / 2>(rows);
+#pragma GCC unroll 16
+      for (int i = 0; i < W<T>; i++)
+        if (i < n) store(to + ((k + i) * 4 + gate) * W<T>, rows[i], W<T>);
+    }
+  }
+}
 
 // acc [R][V] += A P, the panel's rows `wide` vectors apart.
 template <typename T, int R, int V>
@@ -263,6 +302,13 @@ void transposed_tiles(int64_t k, const T* a, const T* panel, T* c, int64_t ldc, 
   constexpr int R = WEIGHT_ROWS < W<T> ? WEIGHT_ROWS : W<T>;
   for (int64_t first = 0; first < rows; first += R) {
     Vec<T> acc[R][V] = {};
+    // The tile's place in the gradient is in no near cache; it is needed when the product is done.
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++)
+        __builtin_prefetch(c + (first + (first + r < rows ? r : 0)) * ldc + v * W<T>, 1);
+    }
     const T* p = panel;
     const T* from = a + first;
     for (int64_t i = 0; i < k; i++, p += V * W<T>, from += W<T>) {
@@ -307,6 +353,7 @@ const Kernels<T>& table() {
       NAME,
       W<T>,
       3,
+      pack_unit<T>,
       cell_forward_rows<T>,
       cell_backward_rows<T>,
       product<T>,

@@ -71,23 +71,6 @@ std::vector<Tensor> dense(at::TensorList tensors, at::ScalarType type) {
   return result;
 }
 
-// The columns of unit u of the gates, transposed: to[k][gate][lane] = w[gate H + u W + lane][k].
-template <typename T>
-void pack_unit(const T* w, int64_t H, int64_t depth, int64_t u, int64_t W, T* to) {
-  const int64_t lanes = std::min(W, H - u * W);
-  for (int64_t gate = 0; gate < 4; gate++) {
-    for (int64_t lane = 0; lane < W; lane++) {
-      const T* from = w + (gate * H + u * W + lane) * depth;
-      T* column = to + gate * W + lane;
-      if (lane < lanes) {
-        for (int64_t k = 0; k < depth; k++) column[k * 4 * W] = from[k];
-      } else {
-        for (int64_t k = 0; k < depth; k++) column[k * 4 * W] = 0;
-      }
-    }
-  }
-}
-
 // A panel of columns [column, column + columns) of w, its rows in the order of the gate gradients.
 template <typename T>
 void pack_columns(const T* w, int64_t H, int64_t width, int64_t column, int64_t columns, int64_t W,
@@ -96,10 +79,10 @@ void pack_columns(const T* w, int64_t H, int64_t width, int64_t column, int64_t 
   for (int64_t u = 0; u * W < H; u++) {
     for (int64_t gate = 0; gate < 4; gate++) {
       for (int64_t lane = 0; lane < W; lane++, to += wide) {
-        const bool real = u * W + lane < H;
         const T* from = w + (gate * H + u * W + lane) * width + column;
-        for (int64_t j = 0; j < columns; j++) to[j] = real ? from[j] : T(0);
-        for (int64_t j = columns; j < wide; j++) to[j] = 0;
+        const int64_t real = u * W + lane < H ? columns : 0;
+        std::copy_n(from, real, to);
+        std::fill(to + real, to + wide, T(0));
       }
     }
   }
@@ -165,8 +148,8 @@ struct Forward {
       const int64_t I = s.input(layer), panel = (I + s.H) * 4 * W;
       const Layer<T>& w = layers[layer];
       for (int64_t u = u0; u < u1; u++) {
-        pack_unit(w.w_ih, s.H, I, u, W, panels + u * panel);
-        pack_unit(w.w_hh, s.H, s.H, u, W, panels + u * panel + I * 4 * W);
+        kernel.pack_unit(w.w_ih, s.H, I, u, panels + u * panel);
+        kernel.pack_unit(w.w_hh, s.H, s.H, u, panels + u * panel + I * 4 * W);
         for (int64_t gate = 0; gate < 4; gate++) {
           for (int64_t lane = 0; lane < W; lane++) {
             const int64_t j = u * W + lane, from = gate * s.H + j;
