@@ -87,7 +87,9 @@ class Core(nn.Module, abc.ABC):
             state = end.detach()
         sent_NBS = torch.stack(sent)
         with torch.no_grad():
-            synthetic = None if estimator is None else estimator.scale * estimator(sent_NBS.detach())
+            synthetic = None
+            if estimator is not None:  # autocast would have it in its own dtype
+                synthetic = (estimator.scale * estimator(sent_NBS.detach())).to(sent_NBS.dtype)
         return torch.cat(outputs), sent_NBS, synthetic
 
 

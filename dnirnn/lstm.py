@@ -135,7 +135,7 @@ class LSTM(Core):
             synthetic = None
         elif not emitted:
             with torch.no_grad():
-                synthetic = estimator.scale * estimator(sent.detach())
+                synthetic = (estimator.scale * estimator(sent.detach())).to(sent.dtype)
         return output, sent, synthetic
 
     def extra_repr(self) -> str:

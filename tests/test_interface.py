@@ -158,7 +158,7 @@ def test_two_forwards_before_one_backward(setting):
 
 
 def test_an_interface_needs_no_time():
-    """The same cut between two layers: the layer below learns from what the layer above predicts."""
+    """The same cut between two layers: the one below learns from what is predicted above it."""
     torch.manual_seed(0)
     below, above = torch.nn.Linear(3, 4).double(), torch.nn.Linear(4, 1).double()
     estimator = Fitting((), 1.0, 1.0, 3).estimator(Leaky(3, 4))

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-BLOCK = re.compile(r"(<!-- not run: (?P<why>[^>]+) -->\n)?```python\n(?P<code>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(
+    r"(<!-- not run: (?P<why>[^>]+) -->\n)?```python\n(?P<code>.*?)^```$", re.M | re.S
+)
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no README.md yet")
 
