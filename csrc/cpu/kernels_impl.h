@@ -296,40 +296,47 @@ void product(int64_t m, const Rows<T>& a, const T* panel, T* c, int64_t ldc, int
   }
 }
 
+// tile [R][V W] = A^T P. Apart from what becomes of the tile: with that in one function, gcc spills
+// the accumulators.
+template <typename T, int R, int V>
+__attribute__((noinline)) void transposed_tile(int64_t k, const T* a, const T* panel, Vec<T>* tile) {
+  Vec<T> acc[R][V] = {};
+  for (int64_t i = 0; i < k; i++, panel += V * W<T>, a += W<T>) {
+    Vec<T> p[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) p[v] = load(panel + v * W<T>);
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++) {
+      const T x = a[r];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) acc[r][v] += x * p[v];
+    }
+  }
+#pragma GCC unroll 32
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) tile[r * V + v] = acc[r][v];
+  }
+}
+
 template <typename T, int V>
 void transposed_tiles(int64_t k, const T* a, const T* panel, T* c, int64_t ldc, int64_t rows,
                       int64_t columns, bool accumulate) {
   constexpr int R = WEIGHT_ROWS < W<T> ? WEIGHT_ROWS : W<T>;
   for (int64_t first = 0; first < rows; first += R) {
-    Vec<T> acc[R][V] = {};
+    const int64_t left = rows - first < R ? rows - first : R;
     // The tile's place in the gradient is in no near cache; it is needed when the product is done.
-#pragma GCC unroll 32
-    for (int r = 0; r < R; r++) {
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++)
-        __builtin_prefetch(c + (first + (first + r < rows ? r : 0)) * ldc + v * W<T>, 1);
-    }
-    const T* p = panel;
-    const T* from = a + first;
-    for (int64_t i = 0; i < k; i++, p += V * W<T>, from += W<T>) {
-      Vec<T> b[V];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++) b[v] = load(p + v * W<T>);
-#pragma GCC unroll 32
-      for (int r = 0; r < R; r++) {
-        const T x = from[r];
-#pragma GCC unroll 8
-        for (int v = 0; v < V; v++) acc[r][v] += x * b[v];
-      }
-    }
-#pragma GCC unroll 32
-    for (int r = 0; r < R; r++) {
-      if (first + r >= rows) break;
+    for (int64_t r = 0; r < left; r++)
+      for (int v = 0; v < V; v++) __builtin_prefetch(c + (first + r) * ldc + v * W<T>, 1);
+    Vec<T> tile[R * V];
+    transposed_tile<T, R, V>(k, a + first, panel, tile);
+    for (int64_t r = 0; r < left; r++) {
 #pragma GCC unroll 8
       for (int v = 0; v < V; v++) {
         T* to = c + (first + r) * ldc + v * W<T>;
         const int64_t lanes = columns - v * W<T>;
-        store(to, accumulate ? acc[r][v] + load(to, lanes) : acc[r][v], lanes);
+        const Vec<T> sum = tile[r * V + v];
+        store(to, accumulate ? sum + load(to, lanes) : sum, lanes);
       }
     }
   }
