@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser().parse_args(argv)
         return arguments.command(arguments)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or OK)
     except (Interrupted, KeyboardInterrupt) as stopped:
         if str(stopped):
             say(str(stopped))

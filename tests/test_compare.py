@@ -1,0 +1,245 @@
+"""compare: the runs it plans, does, keeps and resumes, and what it writes about them."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from dnirnn.log import read_log
+from dnirnn.tasks import compare, plots
+from dnirnn.tasks.char_lm import FIGURES, CharLMOptions
+from dnirnn.tasks.cli import main
+
+WORDS = "--hidden 4 --embedding 4 --batch 4 --evaluate-every 100 --quiet".split()
+SHORT = [*WORDS, "--updates", "12", "--truncations", "2", "5"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "tiny.txt"
+    path.write_text("tick tock the clock\n" * 60)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def compared(text, tmp_path_factory):
+    """(folder, words) of a comparison that is done."""
+    folder = tmp_path_factory.mktemp("compared")
+    words = ["compare", "char-lm", "--corpus", text, "--out", str(folder), *SHORT]
+    words += ["--estimators", "dni", "--lrs", "dni:5=0.01"]
+    assert main(words) == 0
+    return folder, words
+
+
+# The plan
+
+
+def plan(tmp_path, **change):
+    given = dict(truncations=[2, 8], estimators=["none", "dni"], seeds=[0, 1], rates={})
+    return compare.plan(CharLMOptions(), tmp_path, **(given | change))
+
+
+def test_a_run_for_each_arm_seed_by_seed(tmp_path):
+    names = [run.name for run in plan(tmp_path)]
+    arms = ["T2-none", "T2-dni", "T8-none", "T8-dni"]
+    assert names == [f"{arm}-seed{seed}" for seed in (0, 1) for arm in arms]
+    for run in plan(tmp_path):
+        options = run.options
+        assert run.name == f"T{options.truncation}-{options.estimator}-seed{options.seed}"
+        assert run.folder == tmp_path / run.name
+
+
+def test_rates_go_to_their_arms_the_closer_first(tmp_path):
+    rates = {(None, 8): 0.5, ("dni", 8): 0.25}
+    found = {run.name: run.options.lr for run in plan(tmp_path, seeds=[0], rates=rates)}
+    usual = CharLMOptions().lr
+    assert list(found.values()) == [usual, usual, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("arm", [(None, 3), ("dni", 2)])
+def test_a_rate_without_an_arm_is_refused(tmp_path, arm):
+    with pytest.raises(ValueError, match="--lrs gives a rate for"):
+        plan(tmp_path, estimators=["none"], rates={arm: 0.1})
+
+
+def test_what_is_named_twice_is_run_once(tmp_path):
+    assert len(plan(tmp_path, truncations=[2, 2], seeds=[1, 1], estimators=["dni"])) == 1
+
+
+# What comes out
+
+
+def test_every_run_has_its_row_and_the_paths_exist(compared):
+    folder, _ = compared
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert [(row["run"], row["lr"]) for row in rows] == [
+        ("T2-dni-seed0", "0.001"),
+        ("T5-dni-seed0", "0.01"),
+    ]
+    for row in rows:
+        result = json.loads((folder / row["run"] / "result.json").read_text())
+        assert float(row["test_bits"]) == result["test"]["test_bits"]
+        assert float(row["bits"]) == result["best"]["bits"]
+        assert int(row["symbols"]) == result["symbols"] == 12 * 4 * int(row["truncation"])
+
+
+def test_the_logs_are_put_together_unchanged(compared):
+    folder, _ = compared
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for name in ("T2-dni-seed0", "T5-dni-seed0"):
+        own = [{k: row[k] for k in row if k not in ("run", *compare.ARM)} for row in rows
+               if row["run"] == name]
+        assert [one | {"lr": 0} for one in own] == [
+            row | {"lr": 0} for row in read_log(folder / name / "log.jsonl")
+        ]
+
+
+def test_runs_are_of_the_threads_that_are_left(compared):
+    """Both runs at a time on two cores: one thread each, whatever torch would take."""
+    folder, _ = compared
+    states = [path for path in folder.glob("*/checkpoints/*/state.json")]
+    threads = {json.loads(path.read_text()).get("threads") for path in states}
+    assert states and threads == {max(1, (os.cpu_count() or 1) // compare_jobs())}
+
+
+def compare_jobs() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def test_what_is_done_is_not_run_again(compared, capsys, monkeypatch):
+    folder, words = compared
+    monkeypatch.setattr(compare, "Child", None)
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "2 runs of char-lm" in said and "2 of them done before" in said
+    assert "1,080 / 60 / 60 symbols" in said
+    for name in ("results.csv", "log.jsonl", "curves.png"):
+        assert str(folder / name) in said
+
+
+def test_a_larger_budget_runs_on(compared):
+    folder, words = compared
+    options = CharLMOptions(updates=12)
+    run = compare.Run("T2-dni-seed0", options, folder / "T2-dni-seed0")
+    assert run.result() is not None
+    longer = run._replace(options=dataclasses.replace(options, updates=13))
+    assert longer.result() is None
+
+
+def test_another_configuration_is_refused_before_anything_runs(compared, capsys, monkeypatch):
+    _, words = compared
+    monkeypatch.setattr(compare, "Child", None)
+    assert main([*words, "--hidden", "5", "--updates", "99"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "hidden (4 there, 5 here)" in said
+
+
+def test_a_run_that_fails_does_not_stop_the_others(text, tmp_path, capsys):
+    words = ["compare", "char-lm", "--corpus", text, "--out", str(tmp_path), *SHORT]
+    words += ["--estimators", "none", "--optimizer", "SGD", "--clip", "0", "--lrs", "5=1e30"]
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("dnirnn: T5-none-seed0: update ") and said.err.count("\n") == 1
+    assert [row["run"] for row in csv.DictReader((tmp_path / "results.csv").open())] == [
+        "T2-none-seed0"
+    ]
+
+
+def test_ctrl_c_stops_the_runs_which_resume(text, tmp_path):
+    """SIGINT once a run has logged a row: it saves, and the same command finishes it."""
+    words = ["compare", "char-lm", "--corpus", text, "--out", str(tmp_path), *WORDS]
+    words += "--truncations 2 --estimators none --log-every 8 --minutes 5 --jobs 1".split()
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    program += "from dnirnn.tasks.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "T2-none-seed0" / "log.jsonl"
+    while not (log.exists() and log.stat().st_size):
+        with pytest.raises(subprocess.TimeoutExpired):  # it goes on until it is interrupted
+            process.wait(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "to go on from there: dnirnn compare char-lm" in said and "Traceback" not in said
+    reached = read_log(log)[-1]["update"]
+    assert list((log.parent / "checkpoints").iterdir()) and not (log.parent / "result.json").exists()
+
+    budget = str(reached + 20)
+    where = words.index("--minutes")
+    assert main([*words[:where], "--updates", budget, "--jobs", "1"]) == 0
+    updates = [row["update"] for row in read_log(log, "train")]
+    assert updates == sorted(set(updates)) and updates[-1] == reached + 20
+
+
+# The table
+
+
+def finished(seed: int, bits: float, truncation: int = 8) -> tuple[compare.Run, dict]:
+    options = CharLMOptions(truncation=truncation, seed=seed)
+    result = {
+        "stopped": "updates", "update": 10, "symbols": 2000, "epochs": 0.5, "seconds": 4.0,
+        "best": {"update": 10, "symbols": 2000, "bits": bits + 0.1}, "test": {"test_bits": bits},
+    }
+    return compare.Run(f"run{seed}", options, None), result
+
+
+def test_an_arm_has_the_mean_and_the_spread_of_its_seeds():
+    said = compare.table([finished(0, 1.0), finished(1, 2.0)], FIGURES, "characters")
+    header, _, line = said.splitlines()
+    assert "test, bits per character" in header and "characters/s" in header
+    assert "1.5000 ± 0.7071" in line and "1.6000 ± 0.7071" in line
+    assert line.split()[-3:] == ["2,000", "4", "500"]
+
+
+def test_one_seed_has_no_spread():
+    said = compare.table([finished(0, 1.25), finished(0, 1.5, truncation=2)], FIGURES, "characters")
+    lines = said.splitlines()[2:]
+    assert [line.split()[0] for line in lines] == ["2", "8"]
+    assert "1.2500" in lines[1] and "±" not in said
+
+
+# The picture
+
+
+def curve(truncation, estimator, values):
+    points = [plots.Point(100 * i, 2.0 * i, value) for i, value in enumerate(values, 1)]
+    return plots.Curve(truncation, estimator, points)
+
+
+def test_the_picture_has_two_panels_and_a_line_an_arm(tmp_path, monkeypatch):
+    from matplotlib import pyplot
+
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    curves = [
+        curve(2, "none", [3, 2]),
+        curve(2, "dni", [3, 1.5]),
+        curve(2, "dni", [4, 2.5, 2]),
+        curve(40, "dni", []),
+    ]
+    plots.learning_curves(curves, tmp_path / "curves.png", "bits", "characters", "title")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+    data, time = drawn[0].axes
+    assert (data.get_xlabel(), time.get_xlabel()) == ("characters seen", "seconds of training")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in data.lines}
+    assert lines == {
+        "2 steps, BPTT": [[100, 3], [200, 2]],
+        "2 steps, DNI": [[100, 3.5], [200, 2]],
+    }
+    assert [line.get_xdata().tolist() for line in time.lines] == [[2, 4], [2, 4]]
+    pyplot.switch_backend("Agg")
+
+
+def test_a_curve_of_one_point_is_drawn(tmp_path):
+    plots.learning_curves([curve(2, "none", [3])], tmp_path / "a.png", "bits", "x", "title")
+    assert (tmp_path / "a.png").stat().st_size > 1000
