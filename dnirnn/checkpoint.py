@@ -34,7 +34,7 @@ def save(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:
 
     Raises StorageError, leaving nothing behind, where the disk or the permissions don't allow it.
     """
-    # Clones, because safetensors refuses tensors that share memory (a tied readout) or have strides.
+    # Dense clones: safetensors refuses strides and tensors that share memory (a tied readout).
     contents = {
         TENSORS: safetensors.save({k: dense(v) for k, v in tensors.items()}),
         STATE: json.dumps(state).encode(),
@@ -85,7 +85,9 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict]:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints update-... in a folder, oldest first; none where there is no folder."""
-    return sorted(Path(folder).glob("update-*[0-9]"), key=update_of)
+    found = Path(folder).glob("update-*")
+    numbered = (path for path in found if path.name.removeprefix("update-").isdecimal())
+    return sorted(numbered, key=update_of)
 
 
 def name_of(update: int) -> str:

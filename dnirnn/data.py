@@ -53,19 +53,19 @@ class Stream(abc.ABC):
     def next(self, steps: int | None) -> Batch:
         """The next ``steps`` steps, or as many as are left of the sequence; None: all that is left.
 
-        Never crosses a sequence's end.
+        Never crosses a sequence's end. Raises ValueError for less than one step.
         """
 
     @abc.abstractmethod
     def state_dict(self) -> dict:
-        """The stream's place: numbers, strings, lists, dicts and tensors, none of them changed later."""
+        """Its place: numbers, strings, lists, dicts and tensors, none of them changed later."""
 
     @abc.abstractmethod
     def load_state_dict(self, state: dict) -> None:
         """Goes on bit for bit from where ``state`` was taken."""
 
     def observe(self, bits: float) -> None:
-        """Told the mean bits per target of every sequence when it has ended; a curriculum may react."""
+        """Told the mean bits per target of every sequence that ends; a curriculum may react."""
 
 
 class TextStream(Stream):
@@ -109,6 +109,8 @@ class TextStream(Stream):
         return self.epoch + self.position / self.steps
 
     def next(self, steps: int | None) -> Batch:
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps must be at least 1, or None; got {steps}")
         start = self.position
         end = self.steps if steps is None else min(start + steps, self.steps)
         final = end == self.steps

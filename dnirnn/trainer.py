@@ -1,7 +1,6 @@
 """Trainer: a stream, a model, and a run folder that can be resumed bit for bit."""
 
 import fcntl
-import inspect
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dnirnn import checkpoint as ckpt
 from dnirnn.checkpoint import CheckpointError
@@ -24,6 +23,7 @@ from dnirnn.data import Batch, Stream
 from dnirnn.interface import backward
 from dnirnn.log import Log
 from dnirnn.model import SequenceModel
+from dnirnn.optimizers import clip, make_optimizer, make_schedule, norm_of, scalars_of
 
 
 class Interrupted(Exception):
@@ -57,9 +57,9 @@ class TrainerConfig:
         estimator); None: not clipped.
     micro_batch: rows computed at once; their gradients add up to the whole batch's. It must divide
         the batch size. None: all rows. (Dropout's masks are drawn per piece.)
-    schedule, schedule_options: a class's name in torch.optim.lr_scheduler and its arguments, stepped
-        once an update (ReduceLROnPlateau: once an evaluation, on bits). It drives ``lr``; the
-        estimator's rate stays.
+    schedule, schedule_options: a class's name in torch.optim.lr_scheduler and its arguments,
+        stepped once an update (ReduceLROnPlateau: once an evaluation, on bits). It drives ``lr``;
+        the estimator's rate stays.
     evaluate_every, log_every: updates. An evaluation also ends the run; None: only then.
     checkpoint_every, checkpoint_seconds: updates, seconds of wall clock, from one checkpoint to the
         next; an evaluation that is the best so far and the run's end make one too.
@@ -284,7 +284,7 @@ class Trainer:
     ) -> tuple[Tensor, Tensor, Tensor | int, Tensor | float]:
         """Runs the batch piece by piece, adding to every .grad.
 
-        Returns (the state it ends in, the sum of nats, the count of targets, the estimator's error).
+        Returns (the state it ends in, sum of nats, count of targets, the estimator's error).
         """
         states, nats, errors = [], [], []
         for start in range(0, self.stream.batch_size, self.rows_at_once):
@@ -313,8 +313,8 @@ class Trainer:
         set_rng(before[1], self.device)
         self.save()
         raise NonFinite(
-            f"update {self.update + 1}: the {what} is {value}, in the window of {len(batch.x)} steps"
-            f" from step {t} of the sequence, after {self.symbols:,} symbols; the last good state"
+            f"update {self.update + 1}: the {what} is {value}, in the window of"
+            f" {len(batch.x)} steps from step {t} of the sequence, after {self.symbols:,} symbols; the last good state"
             f" is in {self.checkpoint_folder}",
             self.update + 1,
             what,
@@ -374,6 +374,8 @@ class Trainer:
     def run_evaluation(self) -> bool:
         """Evaluates, keeps the model where it is the best so far; whether it is."""
         metrics = self.measure(self.evaluate)
+        if "bits" not in metrics:
+            raise ValueError(f'evaluate must return a dict with "bits"; got {metrics!r}')
         self.write_row("valid", **metrics, seconds=self.seconds)
         bits = metrics["bits"]
         if not math.isfinite(bits):
@@ -571,8 +573,8 @@ def load_weights(folder: str | Path, model: SequenceModel, which: str = "best") 
     """Loads into ``model`` the weights of a run folder: which = "best" or "latest".
 
     "best" falls back to the latest checkpoint where the run made no evaluation. Returns what is
-    known of them: {"update", "symbols"} and, of the best, its metrics. Raises ValueError where there
-    is none, CheckpointError where it is damaged or another model's.
+    known of them: {"update", "symbols"} and, of the best, its metrics. Raises ValueError where
+    there is none, CheckpointError where it is damaged or another model's.
     """
     if which not in ("best", "latest"):
         raise ValueError(f'which must be "best" or "latest"; got {which!r}')
@@ -625,7 +627,7 @@ def dotted(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is no file. Raises ValueError where it is damaged."""
+    """What a JSON file holds; None where there is none. Raises ValueError where it is damaged."""
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -647,75 +649,11 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{folder} is in use: another process trains there") from None
+        except OSError:
+            pass  # A file system without locks.
         yield
     finally:
         os.close(descriptor)
-
-
-def make_optimizer(
-    prefix: str, parameters: list[nn.Parameter], name: str, lr: float, options: dict
-) -> torch.optim.Optimizer:
-    """The torch.optim optimizer of that name, fused where it can be; ``prefix`` names its fields."""
-    kind = getattr(torch.optim, name, None)
-    known = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
-    if not known or name in ("Optimizer", "LBFGS", "SparseAdam"):
-        raise ValueError(
-            f"{prefix}optimizer must be the name of a class in torch.optim that steps on dense"
-            f" gradients without a closure, such as Adam; got {name!r}"
-        )
-    fused = "fused" in inspect.signature(kind).parameters and not (
-        options.get("foreach") or options.get("differentiable")
-    )
-    try:
-        return kind(parameters, lr=lr, **({"fused": True} if fused else {}) | options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{prefix}options do not fit {name}: {error}") from None
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, name: str | None, options: dict) -> Any:
-    """The torch.optim.lr_scheduler schedule of that name."""
-    if name is None:
-        if options:
-            raise ValueError(f"schedule_options need a schedule; got {options!r}")
-        return None
-    schedules = torch.optim.lr_scheduler
-    kind = getattr(schedules, name, None)
-    plain = isinstance(kind, type) and issubclass(kind, schedules.LRScheduler)
-    refused = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler")
-    if not plain or name in refused:
-        raise ValueError(
-            "schedule must be the name of a class in torch.optim.lr_scheduler that takes plain"
-            f" numbers, such as CosineAnnealingLR; got {name!r}"
-        )
-    try:
-        return kind(optimizer, **options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"schedule_options do not fit {name}: {error}") from None
-
-
-def scalars_of(state: dict) -> dict:
-    """What changes in a schedule: its numbers. The rest comes from its options."""
-    plain = (type(None), bool, int, float, str)
-
-    def is_plain(value: Any) -> bool:
-        return isinstance(value, plain) or (
-            isinstance(value, list) and all(isinstance(item, plain) for item in value)
-        )
-
-    return {name: value for name, value in state.items() if is_plain(value)}
-
-
-def norm_of(gradients: list[Tensor]) -> Tensor | float:
-    """The norm of all gradients together."""
-    if not gradients:
-        return 0.0
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-
-
-def clip(gradients: list[Tensor], norm: float, largest: float | None) -> None:
-    """Scales the gradients, whose norm is known, to at most ``largest``."""
-    if largest is not None and norm > largest:
-        torch._foreach_mul_(gradients, largest / norm)
 
 
 def bits_of(sums: dict) -> float:

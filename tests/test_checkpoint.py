@@ -149,7 +149,10 @@ def test_another_model_is_named():
             expected,
             make_model("none").state_dict(),
         ),
-        "torch.float64 there, .* torch.float32 here": (make_model().double().state_dict(), expected),
+        "torch.float64 there, .* torch.float32 here": (
+            make_model().double().state_dict(),
+            expected,
+        ),
     }
     for says, (found, wanted) in cases.items():
         with pytest.raises(CheckpointError, match=f"update-1 is of another model: .*{says}"):

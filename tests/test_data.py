@@ -87,6 +87,11 @@ def test_a_place_beyond_the_text_is_refused():
         stream.load_state_dict({"position": 4, "epoch": 0})
 
 
+def test_less_than_a_step_is_refused():
+    with pytest.raises(ValueError, match="steps must be at least 1, or None; got 0"):
+        TextStream(torch.arange(8), 2, 0).next(0)
+
+
 def test_rows_of_a_batch():
     x, weight = torch.arange(6).view(2, 3), torch.tensor([[1.0, 1, 1], [1, 0, 1]])
     piece = Batch(x, x + 1, weight, True, False).rows(1, 3)

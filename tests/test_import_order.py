@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # Each module may import those before its line, and, without a cycle, those on it.
 ORDER = [
     {"version"},
-    {"ops", "data", "log", "checkpoint"},
+    {"ops", "data", "log", "checkpoint", "optimizers"},
     {"core", "estimators", "interface"},
     {"lstm", "from_torch", "truncated", "stacks", "hierarchy", "feedforward"},
     {"model"},

@@ -47,7 +47,8 @@ def test_killed_and_resumed_is_the_uninterrupted_run(killed_runs, number):
     assert_equal_runs(run, killed_runs / "reference")
     left = [path.name for path in run.rglob(".*")]
     assert not left
-    results = [json.loads((r / "result.json").read_text()) for r in (run, killed_runs / "reference")]
+    runs = (run, killed_runs / "reference")
+    results = [json.loads((folder / "result.json").read_text()) for folder in runs]
     for result in results:
         result.pop("seconds")
     assert results[0] == results[1]
@@ -196,6 +197,7 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
         raise AssertionError("unpickled")
 
     make_trainer(tmp_path, updates=5, checkpoint_every=3).run()
-    for owner, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
-        monkeypatch.setattr(owner, name, refuse)
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", refuse)
     make_trainer(tmp_path, updates=5, checkpoint_every=3).run()

@@ -365,6 +365,11 @@ def test_validation_bits_that_are_not_finite_stop(tmp_path):
 # Bad input and what was there before
 
 
+def test_an_evaluation_without_bits_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='evaluate must return a dict with "bits"; got {}'):
+        train(tmp_path, updates=1, evaluate=lambda model: {})
+
+
 def snapshot(folder):
     return {
         path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))
@@ -374,7 +379,8 @@ def snapshot(folder):
 def test_another_configuration_is_refused_by_the_keys_that_differ(tmp_path):
     make_trainer(tmp_path, updates=5).run()
     before = snapshot(tmp_path)
-    with pytest.raises(ValueError, match=r"clip \(1.0 there, 2.0 here\), updates \(5 there, 6 here\)"):
+    says = r"clip \(1.0 there, 2.0 here\), updates \(5 there, 6 here\)"
+    with pytest.raises(ValueError, match=says):
         make_trainer(tmp_path, updates=6, clip=2.0)
     with pytest.raises(ValueError, match=r"options.eps \('not given' there, 0.1 here\)"):
         make_trainer(tmp_path, updates=5, options={"eps": 0.1})
@@ -477,7 +483,8 @@ def test_loading_from_nothing_is_refused(tmp_path):
     ("field", "value"),
     [
         *[(name, 0) for name in ("updates", "chunks", "micro_batch", "log_every", "patience")],
-        *[(name, -1) for name in ("minutes", "symbols", "lr", "estimator_lr", "checkpoint_seconds")],
+        *[(name, -1) for name in ("minutes", "symbols", "lr", "estimator_lr")],
+        ("checkpoint_seconds", -1),
         *[("updates", 1.5), ("chunks", "all"), ("evaluate_every", True), ("clip", 0)],
         *[("clip", math.nan), ("lr", "fast"), ("estimator_clip", 0.0), ("checkpoint_every", 0)],
     ],

@@ -1,0 +1,73 @@
+"""Optimizers, schedules and clipping by name, for the trainer."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def make_optimizer(
+    prefix: str, parameters: list[nn.Parameter], name: str, lr: float, options: dict
+) -> torch.optim.Optimizer:
+    """The torch.optim optimizer of that name, fused where it can; ``prefix`` names its fields."""
+    kind = getattr(torch.optim, name, None)
+    known = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    if not known or name in ("Optimizer", "LBFGS", "SparseAdam"):
+        raise ValueError(
+            f"{prefix}optimizer must be the name of a class in torch.optim that steps on dense"
+            f" gradients without a closure, such as Adam; got {name!r}"
+        )
+    fused = "fused" in inspect.signature(kind).parameters and not (
+        options.get("foreach") or options.get("differentiable")
+    )
+    try:
+        return kind(parameters, lr=lr, **({"fused": True} if fused else {}) | options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{prefix}options do not fit {name}: {error}") from None
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, name: str | None, options: dict) -> Any:
+    """The torch.optim.lr_scheduler schedule of that name."""
+    if name is None:
+        if options:
+            raise ValueError(f"schedule_options need a schedule; got {options!r}")
+        return None
+    schedules = torch.optim.lr_scheduler
+    kind = getattr(schedules, name, None)
+    plain = isinstance(kind, type) and issubclass(kind, schedules.LRScheduler)
+    refused = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler")
+    if not plain or name in refused:
+        raise ValueError(
+            "schedule must be the name of a class in torch.optim.lr_scheduler that takes plain"
+            f" numbers, such as CosineAnnealingLR; got {name!r}"
+        )
+    try:
+        return kind(optimizer, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"schedule_options do not fit {name}: {error}") from None
+
+
+def scalars_of(state: dict) -> dict:
+    """What changes in a schedule: its numbers. The rest comes from its options."""
+    plain = (type(None), bool, int, float, str)
+
+    def is_plain(value: Any) -> bool:
+        return isinstance(value, plain) or (
+            isinstance(value, list) and all(isinstance(item, plain) for item in value)
+        )
+
+    return {name: value for name, value in state.items() if is_plain(value)}
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor | float:
+    """The norm of all gradients together."""
+    if not gradients:
+        return 0.0
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def clip(gradients: list[Tensor], norm: float, largest: float | None) -> None:
+    """Scales the gradients, whose norm is known, to at most ``largest``."""
+    if largest is not None and norm > largest:
+        torch._foreach_mul_(gradients, largest / norm)
