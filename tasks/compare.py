@@ -116,7 +116,7 @@ def run_all(task: str, runs: Sequence[Run], jobs: int, quiet: bool) -> list[str]
     On Ctrl-C every process saves and ends before KeyboardInterrupt goes on.
     """
     waiting, running, failures, done = list(runs), [], [], 0
-    progress = bar(quiet, "comparing ")
+    progress = bar(quiet, "compare ")
     with terminated_like_interrupted():
         try:
             while waiting or running:
@@ -129,7 +129,7 @@ def run_all(task: str, runs: Sequence[Run], jobs: int, quiet: bool) -> list[str]
                     failures += child.failure()
                 shares = done + sum(child.share() for child in running)
                 names = ", ".join(child.run.name for child in running)
-                progress.set_postfix_str(f" {done}/{len(runs)} done; {names}", refresh=False)
+                progress.set_postfix_str(f"{done}/{len(runs)} done; {names}", refresh=False)
                 move(progress, shares / len(runs))
         finally:
             progress.close()

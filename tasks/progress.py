@@ -24,19 +24,20 @@ def minutes(options: Any) -> float | None:
 
 
 def bar(quiet: bool, description: str = "") -> tqdm:
-    """A bar from 0 to 1 on stderr; none where stderr is not a terminal."""
+    """A bar from 0 to 1 on stderr; now and then a line where stderr is not a terminal."""
     return tqdm(
         total=1.0,
         desc=description,
-        disable=quiet or not sys.stderr.isatty(),
+        disable=quiet,
+        mininterval=0.2 if sys.stderr.isatty() else 20,
+        miniters=0,
         bar_format="{desc}{percentage:3.0f}% |{bar}| {elapsed} [{remaining} left]{postfix}",
         dynamic_ncols=True,
     )
 
 
 def move(progress: tqdm, share: float) -> None:
-    progress.n = min(share, 1.0)
-    progress.refresh()
+    progress.update(min(share, 1.0) - progress.n)
 
 
 class RunProgress:
@@ -44,12 +45,13 @@ class RunProgress:
 
     def __init__(self, options: Any):
         self.options = options
-        self.bar = bar(options.quiet)
+        self.bar: tqdm | None = None
 
     def __call__(self, row: dict) -> None:
-        if self.bar.n == 0:
+        if self.bar is None:  # not before there is something to show: errors come first
+            self.bar = bar(self.options.quiet)
             # A resumed run starts part of the way: what is left is estimated from there.
-            self.bar.initial = fraction(self.options, row)
+            self.bar.initial = self.bar.n = fraction(self.options, row)
         if row["kind"] == "valid" and not self.options.quiet:
             others = {k: v for k, v in row.items() if k not in KNOWN}
             extra = "".join(f", {name} {value:.5g}" for name, value in others.items())
@@ -58,11 +60,12 @@ class RunProgress:
                 f" validation {row['bits']:.4f} bits{extra}"
             )
         if row["kind"] == "train":
-            self.bar.set_postfix_str(f" train {row['bits']:.3f} bits", refresh=False)
+            self.bar.set_postfix_str(f"train {row['bits']:.3f} bits", refresh=False)
         move(self.bar, fraction(self.options, row))
 
     def close(self) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 KNOWN = ("kind", "update", "symbols", "bits", "seconds", "epochs")

@@ -64,6 +64,7 @@ def rows_of(folder) -> list[dict]:
 
 def refused(capsys, argv: list[str], message: str) -> None:
     """Exit code 2, and one line on stderr, which says ``message``."""
+    capsys.readouterr()
     code = main(argv)
     said = capsys.readouterr().err
     assert code == 2, said
@@ -148,7 +149,7 @@ def test_every_training_option_reaches_the_trainer(train, tmp_path):
 
 
 def test_a_run_that_diverges_says_where(train, capsys):
-    assert train("--optimizer", "SGD", "--lr", "1e30", "--clip", "0") == 1
+    assert train("--optimizer", "SGD", "--lr", "1e30", "--clip", "0", "--quiet") == 1
     said = capsys.readouterr().err
     assert re.search(r"update \d+: the .* (nan|inf)", said) and said.count("\n") == 1
 
