@@ -25,6 +25,31 @@ from dnirnn.log import Log
 from dnirnn.model import SequenceModel
 from dnirnn.optimizers import clip, make_optimizer, make_schedule, norm_of, scalars_of
 
+# What a run folder holds.
+CONFIG, LOG, RESULT = "config.json", "log.jsonl", "result.json"
+CHECKPOINTS, BEST = "checkpoints", "best"
+# Sums over the updates since the last row of the log.
+PENDING = {
+    "updates": 0,
+    "nats": 0.0,
+    "targets": 0,
+    "estimator_error": 0.0,
+    "gradient_norm": 0.0,
+    "seconds": 0.0,
+}
+# The attributes of a Trainer that its checkpoints hold as they are.
+PROGRESS = (
+    "update",
+    "symbols",
+    "seconds",
+    "state",
+    "t",
+    "pending",
+    "sequence",
+    "best",
+    "evaluations_since_best",
+)
+
 
 class Interrupted(Exception):
     """Ctrl-C: the update was finished and the run saved. The message says how far it got."""
@@ -314,8 +339,8 @@ class Trainer:
         self.save()
         raise NonFinite(
             f"update {self.update + 1}: the {what} is {value}, in the window of"
-            f" {len(batch.x)} steps from step {t} of the sequence, after {self.symbols:,} symbols; the last good state"
-            f" is in {self.checkpoint_folder}",
+            f" {len(batch.x)} steps from step {t} of the sequence, after {self.symbols:,} symbols;"
+            f" the last good state is in {self.checkpoint_folder}",
             self.update + 1,
             what,
         )
@@ -529,36 +554,6 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
-
-
-CONFIG, LOG, CHECKPOINTS, BEST, RESULT = (
-    "config.json",
-    "log.jsonl",
-    "checkpoints",
-    "best",
-    "result.json",
-)
-# Sums over the updates since the last row of the log.
-PENDING = {
-    "updates": 0,
-    "nats": 0.0,
-    "targets": 0,
-    "estimator_error": 0.0,
-    "gradient_norm": 0.0,
-    "seconds": 0.0,
-}
-# The attributes of a Trainer that its checkpoints hold as they are.
-PROGRESS = (
-    "update",
-    "symbols",
-    "seconds",
-    "state",
-    "t",
-    "pending",
-    "sequence",
-    "best",
-    "evaluations_since_best",
-)
 
 
 def read_config(folder: str | Path) -> dict:
