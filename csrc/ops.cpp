@@ -15,6 +15,8 @@ TORCH_LIBRARY(dnirnn, m) {
       "lstm_tbptt_backward(Tensor? grad_output, Tensor? grad_sent, Tensor x, Tensor h, Tensor c, "
       "Tensor gates, Tensor between, Tensor[] weights, Tensor? reset, int truncation, "
       "int probe_rows, bool with_grad_x) -> (Tensor, Tensor, Tensor, Tensor[])");
+  // (error, gradients)
+  m.def("regression(Tensor entered, Tensor target, Tensor[] estimator) -> (Tensor, Tensor[])");
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

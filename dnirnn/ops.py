@@ -15,14 +15,15 @@ def load_extension():
 
     Raises ImportError where it was built for another torch: it would crash or compute nonsense.
     """
-    if importlib.util.find_spec("dnirnn._C") is None:
+    found = importlib.util.find_spec("dnirnn._C")
+    if found is None:
         warnings.warn(
             "dnirnn runs without its fused operators (same results, slower): it was installed"
             " where there was no C++ compiler. `dnirnn doctor` says what to do.",
             stacklevel=3,
         )
         return None
-    record = Path(__file__).parent / "_build.json"
+    record = Path(found.origin).with_name("_build.json")
     built_for = json.loads(record.read_text())["torch"] if record.exists() else "an unknown torch"
     if built_for != torch.__version__:
         raise ImportError(
@@ -104,15 +105,28 @@ def accumulate_regression(entered: Tensor, target: Tensor, weights: list[Tensor]
     """Adds to the .grad of an MLP's weights the gradient of its regression; returns the error.
 
     The error is half the squared difference of MLP(entered) and ``target``, both [R, S], summed
-    over S and meaned over R: a detached 0-d tensor.
+    over S and meaned over R: a detached 0-d tensor. A weight that does not require a gradient gets
+    none.
     """
+    if not built:
+        return reference_regression(entered, target, weights)
+    with torch.no_grad():
+        error, gradients = torch.ops.dnirnn.regression(entered, target, weights)
+        for weight, gradient in zip(weights, gradients):
+            if weight.requires_grad:
+                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+    return error
+
+
+def reference_regression(entered: Tensor, target: Tensor, weights: list[Tensor]) -> Tensor:
+    """What accumulate_regression computes, by torch's autograd."""
+    fitted = [weight for weight in weights if weight.requires_grad]
     with torch.enable_grad():
         prediction = entered
         for i in range(0, len(weights), 2):
             prediction = torch.relu(prediction) if i else prediction
             prediction = F.linear(prediction, *weights[i : i + 2])
         error = 0.5 * (prediction - target).square().sum(-1).mean()
-        fitted = [weight for weight in weights if weight.requires_grad]
         if fitted:
             error.backward(inputs=fitted)
     return error.detach()
@@ -154,6 +168,11 @@ def fake_backward(
     )
 
 
+def fake_regression(entered, target, estimator):
+    return entered.new_empty(()), [torch.empty_like(weight) for weight in estimator]
+
+
 if built:
     torch.library.register_fake("dnirnn::lstm_tbptt", fake_forward)
+    torch.library.register_fake("dnirnn::regression", fake_regression)
     torch.library.register_fake("dnirnn::lstm_tbptt_backward", fake_backward)

@@ -17,6 +17,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/team.h"
+#include "estimator.h"
 #include "sizes.h"
 
 namespace dnirnn::cpu {
@@ -404,16 +405,6 @@ struct Backward {
 
 const Tensor* present(const OptionalTensor& tensor) {
   return tensor && tensor->defined() ? &*tensor : nullptr;
-}
-
-Tensor predict(const Tensor& state, at::TensorList estimator, double scale) {
-  Tensor value = state;
-  for (size_t i = 0; i < estimator.size(); i += 2) {
-    if (i > 0) value = value.relu_();
-    value = at::linear(value, estimator[i].to(state.scalar_type()),
-                       estimator[i + 1].to(state.scalar_type()));
-  }
-  return value.mul_(scale);
 }
 
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
