@@ -22,8 +22,8 @@ struct Sizes {
 };
 
 inline Sizes sizes_of(const at::Tensor& x, at::TensorList weights, int64_t truncation) {
-  TORCH_CHECK_VALUE(x.dim() == 3 && x.size(0) > 0, "x must be [T, B, I] with T at least 1; got ",
-                    x.sizes());
+  TORCH_CHECK_VALUE(x.dim() == 3 && x.size(0) > 0 && x.size(1) > 0,
+                    "x must be [T, B, I] with T and B at least 1; got ", x.sizes());
   TORCH_CHECK_VALUE(truncation >= 1, "truncation must be at least 1 step; got ", truncation);
   TORCH_CHECK_VALUE(!weights.empty() && weights.size() % 4 == 0,
                     "weights must be w_ih, w_hh, b_ih, b_hh for each layer; got ", weights.size(),
