@@ -1,10 +1,26 @@
 """Optimizers, schedules and clipping by name, for the trainer."""
 
 import inspect
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# What is left of a learning rate when a share of the budget is used up.
+DECAYS = {
+    "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
+    "linear": lambda share: 1 - share,
+}
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of all parameters, be it kept as a number or as a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def make_optimizer(

@@ -23,7 +23,15 @@ from dnirnn.data import Batch, Stream
 from dnirnn.interface import backward
 from dnirnn.log import Log
 from dnirnn.model import SequenceModel
-from dnirnn.optimizers import clip, make_optimizer, make_schedule, norm_of, scalars_of
+from dnirnn.optimizers import (
+    DECAYS,
+    clip,
+    make_optimizer,
+    make_schedule,
+    norm_of,
+    scalars_of,
+    set_lr,
+)
 
 # What a run folder holds.
 CONFIG, LOG, RESULT = "config.json", "log.jsonl", "result.json"
@@ -85,6 +93,9 @@ class TrainerConfig:
     schedule, schedule_options: a class's name in torch.optim.lr_scheduler and its arguments,
         stepped once an update (ReduceLROnPlateau: once an evaluation, on bits). It drives ``lr``;
         the estimator's rate stays.
+    decay: "cosine" or "linear": lr falls to zero over the budget, whichever part of it is used up
+        most: lr (1 + cos(pi f)) / 2 or lr (1 - f) at the fraction f. None: it stays. Only one of
+        schedule and decay can drive it.
     evaluate_every, log_every: updates. An evaluation also ends the run; None: only then.
     checkpoint_every, checkpoint_seconds: updates, seconds of wall clock, from one checkpoint to the
         next; an evaluation that is the best so far and the run's end make one too.
@@ -108,6 +119,7 @@ class TrainerConfig:
     micro_batch: int | None = None
     schedule: str | None = None
     schedule_options: dict = field(default_factory=dict)
+    decay: str | None = None
     evaluate_every: int | None = 1000
     checkpoint_every: int | None = None
     checkpoint_seconds: float | None = 60.0
@@ -132,6 +144,14 @@ class TrainerConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(f"{name} must be positive; got {value!r}")
+        if self.decay not in (None, *DECAYS):
+            raise ValueError(f"decay must be one of {', '.join(DECAYS)} or None; got {self.decay!r}")
+        if self.decay is not None and self.schedule is not None:
+            raise ValueError(
+                f"decay and schedule can't both drive lr; got {self.decay!r} and {self.schedule!r}"
+            )
+        if self.decay is not None and self.updates is self.minutes is self.symbols is None:
+            raise ValueError("decay needs a budget: updates, minutes or symbols")
         if self.updates is self.minutes is self.symbols is self.patience is None:
             raise ValueError("one of updates, minutes, symbols or patience must be given")
 
@@ -278,6 +298,9 @@ class Trainer:
 
         clip(gradients[0], core_norm, self.config.clip)
         clip(gradients[1], estimator_norm, self.config.estimator_clip)
+        if self.config.decay is not None:
+            share = min(1.0, max(used / budget for used, budget in self.spent().values()))
+            set_lr(self.optimizer, self.config.lr * DECAYS[self.config.decay](share))
         for optimizer in self.optimizers:
             optimizer.step()
         for parameter in (*self.core, *self.estimator):
@@ -367,19 +390,23 @@ class Trainer:
             )
         return stopped
 
-    def reached(self) -> str | None:
-        """The budget that is used up, or "patience"."""
+    def spent(self) -> dict[str, tuple[float, float]]:
+        """What is used of each budget that was given."""
         config = self.config
-        spent = {
+        budgets = {
             "updates": (self.update, config.updates),
             "symbols": (self.symbols, config.symbols),
             "minutes": (self.seconds / 60, config.minutes),
-            "patience": (self.evaluations_since_best, config.patience),
         }
-        for name, (used, budget) in spent.items():
-            if budget is not None and used >= budget:
+        return {name: (used, budget) for name, (used, budget) in budgets.items() if budget is not None}
+
+    def reached(self) -> str | None:
+        """The budget that is used up, or "patience"."""
+        for name, (used, budget) in self.spent().items():
+            if used >= budget:
                 return name
-        return None
+        patience = self.config.patience
+        return "patience" if patience is not None and self.evaluations_since_best >= patience else None
 
     def log_training(self) -> None:
         """The means over the updates since the last row."""

@@ -89,6 +89,7 @@ CASES = {
     ),
     "milestones": dict(schedule="MultiStepLR", schedule_options={"milestones": [4, 9]}),
     "restarts": dict(schedule="CosineAnnealingWarmRestarts", schedule_options={"T_0": 3}),
+    "decay": dict(decay="cosine"),
     "plateau": dict(schedule="ReduceLROnPlateau", schedule_options={"patience": 0, "factor": 0.5}),
     "cyclic": dict(schedule="CyclicLR", schedule_options={"base_lr": 0.001, "max_lr": 0.01}),
     "truncated only": dict(estimator="none"),

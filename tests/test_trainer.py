@@ -170,6 +170,21 @@ def test_a_schedule_drives_the_core_s_rate_once_an_update(tmp_path):
     assert trainer.optimizers[1].param_groups[0]["lr"] == 0.01
 
 
+@pytest.mark.parametrize(
+    ("decay", "left"),
+    [
+        ("linear", [1, 3 / 4, 2 / 4, 1 / 4]),
+        ("cosine", [1, (2 + math.sqrt(2)) / 4, 1 / 2, (2 - math.sqrt(2)) / 4]),
+    ],
+)
+def test_decay_follows_the_budget_that_is_used_up_most(tmp_path, decay, left):
+    # An update is 4 rows of 3 symbols: 48 symbols are four updates, of the eight allowed.
+    trainer = train(tmp_path, updates=8, symbols=48, lr=0.5, decay=decay, log_every=1)
+    rates = [row["lr"] for row in rows_of(tmp_path)]
+    assert rates == pytest.approx([0.5 * share for share in left])
+    assert trainer.optimizers[1].param_groups[0]["lr"] == 0.01
+
+
 def test_plateaus_are_of_the_evaluations(tmp_path):
     bits = iter([3.0, 2.0, 2.0, 1.0, 1.0])
     options = dict(schedule="ReduceLROnPlateau", schedule_options={"patience": 0, "factor": 0.5})
@@ -484,7 +499,7 @@ def test_loading_from_nothing_is_refused(tmp_path):
     [
         *[(name, 0) for name in ("updates", "chunks", "micro_batch", "log_every", "patience")],
         *[(name, -1) for name in ("minutes", "symbols", "lr", "estimator_lr")],
-        ("checkpoint_seconds", -1),
+        *[("checkpoint_seconds", -1), ("decay", "slowly")],
         *[("updates", 1.5), ("chunks", "all"), ("evaluate_every", True), ("clip", 0)],
         *[("clip", math.nan), ("lr", "fast"), ("estimator_clip", 0.0), ("checkpoint_every", 0)],
     ],
