@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = parser().parse_args(argv)
-        return arguments.command(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            return arguments.command(arguments)
     except SystemExit as done:  # --help and --version
         return int(done.code or OK)
     except (Interrupted, KeyboardInterrupt) as stopped:
@@ -71,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def say(message: str) -> None:
     """One line on stderr."""
     print(f"dnirnn: {' '.join(message.split())}", file=sys.stderr)
+
+
+def show_warning(message: Warning | str, *where: Any) -> None:
+    say(f"warning: {message}")
 
 
 def parser() -> argparse.ArgumentParser:

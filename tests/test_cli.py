@@ -154,6 +154,13 @@ def test_a_run_that_diverges_says_where(train, capsys):
     assert re.search(r"update \d+: the .* (nan|inf)", said) and said.count("\n") == 1
 
 
+def test_another_number_of_threads_is_a_warning_of_one_line(train, capsys):
+    assert train("--updates", "5", "--quiet", "--threads", "1") == 0
+    assert train("--updates", "9", "--quiet", "--threads", "2") == 0
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"dnirnn: warning: this run began with 1 threads[^\n]+\n", said), said
+
+
 def test_copy_trains_and_is_measured(tmp_path, capsys):
     folder = str(tmp_path / "run")
     words = "--bits 1 --hidden 8 --batch 4 --truncation 3 --updates 30 --max-length 3".split()
