@@ -27,6 +27,7 @@ FIGURES = (
     Figure("test_bits", "test, bits per character", "{:.4f}", True),
     Figure("bits", "validation, bits per character", "{:.4f}", True),
 )
+DECAY = "cosine"  # of the learning rate over the budget
 UNIT, EPOCHS = "characters", "epochs"
 
 

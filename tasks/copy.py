@@ -27,6 +27,7 @@ FIGURES = (
     Figure("solved", "longest length solved", "{:.1f}", False),
     Figure("error", "error at the length after it, bits per bit", "{:.3f}", True),
 )
+DECAY = "none"  # of the learning rate over the budget
 UNIT, EPOCHS = "vectors to copy", "batches of sequences"
 TESTED = 256  # sequences of a length that an evaluation runs
 RECENT = 10  # sequences whose mean error decides whether the length grows

@@ -82,7 +82,7 @@ class Checked:
 
 
 def check(name: str, value: Any, rule: typing.Mapping) -> None:
-    if rule["choices"] and value not in rule["choices"]:
+    if rule["choices"] and value is not None and value not in rule["choices"]:
         raise ValueError(f"{name} must be one of {', '.join(rule['choices'])}; got {value!r}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
@@ -173,6 +173,12 @@ class TrainingOptions(Checked):
     clip: float = option(
         1.0, "longest gradient (Euclidean norm) of the core in an update; 0: no limit", "NORM",
         at_least=0,
+    )
+    decay: str | None = option(
+        None,
+        "how the core's learning rate falls to zero over the budget (minutes, updates or symbols)",
+        choices=("cosine", "linear", "none"),
+        shown="cosine for char-lm where no --schedule is given, else none",
     )
     schedule: str | None = option(
         None, "learning-rate schedule: a name in torch.optim.lr_scheduler", "NAME", shown="constant"

@@ -56,8 +56,16 @@ def steps_per_update(options: Any) -> int | None:
     return steps
 
 
-def trainer_config(options: Any, symbols_per_update: float) -> TrainerConfig:
-    """The trainer's settings, counted in updates, from options that count symbols."""
+def trainer_config(options: Any, symbols_per_update: float, decay: str) -> TrainerConfig:
+    """The trainer's settings, counted in updates, from options that count symbols.
+
+    decay: the task's own, for options that give neither a decay nor a schedule.
+    """
+    budgets = (minutes(options), options.updates, options.symbols)
+    if options.decay is not None:
+        decay = options.decay
+    elif options.schedule is not None or all(budget is None for budget in budgets):
+        decay = "none"
     steps = steps_per_update(options)
 
     def updates(symbols: float) -> int:
@@ -77,6 +85,7 @@ def trainer_config(options: Any, symbols_per_update: float) -> TrainerConfig:
         clip=options.clip or None,
         estimator_clip=options.estimator_clip or None,
         micro_batch=options.micro_batch,
+        decay=None if decay == "none" else decay,
         schedule=options.schedule,
         schedule_options=dict(options.schedule_options),
         evaluate_every=updates(options.evaluate_every),

@@ -31,7 +31,7 @@ def train(name: str, options: Any, folder: Path) -> None:
     trainer = Trainer(
         task.model,
         task.stream,
-        trainer_config(options, task.symbols_per_update),
+        trainer_config(options, task.symbols_per_update, TASKS[name].DECAY),
         folder,
         task.evaluate,
         task.config,

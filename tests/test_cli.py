@@ -101,10 +101,10 @@ def test_a_run_that_is_done_says_its_figures_again(train, tmp_path, capsys):
 
 
 def test_a_larger_budget_goes_on_where_the_run_ended(train, tmp_path):
-    """Evaluations beside, which end both runs, it is the run that had the budget at once."""
-    assert train("--updates", "30") == 0
-    assert train() == 0
-    assert train(out="whole") == 0
+    """With a rate that does not follow the budget, it is the run that had it all at once."""
+    assert train("--decay", "none", "--updates", "30") == 0
+    assert train("--decay", "none") == 0
+    assert train("--decay", "none", out="whole") == 0
     halves, whole = rows_of(tmp_path / "run"), rows_of(tmp_path / "whole")
     assert halves[-1] == whole[-1] and halves[-1]["update"] == 60
 

@@ -157,7 +157,7 @@ def test_it_learns_beyond_the_first_lengths(tmp_path):
         estimator_hidden=("linear",), evaluate_every=10**6, seed=1,
     )
     task = copy.build(options)
-    config = trainer_config(options, task.symbols_per_update)
+    config = trainer_config(options, task.symbols_per_update, copy.DECAY)
     arguments = (task.model, task.stream, config, tmp_path / "run", task.evaluate, task.config)
     result = Trainer(*arguments, task.test).run()
     assert result["test"]["solved"] >= 2
