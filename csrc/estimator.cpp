@@ -18,6 +18,8 @@ struct NoAutocast {
 using at::Tensor;
 
 Tensor predict(const Tensor& state, at::TensorList estimator, double scale) {
+  TORCH_CHECK_VALUE(estimator.size() % 2 == 0, "estimator must be W and b of each layer; got ",
+                    estimator.size(), " tensors");
   const NoAutocast outside;
   Tensor value = state;
   for (size_t i = 0; i < estimator.size(); i += 2) {

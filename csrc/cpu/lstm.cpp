@@ -425,6 +425,9 @@ ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
   Tensor h = at::empty({s.L, s.K, s.N, s.B, s.H}, options), c = at::empty_like(h);
   Tensor gates = at::empty({s.L, s.K, s.N, s.B, 4, s.H}, options);
   Tensor between = at::empty({s.L - 1, s.T, s.B, s.H}, options);
+  // A short last chunk leaves its last steps unwritten: outputs of an operator must be defined.
+  for (const Tensor& history : {h, c, gates})
+    history.select(2, s.N - 1).slice(1, s.steps(s.N - 1)).zero_();
 
   static thread_local Scratch<T> panel_scratch, bias_scratch;
   const Kernels<T>& kernel = kernels<T>();
