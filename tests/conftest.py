@@ -19,7 +19,7 @@ common = dict(
     print_blob=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-settings.register_profile("laws", derandomize=True, max_examples=20, database=None, **common)
+settings.register_profile("laws", derandomize=True, max_examples=15, database=None, **common)
 settings.register_profile("explore", max_examples=300, **common)
 settings.load_profile("laws")
 
