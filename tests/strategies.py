@@ -79,9 +79,7 @@ class Oracle(GradientEstimator):
 CORES = {
     "lstm": (lambda i, h: LSTM(i, h), "fused"),
     "lstm-2": (lambda i, h: LSTM(i, h, 2), "fused"),
-    "lstm-reference": (lambda i, h: LSTM(i, h), "reference"),
     "lstm-2-reference": (lambda i, h: LSTM(i, h, 2), "reference"),
-    "from-lstm": (lambda i, h: FromTorch(nn.LSTM(i, h)), None),
     "from-lstm-2": (lambda i, h: FromTorch(nn.LSTM(i, h, 2)), None),
     "from-gru-2": (lambda i, h: FromTorch(nn.GRU(i, h, 2)), None),
     "from-rnn": (lambda i, h: FromTorch(nn.RNN(i, h)), None),
