@@ -282,6 +282,21 @@ def test_a_folder_that_can_not_be_written(train, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
+# demo
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 4, 6])
+def test_the_demo_keeps_to_its_minutes(jobs, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(cli.compare, "compare", lambda *arguments: asked.append(arguments) or [])
+    assert main(["demo", "--out", str(tmp_path), "--jobs", str(jobs), "--minutes", "3"]) == 0
+    ((task, runs, folder, at_once, _),) = asked
+    assert (task, folder, at_once, len(runs)) == ("char-lm", tmp_path, jobs, 6)
+    assert {run.options.corpus for run in runs} == {"builtin"}
+    rounds = -(-len(runs) // jobs)
+    assert rounds * (runs[0].options.minutes + cli.DEMO_OVERHEAD) == pytest.approx(3)
+
+
 # Options
 
 
