@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             **keywords,
             allow_abbrev=False,
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
+            formatter_class=partial(argparse.HelpFormatter, max_help_position=32, width=100),
         )
 
     def error(self, message: str) -> NoReturn:
@@ -93,7 +94,8 @@ def parser() -> argparse.ArgumentParser:
     add_eval(command(commands, "eval", "measure a trained model", run_eval))
     add_sample(command(commands, "sample", "let a trained char-lm write", run_sample))
     add_compare(command(commands, "compare", "train with several truncations and estimators", None))
-    add_demo(command(commands, "demo", "a comparison of a few minutes, nothing to download", run_demo))
+    summary = "a comparison of a few minutes, nothing to download"
+    add_demo(command(commands, "demo", summary, run_demo))
     command(commands, "doctor", "what is built, and what this machine offers", run_doctor)
     return top
 
@@ -101,13 +103,16 @@ def parser() -> argparse.ArgumentParser:
 def command(
     commands: Any, name: str, summary: str, run: Callable[[argparse.Namespace], int] | None
 ) -> argparse.ArgumentParser:
-    added = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    sentence = f"{summary[0].upper()}{summary[1:]}."
+    added = commands.add_parser(name, help=summary, description=sentence)
     if run is not None:
         added.set_defaults(command=run)
     return added
 
 
-def task_parsers(parent: argparse.ArgumentParser, run: Callable) -> dict[str, argparse.ArgumentParser]:
+def task_parsers(
+    parent: argparse.ArgumentParser, run: Callable
+) -> dict[str, argparse.ArgumentParser]:
     tasks = parent.add_subparsers(title="tasks", metavar="TASK", dest="task", required=True)
     return {name: command(tasks, name, SUMMARIES[name], run) for name in TASKS}
 

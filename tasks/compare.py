@@ -90,10 +90,7 @@ def compare(task: str, runs: Sequence[Run], folder: Path, jobs: int, quiet: bool
     """
     ready = TASKS[task].build(runs[0].options)
     for run in runs:
-        own = {
-            name: getattr(run.options, name)
-            for name in ("truncation", "estimator", "seed", "lr")
-        }
+        own = {name: getattr(run.options, name) for name in ARM}
         check_config(run.folder, json.loads(json.dumps({**ready.config, **own})))
     folder.mkdir(parents=True, exist_ok=True)
     missing = [run for run in runs if run.result() is None]
@@ -249,7 +246,7 @@ def write_csv(path: Path, done: Sequence[tuple[Run, dict]], figures: Sequence[Fi
             **{name: getattr(run.options, name) for name in ARM},
             **{figure.key: found.get(figure.key) for figure in figures},
             "best_update": (result["best"] or {}).get("update"),
-            **{name: result[name] for name in ("update", "symbols", "epochs", "seconds", "stopped")},
+            **{name: result[name] for name in SPENT},
         }
 
     rows = [row(run, result) for run, result in done]
@@ -263,6 +260,7 @@ def write_csv(path: Path, done: Sequence[tuple[Run, dict]], figures: Sequence[Fi
 
 
 ARM = ("truncation", "estimator", "seed", "lr")
+SPENT = ("update", "symbols", "epochs", "seconds", "stopped")
 
 
 def write_log(path: Path, runs: Sequence[Run]) -> None:
@@ -302,7 +300,7 @@ def table(done: Sequence[tuple[Run, dict]], figures: Sequence[Figure], unit: str
                 estimator,
                 f"{rate:g}",
                 str(len(results)),
-                *(spread([one.get(figure.key) for one in found], figure.form) for figure in figures),
+                *(spread([one.get(shown.key) for one in found], shown.form) for shown in figures),
                 f"{symbols:,.0f}",
                 f"{seconds:,.0f}",
                 f"{symbols / seconds:,.0f}" if seconds else "-",

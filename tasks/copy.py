@@ -159,7 +159,7 @@ def mean_bit_nats(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def measure(model: SequenceModel, lengths: list[int], options: CopyOptions) -> list[float]:
-    """The error, in bits per bit copied, on fresh sequences of each length: the same at every call."""
+    """The error on fresh sequences of each length, in bits per bit copied; the same every time."""
     training = model.training
     model.eval()
     try:

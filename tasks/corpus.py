@@ -1,4 +1,4 @@
-"""Texts for the character language model: Penn Treebank, any UTF-8 text file, or the built-in one."""
+"""Texts for the character language model: Penn Treebank, any UTF-8 file, or the built-in one."""
 
 import hashlib
 from collections.abc import Iterable
@@ -125,14 +125,16 @@ def builtin() -> str:
 def text_file(
     path: str | Path, valid_file: str | None = None, test_file: str | None = None
 ) -> dict[str, str]:
-    """A UTF-8 text file, the last 5 % of it validation and test each, unless these have own files."""
+    """A UTF-8 text file in three splits: see :func:`divide`; validation and test from own files."""
     text = read(path, "--corpus", "must be ptb, builtin or the path of a text file")
     valid = read(valid_file, "--valid-file") if valid_file else None
     test = read(test_file, "--test-file") if test_file else None
     return divide(text, str(path), valid, test)
 
 
-def divide(text: str, name: str, valid: str | None = None, test: str | None = None) -> dict[str, str]:
+def divide(
+    text: str, name: str, valid: str | None = None, test: str | None = None
+) -> dict[str, str]:
     """Cuts validation and test, 5 % of the text each, from its end, unless they are given."""
     part = len(text) // 20
     end = len(text) if test is not None else len(text) - part

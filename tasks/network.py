@@ -64,7 +64,9 @@ def make_core(options: NetworkOptions, input_size: int) -> Core:
     return FromTorch(TORCH_CORES[options.core](input_size, options.hidden, options.layers))
 
 
-def unroll(model: SequenceModel, x: Tensor, state: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+def unroll(
+    model: SequenceModel, x: Tensor, state: Tensor, t: int | Tensor
+) -> tuple[Tensor, Tensor]:
     """(logits [T, B, ...], last state [B, S]) of inputs x [T, B, ...] in one call, uncut."""
     reduced = isinstance(model, BFloat16Model)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=reduced):

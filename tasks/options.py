@@ -159,7 +159,7 @@ class TrainingOptions(Checked):
     )
     update_steps: int | str | None = option(
         None,
-        "steps an update: a multiple of --truncation, or the word sequence for one update a sequence",
+        "steps an update: a multiple of --truncation, or the word sequence for one a sequence",
         "STEPS",
         at_least=1,
         parse=number_or("sequence"),
@@ -226,7 +226,12 @@ class RunOptions(Checked):
         remembered=False,
     )
     updates: int | None = option(
-        None, "stop after so many updates", "UPDATES", at_least=1, shown="no limit", remembered=False
+        None,
+        "stop after so many updates",
+        "UPDATES",
+        at_least=1,
+        shown="no limit",
+        remembered=False,
     )
     symbols: int | None = option(
         None,

@@ -70,7 +70,7 @@ def learning_curves(
             if len(seeds) > 1:
                 low, high = [min(row) for row in values], [max(row) for row in values]
                 axis.fill_between(x, low, high, color=colours[truncation], alpha=0.15, linewidth=0)
-    limits(axes[0], [[p.value for p in points] for seeds in arms.values() for points in seeds], lower)
+    limits(axes[0], [[p.value for p in curve.points] for curve in curves if curve.points], lower)
     axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
     for axis, name in zip(axes, (f"{unit} seen", "seconds of training")):
         axis.set_xlabel(name)

@@ -1,4 +1,4 @@
-"""char-lm: its texts by their conventions, an evaluation that counts every symbol once, sampling."""
+"""char-lm: texts by their conventions, an evaluation that counts every symbol once, sampling."""
 
 import dataclasses
 import math

@@ -194,8 +194,8 @@ def test_eval_finds_a_text_that_was_moved_and_refuses_another(trained, text, tmp
 
 
 def test_sample_writes_what_was_learned(trained, capsys):
-    words = ["sample", str(trained), "--length", "40", "--prime", "tick tock", "--temperature", "0.3"]
-    assert main(words) == 0
+    words = ["--length", "40", "--prime", "tick tock", "--temperature", "0.3"]
+    assert main(["sample", str(trained), *words]) == 0
     assert capsys.readouterr().out.startswith("tick tock the clock\ntick tock the clock\n")
 
 

@@ -171,7 +171,8 @@ def test_ctrl_c_stops_the_runs_which_resume(text, tmp_path):
     assert process.returncode == 130, said
     assert "to go on from there: dnirnn compare char-lm" in said and "Traceback" not in said
     reached = read_log(log)[-1]["update"]
-    assert list((log.parent / "checkpoints").iterdir()) and not (log.parent / "result.json").exists()
+    assert list((log.parent / "checkpoints").iterdir())
+    assert not (log.parent / "result.json").exists()
 
     budget = str(reached + 20)
     where = words.index("--minutes")
