@@ -5,6 +5,8 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
+#include <string>
+
 namespace dnirnn {
 namespace {
 
@@ -13,13 +15,28 @@ struct NoAutocast {
   c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
 };
 
+void check(at::TensorList estimator, int64_t size) {
+  TORCH_CHECK_VALUE(estimator.size() % 2 == 0, "estimator must be W and b of each layer; got ",
+                    estimator.size(), " tensors");
+  int64_t width = size;
+  for (size_t i = 0; i < estimator.size(); i += 2) {
+    const at::Tensor &w = estimator[i], &b = estimator[i + 1];
+    const bool last = i + 2 == estimator.size();
+    TORCH_CHECK_VALUE(w.dim() == 2 && w.size(1) == width && (!last || w.size(0) == size),
+                      "estimator[", i, "] must be [", last ? std::to_string(size) : "any", ", ",
+                      width, "]; got ", w.sizes());
+    width = w.size(0);
+    TORCH_CHECK_VALUE(b.dim() == 1 && b.size(0) == width, "estimator[", i + 1, "] must be [",
+                      width, "]; got ", b.sizes());
+  }
+}
+
 }  // namespace
 
 using at::Tensor;
 
 Tensor predict(const Tensor& state, at::TensorList estimator, double scale) {
-  TORCH_CHECK_VALUE(estimator.size() % 2 == 0, "estimator must be W and b of each layer; got ",
-                    estimator.size(), " tensors");
+  check(estimator, state.size(-1));
   const NoAutocast outside;
   Tensor value = state;
   for (size_t i = 0; i < estimator.size(); i += 2) {
@@ -35,6 +52,7 @@ std::tuple<Tensor, std::vector<Tensor>> regression(const Tensor& entered, const 
   TORCH_CHECK_VALUE(entered.dim() == 2 && entered.sizes() == target.sizes(),
                     "entered and target must be [R, S]; got ", entered.sizes(), " and ",
                     target.sizes());
+  check(estimator, entered.size(1));
   const NoAutocast outside;
   const auto rows = static_cast<double>(entered.size(0));
   std::vector<Tensor> inputs{entered};

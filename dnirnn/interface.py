@@ -23,6 +23,8 @@ class Interface(NamedTuple):
     probe: [N, B, S], zeros that require grad. None with ZeroGradient.
     terminal: True, or a bool tensor [B]: rows whose sequence ends with the last chunk, for which
         the estimator learns the target zero at sent[-1]. None where no sequence ends.
+    bootstrap: [N, B, S], discount * estimator(sent), zero where synthetic is: what enters the
+        targets in the place of synthetic. None where the two are equal.
     """
 
     sent: Tensor
@@ -31,6 +33,7 @@ class Interface(NamedTuple):
     probe: Tensor | None
     estimator: GradientEstimator
     terminal: Tensor | bool | None = None
+    bootstrap: Tensor | None = None
 
 
 def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> dict[str, Tensor]:
@@ -61,10 +64,11 @@ def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> di
     live = [cut for cut in interfaces if cut.synthetic is not None]
     tensors = [loss, *(cut.sent for cut in live)]
 
-    unequal = [cut for cut in live if cut.estimator.discount != cut.estimator.scale]
+    unequal = [cut for cut in live if cut.bootstrap is not None]
     targets: tuple[Tensor, ...] = ()
     if unequal:
-        seeds = [torch.ones_like(loss), *(unit * bootstrap(cut) for cut in live)]
+        boots = (cut.synthetic if cut.bootstrap is None else cut.bootstrap for cut in live)
+        seeds = [torch.ones_like(loss), *(unit * boot for boot in boots)]
         probes = [cut.probe for cut in unequal]
         targets = torch.autograd.grad(tensors, probes, seeds, retain_graph=True)
 
@@ -75,18 +79,6 @@ def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> di
     if not live:
         return {}
     return {"estimator_error": torch.stack([accumulate(cut, unit) for cut in live]).mean()}
-
-
-def bootstrap(cut: Interface) -> Tensor:
-    """What enters the targets of a cut: discount * estimator(sent), in the place of synthetic."""
-    estimator = cut.estimator
-    if estimator.discount == estimator.scale:
-        return cut.synthetic
-    if estimator.scale:
-        return cut.synthetic * (estimator.discount / estimator.scale)
-    with torch.no_grad():
-        synthetic = estimator.discount * estimator(cut.sent.detach())
-    return synthetic
 
 
 def accumulate(cut: Interface, unit: float) -> Tensor:

@@ -156,13 +156,25 @@ def fake_forward(x, state, probe, weights, estimator, truncation, scale, reset):
 
 
 def fake_backward(
-    grad_output, grad_sent, x, h, c, gates, between, weights, reset, truncation, probe_rows, with_x
+    grad_output,
+    grad_sent,
+    x,
+    h,
+    c,
+    gates,
+    between,
+    weights,
+    reset,
+    truncation,
+    probe_rows,
+    with_grad_x,
+    with_grad_state,
 ):
     steps, batch, inputs, hidden, layers, _, _ = sizes(x, weights, truncation)
     size = 2 * layers * hidden
     return (
-        x.new_empty(steps if with_x else 0, batch, inputs),
-        h.new_empty(batch, size),
+        x.new_empty(steps if with_grad_x else 0, batch, inputs),
+        h.new_empty(batch if with_grad_state else 0, size),
         h.new_empty(probe_rows, batch, size),
         [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights],
     )

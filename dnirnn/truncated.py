@@ -85,14 +85,30 @@ class Truncated(nn.Module):
             x_TBI, state, probe, self.truncation, t0, reset, estimator if probe is not None else None
         )
         entered = torch.cat([state[None], sent.detach()[:-1]])
+        bootstrap = None
         if synthetic is not None:
+            bootstrap = bootstrapped(synthetic, sent, estimator)
             synthetic = cut_off(synthetic, reset, final, self.truncation)
+        if bootstrap is not None:
+            bootstrap = cut_off(bootstrap, reset, final, self.truncation)
         terminal = None if final is False or probe is None else final
-        cut = Interface(sent, synthetic, entered, probe, self.estimator, terminal)
+        cut = Interface(sent, synthetic, entered, probe, self.estimator, terminal, bootstrap)
         return output, sent[-1].detach(), [cut]
 
     def extra_repr(self) -> str:
         return f"truncation={self.truncation}"
+
+
+def bootstrapped(
+    synthetic: Tensor, sent: Tensor, estimator: GradientEstimator
+) -> Tensor | None:
+    """discount * estimator(sent), or None where that is synthetic itself."""
+    if estimator.discount == estimator.scale:
+        return None
+    if estimator.scale:
+        return synthetic * (estimator.discount / estimator.scale)
+    with torch.no_grad():
+        return estimator.discount * estimator(sent.detach())
 
 
 def cut_off(

@@ -63,6 +63,9 @@ struct Kernels {
   // The cell of one unit on bias + x P_x + h P_h, for M rows. The panel [K_x + K_h][4 W].
   void (*cell_forward)(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel, const T* bias,
                        const CellForward<T>& cell);
+  // The same for one row, on the weights as they lie: w [4 H, K], from the unit's first row on.
+  void (*cell_forward_direct)(const Rows<T>& x, const Rows<T>& h, const T* w_ih, const T* w_hh,
+                              const T* bias, const CellForward<T>& cell);
   // Overwrites dc and d_gates for M rows of one unit.
   void (*cell_backward)(int64_t m, const CellBackward<T>& cell);
   // C [M, columns] = A P for one panel of ceil(columns / W) vectors. Overwrites C.

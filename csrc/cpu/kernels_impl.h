@@ -185,10 +185,25 @@ Rows<T> from_row(const Rows<T>& a, int64_t row) {
   return {a.data + row * a.row, a.row, a.block, a.depth};
 }
 
+// From the preactivations of one row of a unit to everything that the step leaves.
+template <typename T>
+DNIRNN_INLINE void finish_cell(CellGates<Vec<T>> gates, int64_t row, const CellForward<T>& cell) {
+  Vec<T> c = load(cell.c + row * cell.width, cell.lanes);
+  const Vec<T> out = cell_forward<typename MathOf<T>::type>(gates, c);
+  T* to = cell.gates + row * 4 * cell.width;
+  store(to, gates.i, cell.lanes);
+  store(to + cell.width, gates.f, cell.lanes);
+  store(to + 2 * cell.width, gates.g, cell.lanes);
+  store(to + 3 * cell.width, gates.o, cell.lanes);
+  const Vec<T> rounded = cell.round ? round_bfloat16(out) : out;
+  store(cell.output + row * cell.width, rounded, cell.lanes);
+  store(cell.h_next + row * cell.next, cell.round_next ? rounded : out, cell.lanes);
+  store(cell.c_next + row * cell.next, c, cell.lanes);
+}
+
 template <typename T, int R>
 void cell_forward_tile(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel, const T* bias,
                        const CellForward<T>& cell) {
-  using M = typename MathOf<T>::type;
   Vec<T> acc[R][4];
 #pragma GCC unroll 32
   for (int r = 0; r < R; r++) {
@@ -197,21 +212,7 @@ void cell_forward_tile(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* p
   }
   multiply<T, R, 4>(acc, from_row(x, m), panel, 4);
   multiply<T, R, 4>(acc, from_row(h, m), panel + x.depth * 4 * W<T>, 4);
-  for (int r = 0; r < R; r++) {
-    const int64_t row = m + r;
-    CellGates<Vec<T>> gates{acc[r][0], acc[r][1], acc[r][2], acc[r][3]};
-    Vec<T> c = load(cell.c + row * cell.width, cell.lanes);
-    const Vec<T> out = cell_forward<M>(gates, c);
-    T* to = cell.gates + row * 4 * cell.width;
-    store(to, gates.i, cell.lanes);
-    store(to + cell.width, gates.f, cell.lanes);
-    store(to + 2 * cell.width, gates.g, cell.lanes);
-    store(to + 3 * cell.width, gates.o, cell.lanes);
-    const Vec<T> rounded = cell.round ? round_bfloat16(out) : out;
-    store(cell.output + row * cell.width, rounded, cell.lanes);
-    store(cell.h_next + row * cell.next, cell.round_next ? rounded : out, cell.lanes);
-    store(cell.c_next + row * cell.next, c, cell.lanes);
-  }
+  for (int r = 0; r < R; r++) finish_cell<T>({acc[r][0], acc[r][1], acc[r][2], acc[r][3]}, m + r, cell);
 }
 
 template <typename T>
@@ -230,6 +231,36 @@ void cell_forward_rows(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* p
   if (left == 2) return cell_forward_tile<T, 2>(row, x, h, panel, bias, cell);
 #endif
   if (left == 1) return cell_forward_tile<T, 1>(row, x, h, panel, bias, cell);
+}
+
+template <typename T>
+DNIRNN_INLINE T dot(const T* a, const T* b, int64_t n) {
+  Vec<T> sums[4] = {};
+  int64_t k = 0;
+  for (; k + 4 * W<T> <= n; k += 4 * W<T>) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; v++) sums[v] += load(a + k + v * W<T>) * load(b + k + v * W<T>);
+  }
+  for (; k < n; k += W<T>) sums[0] += load(a + k, n - k) * load(b + k, n - k);
+  const Vec<T> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  T total = 0;
+  for (int i = 0; i < W<T>; i++) total += sum[i];
+  return total;
+}
+
+template <typename T>
+void cell_forward_direct(const Rows<T>& x, const Rows<T>& h, const T* w_ih, const T* w_hh,
+                         const T* bias, const CellForward<T>& cell) {
+  T sums[4 * W<T>] = {};
+  for (int64_t gate = 0; gate < 4; gate++) {
+    for (int64_t lane = 0; lane < cell.lanes; lane++) {
+      const int64_t at = gate * W<T> + lane, row = gate * cell.width + lane;
+      sums[at] = bias[at] + dot(x.data, w_ih + row * x.depth, x.depth) +
+                 dot(h.data, w_hh + row * h.depth, h.depth);
+    }
+  }
+  finish_cell<T>({load(sums), load(sums + W<T>), load(sums + 2 * W<T>), load(sums + 3 * W<T>)}, 0,
+              cell);
 }
 
 template <typename T>
@@ -362,6 +393,7 @@ const Kernels<T>& table() {
       3,
       pack_unit<T>,
       cell_forward_rows<T>,
+      cell_forward_direct<T>,
       cell_backward_rows<T>,
       product<T>,
       transposed_product<T>,

@@ -141,16 +141,20 @@ struct Forward {
     }
   }
 
+  // One row and so few steps that reading the weights as they lie costs less than packing them.
+  static bool direct(const Sizes& s) { return s.B == 1 && s.T <= 2; }
+  // Panels that are needed at once: those of one step are used and forgotten.
+  static int64_t panel_count(const Sizes& s, int64_t units, int64_t threads) {
+    return s.T == 1 ? threads : units;
+  }
+
   void run(const Member& me) const {
     const int64_t W = kernel.lanes, U = (s.H + W - 1) / W;
     const int64_t u0 = me.first(U), u1 = me.last(U);
     const int64_t j0 = std::min(u0 * W, s.H), j1 = std::min(u1 * W, s.H);
     for (int64_t layer = 0; layer < s.L; layer++) {
-      const int64_t I = s.input(layer), panel = (I + s.H) * 4 * W;
       const Layer<T>& w = layers[layer];
       for (int64_t u = u0; u < u1; u++) {
-        kernel.pack_unit(w.w_ih, s.H, I, u, panels + u * panel);
-        kernel.pack_unit(w.w_hh, s.H, s.H, u, panels + u * panel + I * 4 * W);
         for (int64_t gate = 0; gate < 4; gate++) {
           for (int64_t lane = 0; lane < W; lane++) {
             const int64_t j = u * W + lane, from = gate * s.H + j;
@@ -161,7 +165,7 @@ struct Forward {
       enter(layer, 0, 0, j0, j1);
       me.wait();
       for (int64_t t = 0; t < s.T; t++) {
-        step(layer, t, u0, u1, panel);
+        step(me, layer, t, u0, u1);
         const int64_t next = t + 1;
         if (next < s.T && (next % s.K == 0 || reset || (probe && probe_every_step)))
           enter(layer, next / s.K, next % s.K, j0, j1);
@@ -170,14 +174,16 @@ struct Forward {
     }
   }
 
-  void step(int64_t layer, int64_t t, int64_t u0, int64_t u1, int64_t panel) const {
+  void step(const Member& me, int64_t layer, int64_t t, int64_t u0, int64_t u1) const {
     const int64_t W = kernel.lanes, n = t / s.K, k = t % s.K, I = s.input(layer);
     const int64_t row = kept.row(layer, k, n);
     const bool last = k + 1 == s.steps(n);
+    const Layer<T>& w = layers[layer];
     const T* in = (layer == 0 ? x : layer_output(layer - 1)) + t * s.B * I;
     T* out = layer_output(layer) + t * s.B * s.H;
     T* end = sent + n * s.B * s.S + layer * 2 * s.H;
     const int64_t after = last ? 0 : kept.row(layer, k + 1, n) * s.H;
+    const Rows<T> rows_x{in, I, W, I}, rows_h{kept.h + row * s.H, s.H, W, s.H};
     for (int64_t u = u0; u < u1; u++) {
       const int64_t j = u * W;
       CellForward<T> cell{};
@@ -191,8 +197,18 @@ struct Forward {
       cell.lanes = std::min(W, s.H - j);
       cell.round = round;
       cell.round_next = round && !last && !probe_every_step;
-      kernel.cell_forward(s.B, {in, I, W, I}, {kept.h + row * s.H, s.H, W, s.H},
-                          panels + u * panel, biases + u * 4 * W, cell);
+      const T* bias = biases + u * 4 * W;
+      if (direct(s)) {
+        kernel.cell_forward_direct(rows_x, rows_h, w.w_ih + j * I, w.w_hh + j * s.H, bias, cell);
+        continue;
+      }
+      T* panel = panels + (s.T == 1 ? me.index : u) * (I + s.H) * 4 * W;
+      if (t == 0) {
+        // At its first use, so that it is still in the near cache.
+        kernel.pack_unit(w.w_ih, s.H, I, u, panel);
+        kernel.pack_unit(w.w_hh, s.H, s.H, u, panel + I * 4 * W);
+      }
+      kernel.cell_forward(s.B, rows_x, rows_h, panel, bias, cell);
     }
   }
 };
@@ -209,7 +225,7 @@ struct Backward {
   T* grad_x;      // null where it is not wanted
   T* grad_probe;  // [N or T, B, S], null where it is not wanted
   bool probe_every_step;
-  T* grad_state;
+  T* grad_state;  // null where it is not wanted
   std::vector<Layer<T>> grads;  // const only in name
   int64_t group_steps;
   // Work: the gradients on their way back [N B, H]; those of the gates [4 U][group rows][W]; the
@@ -228,8 +244,6 @@ struct Backward {
     const T* above = layer + 1 == s.L ? grad_output : grad_between;
     T* below = layer > 0 ? grad_between : grad_x;
 
-    for (int64_t j = j0; j < j1; j += 4 * W)
-      pack_columns(w.w_hh, s.H, s.H, j, std::min(4 * W, j1 - j), W, panels_h + j * 4 * U * W);
     if (below) {
       const int64_t panels = (I + 4 * W - 1) / (4 * W);
       for (int64_t p = me.first(panels); p < me.last(panels); p++)
@@ -248,7 +262,7 @@ struct Backward {
       for (int64_t k = high - 1; k >= low; k--) {
         cells(layer, k, low, above, u0, u1);
         me.wait();
-        back(layer, k, low, j0, j1);
+        back(me, layer, k, low, j0, j1);
       }
       weight_gradients(me, layer, low, high, high == s.K);
       // The cells of the layer below read all of `below`, and its products write over what
@@ -257,7 +271,7 @@ struct Backward {
       me.wait();
     }
     for (int64_t n = 0; n < s.N; n++) {
-      if (n == 0) leave(grad_state, n, layer, j0, j1);
+      if (n == 0 && grad_state) leave(grad_state, n, layer, j0, j1);
       if (grad_probe && !probe_every_step) leave(grad_probe + n * s.B * s.S, n, layer, j0, j1);
     }
   }
@@ -293,11 +307,17 @@ struct Backward {
   }
 
   // Columns [j0, j1) of dh: the gate gradients of step k times w_hh; zero before a reset.
-  void back(int64_t layer, int64_t k, int64_t low, int64_t j0, int64_t j1) const {
+  void back(const Member& me, int64_t layer, int64_t k, int64_t low, int64_t j0, int64_t j1) const {
+    if (k == 0 && !grad_state && !grad_probe) return;
     const int64_t W = kernel.lanes, U = (s.H + W - 1) / W, rows = s.chunks(k) * s.B;
     const Rows<T> a{d_gates + (k - low) * s.N * s.B * W, W, group_rows() * W, 4 * U * W};
-    for (int64_t j = j0; j < j1; j += 4 * W)
-      kernel.product(rows, a, panels_h + j * 4 * U * W, dh + j, s.H, std::min(4 * W, j1 - j));
+    for (int64_t j = j0; j < j1; j += 4 * W) {
+      const int64_t columns = std::min(4 * W, j1 - j);
+      // Packed at its first use; where that is the only one, it is forgotten.
+      T* panel = panels_h + (s.K == 1 ? me.index * 4 * W : j) * 4 * U * W;
+      if (k == s.K - 1) pack_columns(layers[layer].w_hh, s.H, s.H, j, columns, W, panel);
+      kernel.product(rows, a, panel, dh + j, s.H, columns);
+    }
     for (int64_t n = 0; n < s.chunks(k); n++) {
       const int64_t t = n * s.K + k;
       for (int64_t b = 0; reset && b < s.B; b++) {
@@ -433,6 +453,9 @@ ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
   const Kernels<T>& kernel = kernels<T>();
   const int64_t W = kernel.lanes, U = (s.H + W - 1) / W;
   const int64_t depth = (s.L > 1 ? std::max(s.I, s.H) : s.I) + s.H;
+  const double flops = 2.0 * s.B * 4 * s.H * (s.I + s.H);
+  const int64_t threads = team_size(U, flops);
+  const int64_t panels = Forward<T>::panel_count(s, U, threads);
   const Forward<T> pass{s,
                         kernel,
                         x_in.const_data_ptr<T>(),
@@ -447,10 +470,9 @@ ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
                         sent.mutable_data_ptr<T>(),
                         {h.mutable_data_ptr<T>(), c.mutable_data_ptr<T>(),
                          gates.mutable_data_ptr<T>(), s},
-                        panel_scratch.get(U * depth * 4 * W),
+                        panel_scratch.get(panels * depth * 4 * W),
                         bias_scratch.get(U * 4 * W)};
-  const double flops = 2.0 * s.B * 4 * s.H * (s.I + s.H);
-  run_team(team_size(U, flops), [&](const Member& me) { pass.run(me); });
+  run_team(threads, [&](const Member& me) { pass.run(me); });
 
   Tensor synthetic = estimator.empty() ? at::empty({0}, options) : predict(sent, estimator, scale);
   return {output.to(x.scalar_type()), sent, synthetic, h, c, gates, between};
@@ -463,7 +485,7 @@ BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
                         const OptionalTensor& grad_sent, const Tensor& x, const Tensor& h,
                         const Tensor& c, const Tensor& gates, const Tensor& between,
                         at::TensorList weights, const OptionalTensor& reset, int64_t probe_rows,
-                        bool with_grad_x) {
+                        bool with_grad_x, bool with_grad_state) {
   const auto type = c10::CppTypeToScalarType<T>::value;
   const auto options = x.options().dtype(type);
   const Tensor x_in = x.to(type).contiguous();
@@ -474,7 +496,7 @@ BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
 
   Tensor grad_x = at::empty({with_grad_x ? s.T : 0, s.B, s.I}, options);
   Tensor grad_probe = at::empty({probe_rows, s.B, s.S}, options);
-  Tensor grad_state = at::empty({s.B, s.S}, options);
+  Tensor grad_state = at::empty({with_grad_state ? s.B : 0, s.S}, options);
   std::vector<Tensor> grads;
   for (const Tensor& w : held) grads.push_back(at::empty_like(w));
 
@@ -499,13 +521,13 @@ BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
                          with_grad_x ? grad_x.mutable_data_ptr<T>() : nullptr,
                          probe_rows ? grad_probe.mutable_data_ptr<T>() : nullptr,
                          probe_rows != s.N && probe_rows == s.T,
-                         grad_state.mutable_data_ptr<T>(),
+                         with_grad_state ? grad_state.mutable_data_ptr<T>() : nullptr,
                          layers_of<T>(grads),
                          group_steps,
                          dh.get(rows * s.H),
                          dc.get(rows * s.H),
                          d_gates.get(4 * U * W * group_steps * rows),
-                         panels_h.get(4 * U * W * U * W),
+                         panels_h.get(4 * U * W * (s.K == 1 ? threads * 4 : U) * W),
                          panels_x.get(4 * U * W * ((widest + W - 1) / W * W)),
                          inputs.get(threads * group_steps * rows * kernel.weight_vectors * W),
                          grad_between.get(s.L > 1 ? s.T * s.B * s.H : 0)};
@@ -538,13 +560,13 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
                                    const Tensor& h, const Tensor& c, const Tensor& gates,
                                    const Tensor& between, at::TensorList weights,
                                    const OptionalTensor& reset, int64_t truncation,
-                                   int64_t probe_rows, bool with_grad_x) {
+                                   int64_t probe_rows, bool with_grad_x, bool with_grad_state) {
   const Sizes s = sizes_of(x, weights, truncation);
   return x.scalar_type() == at::kDouble
              ? backward<double>(s, grad_output, grad_sent, x, h, c, gates, between, weights, reset,
-                                probe_rows, with_grad_x)
+                                probe_rows, with_grad_x, with_grad_state)
              : backward<float>(s, grad_output, grad_sent, x, h, c, gates, between, weights, reset,
-                               probe_rows, with_grad_x);
+                               probe_rows, with_grad_x, with_grad_state);
 }
 
 }  // namespace

@@ -1,0 +1,116 @@
+"""make bench: every figure beside what a user would take instead, in one run.
+
+python -m benchmarks [op] [step] [--quick] [--seconds S] [--out FILE]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks import op, steps
+from benchmarks.timing import alternate, machine
+
+STEP_HIDDEN, STEP_BATCH, STEP_LENGTH = (256, 512, 1024), (32, 128), 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", default=[], help="op, step (default: both)")
+    parser.add_argument("--quick", action="store_true", help="a few points, a minute or two")
+    parser.add_argument("--seconds", type=float, default=0.7, help="a side and point (default 0.7)")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"))
+    options = parser.parse_args()
+    unknown = set(options.parts) - {"op", "step"}
+    if unknown:
+        parser.error(f"parts are op and step; got {', '.join(sorted(unknown))}")
+    parts = options.parts or ["op", "step"]
+
+    found: dict[str, object] = {"machine": machine()}
+    for name, value in found["machine"].items():
+        print(f"{name}: {value}")
+    if "op" in parts:
+        found["ceiling_gflops"] = rates = op.ceiling()
+        print("\nATen's brgemm alone, float32, 32 rows, GFLOP/s by H:", end=" ")
+        print(", ".join(f"{h}: {rate:.0f}" for h, rate in rates.items()))
+        found["op"] = bench_op(options, rates)
+    if "step" in parts:
+        found["step"] = bench_step(options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\nwritten to {options.out}")
+
+
+def bench_op(options: argparse.Namespace, rates: dict[int, float]) -> list[dict]:
+    print("\nThe operator, float32, input 64; ratios above 1: ours is faster")
+    print(f"{'':8} {'H':>5} {'B':>4} {'T':>3} {'ours ms':>9} {'x oneDNN':>9} {'x native':>9}", end="")
+    print(f" {'GFLOP/s':>8} {'of brgemm':>9}")
+    rows = []
+    for backward in (False, True):
+        for hidden in (256,) if options.quick else op.HIDDEN:
+            for batch in (1, 32) if options.quick else op.BATCH:
+                for length in (4, 8) if options.quick else op.STEPS:
+                    row = op.point(hidden, batch, length, backward, options.seconds)
+                    row["of_ceiling"] = row["gflops"] / rates[hidden] if rates[hidden] else None
+                    rows.append(row)
+                    share = "" if row["of_ceiling"] is None else f"{row['of_ceiling']:9.0%}"
+                    print(
+                        f"{'fwd+bwd' if backward else 'fwd':8} {hidden:5} {batch:4} {length:3}"
+                        f" {row['ours_ms']:9.3f} {row['vs_onednn']:9.2f} {row['vs_native']:9.2f}"
+                        f" {row['gflops']:8.0f} {share}",
+                        flush=True,
+                    )
+    for backward in (False, True):
+        some = [row["vs_faster"] for row in rows if row["backward"] == backward]
+        slower = sum(ratio < 0.9 for ratio in some)
+        print(
+            f"{'fwd+bwd' if backward else 'fwd'}: against the faster path at each point, from"
+            f" x{min(some):.2f} to x{max(some):.2f}; more than 10 % slower at {slower} of {len(some)}"
+        )
+    return rows
+
+
+def bench_step(options: argparse.Namespace) -> list[dict]:
+    print("\nThe whole training step of a character model, T 8, estimator one hidden layer of H")
+    print("ratios: plain torch's time over ours; DNI and BPTT: ours over ours")
+    print(f"{'H':>5} {'B':>4} {'ours ms':>8} {'x strong':>9} {'x usual':>8}", end="")
+    print(f" {'DNI/BPTT':>9} {'width H/4':>10} {'chars/s of BPTT 40':>19} {'5 chunks':>9}")
+    rows = []
+    for hidden in (256,) if options.quick else STEP_HIDDEN:
+        for batch in (32,) if options.quick else STEP_BATCH:
+            times = alternate(
+                {
+                    "dni": steps.ours(hidden, batch, STEP_LENGTH, hidden),
+                    "dni_quarter": steps.ours(hidden, batch, STEP_LENGTH, hidden // 4),
+                    "bptt": steps.ours(hidden, batch, STEP_LENGTH, None),
+                    "bptt_40": steps.ours(hidden, batch, 40, None),
+                    "dni_5_chunks": steps.ours(hidden, batch, STEP_LENGTH, hidden, 5),
+                    "plain_bptt": steps.plain_truncated(hidden, batch, STEP_LENGTH),
+                    "plain_strong": steps.plain_strong(hidden, batch, STEP_LENGTH, hidden),
+                    "plain_usual": steps.plain_usual(hidden, batch, STEP_LENGTH, hidden),
+                },
+                options.seconds,
+            )
+            row = {
+                "hidden": hidden,
+                "batch": batch,
+                **{f"{name}_ms": 1e3 * value for name, value in times.items()},
+                "vs_strong": times["plain_strong"] / times["dni"],
+                "vs_usual": times["plain_usual"] / times["dni"],
+                "dni_over_bptt": times["dni"] / times["bptt"],
+                "quarter_over_bptt": times["dni_quarter"] / times["bptt"],
+                "rate_of_bptt_40": times["bptt_40"] / 5 / times["dni"],
+                "rate_of_bptt_40_5_chunks": times["bptt_40"] / times["dni_5_chunks"],
+            }
+            rows.append(row)
+            print(
+                f"{hidden:5} {batch:4} {row['dni_ms']:8.2f} {row['vs_strong']:9.2f}"
+                f" {row['vs_usual']:8.2f} {row['dni_over_bptt']:9.2f}"
+                f" {row['quarter_over_bptt']:10.2f} {row['rate_of_bptt_40']:19.2f}"
+                f" {row['rate_of_bptt_40_5_chunks']:9.2f}",
+                flush=True,
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
