@@ -55,11 +55,14 @@ template <typename T>
 struct Kernels {
   const char* name;
   int64_t lanes;           // W
+  int64_t vectors;         // V of the panels of a product
   int64_t weight_vectors;  // V of the panels of a weight gradient
 
-  // The columns of unit u of the gates as a panel [K][4 W] of w [4 H, K]:
-  // to[k][gate][lane] = w[gate H + u W + lane][k].
-  void (*pack_unit)(const T* w, int64_t h, int64_t k, int64_t u, T* to);
+  // Rows of a matrix [.., K] as the columns of a panel [K][groups * W], group by group:
+  // to[k][g][lane] = w[g * group + lane * K + k]. A group has W rows, the last one `last`; where
+  // fewer than W rows exist, `lanes` of each. What is missing is zero.
+  void (*pack_rows)(const T* w, int64_t group, int64_t groups, int64_t lanes, int64_t last,
+                    int64_t k, T* to);
   // The cell of one unit on bias + x P_x + h P_h, for M rows. The panel [K_x + K_h][4 W].
   void (*cell_forward)(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel, const T* bias,
                        const CellForward<T>& cell);

@@ -142,20 +142,20 @@ DNIRNN_INLINE void transpose_stage(Vec<T> (&rows)[W<T>]) {
 }
 
 template <typename T>
-void pack_unit(const T* w, int64_t h, int64_t depth, int64_t u, T* to) {
-  const int64_t lanes = h - u * W<T> < W<T> ? h - u * W<T> : W<T>;
-  for (int gate = 0; gate < 4; gate++) {
-    const T* from = w + (gate * h + u * W<T>) * depth;
+void pack_rows(const T* w, int64_t group, int64_t groups, int64_t lanes, int64_t last,
+               int64_t depth, T* to) {
+  for (int64_t g = 0; g < groups; g++, w += group) {
+    const int64_t count = g + 1 == groups ? last : lanes;
     for (int64_t k = 0; k < depth; k += W<T>) {
       const int64_t n = depth - k < W<T> ? depth - k : W<T>;
       Vec<T> rows[W<T>];
 #pragma GCC unroll 16
       for (int i = 0; i < W<T>; i++)
-        rows[i] = i < lanes ? load(from + i * depth + k, n) : Vec<T>{};
+        rows[i] = i < count ? load(w + i * depth + k, n) : Vec<T>{};
       transpose_stage<T, W<T> / 2>(rows);
 #pragma GCC unroll 16
       for (int i = 0; i < W<T>; i++)
-        if (i < n) store(to + ((k + i) * 4 + gate) * W<T>, rows[i], W<T>);
+        if (i < n) store(to + ((k + i) * groups + g) * W<T>, rows[i], W<T>);
     }
   }
 }
@@ -390,8 +390,9 @@ const Kernels<T>& table() {
   static const Kernels<T> kernels = {
       NAME,
       W<T>,
+      4,
       3,
-      pack_unit<T>,
+      pack_rows<T>,
       cell_forward_rows<T>,
       cell_forward_direct<T>,
       cell_backward_rows<T>,

@@ -10,12 +10,11 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include <cstdlib>
-#include <memory>
 #include <tuple>
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/scratch.h"
 #include "cpu/team.h"
 #include "estimator.h"
 #include "sizes.h"
@@ -28,29 +27,6 @@ using OptionalTensor = std::optional<Tensor>;
 
 // Rows of gate gradients that are collected before they go into the weight gradient.
 constexpr int64_t kGroupRows = 1024;
-
-// A work buffer that is kept between calls: fresh pages cost more than the work done in them.
-template <typename T>
-class Scratch {
- public:
-  T* get(int64_t count) {
-    const size_t bytes = (count * sizeof(T) + 127) / 64 * 64;
-    if (bytes > size_) {
-      data_.reset();
-      data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-      size_ = data_ ? bytes : 0;
-      TORCH_CHECK(data_, "out of memory for a work buffer of ", bytes, " bytes");
-    }
-    return data_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> data_;
-  size_t size_ = 0;
-};
 
 template <typename T>
 struct Layer {
@@ -205,8 +181,9 @@ struct Forward {
       T* panel = panels + (s.T == 1 ? me.index : u) * (I + s.H) * 4 * W;
       if (t == 0) {
         // At its first use, so that it is still in the near cache.
-        kernel.pack_unit(w.w_ih, s.H, I, u, panel);
-        kernel.pack_unit(w.w_hh, s.H, s.H, u, panel + I * 4 * W);
+        kernel.pack_rows(w.w_ih + j * I, s.H * I, 4, cell.lanes, cell.lanes, I, panel);
+        kernel.pack_rows(w.w_hh + j * s.H, s.H * s.H, 4, cell.lanes, cell.lanes, s.H,
+                         panel + I * 4 * W);
       }
       kernel.cell_forward(s.B, rows_x, rows_h, panel, bias, cell);
     }
@@ -440,11 +417,11 @@ ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
   const Tensor reset_in = reset ? reset->contiguous() : Tensor();
   const std::vector<Tensor> held = dense(weights, type);
 
-  Tensor output = at::empty({s.T, s.B, s.H}, options);
-  Tensor sent = at::empty({s.N, s.B, s.S}, options);
-  Tensor h = at::empty({s.L, s.K, s.N, s.B, s.H}, options), c = at::empty_like(h);
-  Tensor gates = at::empty({s.L, s.K, s.N, s.B, 4, s.H}, options);
-  Tensor between = at::empty({s.L - 1, s.T, s.B, s.H}, options);
+  Tensor output = empty({s.T, s.B, s.H}, options);
+  Tensor sent = empty({s.N, s.B, s.S}, options);
+  Tensor h = empty({s.L, s.K, s.N, s.B, s.H}, options), c = empty(h.sizes(), options);
+  Tensor gates = empty({s.L, s.K, s.N, s.B, 4, s.H}, options);
+  Tensor between = empty({s.L - 1, s.T, s.B, s.H}, options);
   // A short last chunk leaves its last steps unwritten: outputs of an operator must be defined.
   for (const Tensor& history : {h, c, gates})
     history.select(2, s.N - 1).slice(1, s.steps(s.N - 1)).zero_();
@@ -494,11 +471,11 @@ BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
   const Tensor reset_in = reset ? reset->contiguous() : Tensor();
   const std::vector<Tensor> held = dense(weights, type);
 
-  Tensor grad_x = at::empty({with_grad_x ? s.T : 0, s.B, s.I}, options);
-  Tensor grad_probe = at::empty({probe_rows, s.B, s.S}, options);
-  Tensor grad_state = at::empty({with_grad_state ? s.B : 0, s.S}, options);
+  Tensor grad_x = empty({with_grad_x ? s.T : 0, s.B, s.I}, options);
+  Tensor grad_probe = empty({probe_rows, s.B, s.S}, options);
+  Tensor grad_state = empty({with_grad_state ? s.B : 0, s.S}, options);
   std::vector<Tensor> grads;
-  for (const Tensor& w : held) grads.push_back(at::empty_like(w));
+  for (const Tensor& w : held) grads.push_back(empty(w.sizes(), options));
 
   static thread_local Scratch<T> dh, dc, d_gates, panels_h, panels_x, inputs, grad_between;
   const Kernels<T>& kernel = kernels<T>();
