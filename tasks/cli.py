@@ -329,7 +329,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
         minutes=max(arguments.minutes / rounds - DEMO_OVERHEAD, 0.02),
         threads=max(1, cores // jobs),
         evaluate_every=100_000,
-        lr=3e-3,  # in so little time better than the usual one at each of the truncations
+        lr=3e-3,  # a minute a run wants larger steps than the usual ten
     )
     runs = compare.plan(options, arguments.out, truncations, estimators, (0,), {})
     return finish(compare.compare("char-lm", runs, arguments.out, jobs, False))
