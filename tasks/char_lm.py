@@ -16,6 +16,7 @@ from dnirnn.tasks.options import (
     NetworkOptions,
     RunOptions,
     TrainingOptions,
+    changed,
     option,
     remembered,
 )
@@ -60,7 +61,9 @@ class TextOptions(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class CharLMOptions(TextOptions, NetworkOptions, TrainingOptions, RunOptions):
-    pass
+    # Larger steps of the estimator make it noisier than the gradients that it predicts here.
+    lr: float = changed(TrainingOptions, "lr", 2e-3)
+    estimator_lr: float = changed(TrainingOptions, "estimator_lr", 1e-5)
 
 
 Options = CharLMOptions

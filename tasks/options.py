@@ -57,6 +57,11 @@ def number_or(word: str) -> Callable[[str], int | str]:
     return parse
 
 
+def changed(options: type, name: str, default: Any) -> Any:
+    """The option of that name in another dataclass, with another default."""
+    return dataclasses.field(default=default, metadata=options.__dataclass_fields__[name].metadata)
+
+
 def key_value(text: str) -> tuple[str, Any]:
     """Reads KEY=VALUE, with VALUE a Python literal or else a word."""
     key, equals, value = text.partition("=")
@@ -262,10 +267,18 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def annotations(kind: type) -> set[str]:
+    return set(vars(kind).get("__annotations__", {}))
+
+
 def groups(options: type) -> Iterable[tuple[str, list[dataclasses.Field]]]:
-    """(title, fields) for each dataclass that ``options`` inherits from, in order."""
-    for group in options.__mro__:
-        own = vars(group).get("__annotations__", {})
+    """(title, fields) for each dataclass that ``options`` inherits from, in order.
+
+    A field belongs to the dataclass that first had it, whoever changed its default.
+    """
+    for i, group in enumerate(options.__mro__):
+        earlier = {name for base in options.__mro__[i + 1 :] for name in annotations(base)}
+        own = annotations(group) - earlier
         fields = [field for field in dataclasses.fields(options) if field.name in own]
         if fields and dataclasses.is_dataclass(group):
             yield group.__doc__.splitlines()[0].rstrip("."), fields

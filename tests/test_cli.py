@@ -218,7 +218,7 @@ def test_another_configuration_is_refused_and_nothing_touched(train, tmp_path, c
     capsys.readouterr()
     assert train("--lr", "0.5", "--hidden", "9") == 2
     said = capsys.readouterr().err
-    assert "hidden (8 there, 9 here)" in said and "lr (0.001 there, 0.5 here)" in said
+    assert "hidden (8 there, 9 here)" in said and "lr (0.002 there, 0.5 here)" in said
     assert files == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
 
 

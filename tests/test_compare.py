@@ -78,7 +78,7 @@ def test_every_run_has_its_row_and_the_paths_exist(compared):
     folder, _ = compared
     rows = list(csv.DictReader((folder / "results.csv").open()))
     assert [(row["run"], row["lr"]) for row in rows] == [
-        ("T2-dni-seed0", "0.001"),
+        ("T2-dni-seed0", "0.002"),
         ("T5-dni-seed0", "0.01"),
     ]
     for row in rows:
