@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; its exit code: 0, 1 a run that failed, 2 bad input, 130 Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = parser().parse_args(argv)
+        arguments = parser().parse_args(with_task(argv))
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
             return arguments.command(arguments)
@@ -70,6 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(str(error))
         return BAD_INPUT
+
+
+def with_task(argv: list[str]) -> list[str]:
+    """``compare`` without a task compares language models."""
+    options_follow = argv[1:2] == [] or argv[1].startswith("-") and argv[1] not in ("-h", "--help")
+    return ["compare", "char-lm", *argv[1:]] if argv[:1] == ["compare"] and options_follow else argv
 
 
 def say(message: str) -> None:
@@ -93,7 +99,8 @@ def parser() -> argparse.ArgumentParser:
     add_train(command(commands, "train", "train a model; the same command resumes it", None))
     add_eval(command(commands, "eval", "measure a trained model", run_eval))
     add_sample(command(commands, "sample", "let a trained char-lm write", run_sample))
-    add_compare(command(commands, "compare", "train with several truncations and estimators", None))
+    summary = "train with several truncations and estimators (char-lm where no task is named)"
+    add_compare(command(commands, "compare", summary, None))
     summary = "a comparison of a few minutes, nothing to download"
     add_demo(command(commands, "demo", summary, run_demo))
     command(commands, "doctor", "what is built, and what this machine offers", run_doctor)

@@ -122,6 +122,12 @@ def test_what_is_done_is_not_run_again(compared, capsys, monkeypatch):
         assert str(folder / name) in said
 
 
+def test_without_a_task_it_is_of_language_models(compared, monkeypatch):
+    folder, words = compared
+    monkeypatch.setattr(compare, "Child", None)
+    assert main(["compare", *words[2:]]) == 0
+
+
 def test_a_larger_budget_runs_on(compared):
     folder, words = compared
     options = CharLMOptions(updates=12)
