@@ -5,6 +5,7 @@ from dnirnn.estimators import GradientEstimator, SyntheticGradient, ZeroGradient
 from dnirnn.from_torch import FromTorch
 from dnirnn.interface import Interface, backward
 from dnirnn.lstm import LSTM
+from dnirnn.masks import Masks, draw_masks
 from dnirnn.truncated import Truncated
 from dnirnn.version import __version__
 
@@ -14,8 +15,10 @@ __all__ = [
     "GradientEstimator",
     "Interface",
     "LSTM",
+    "Masks",
     "SyntheticGradient",
     "Truncated",
     "ZeroGradient",
     "backward",
+    "draw_masks",
 ]

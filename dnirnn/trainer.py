@@ -22,6 +22,7 @@ from dnirnn.checkpoint import CheckpointError
 from dnirnn.data import Batch, Stream
 from dnirnn.interface import backward
 from dnirnn.log import Log
+from dnirnn.masks import draw_masks
 from dnirnn.model import SequenceModel
 from dnirnn.optimizers import (
     DECAYS,
@@ -272,6 +273,7 @@ class Trainer:
         state, t = self.state, self.t
         if batch.first or state is None:
             state, t = self.model.initial_state(self.stream.batch_size), 0
+            draw_masks(self.model)
         state, nats, targets, error = self.add_gradients(batch, state, t)
 
         gradients = [

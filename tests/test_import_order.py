@@ -13,9 +13,10 @@ ROOT = Path(__file__).parent.parent
 # Each module may import those before its line, and, without a cycle, those on it.
 ORDER = [
     {"version"},
-    {"ops", "data", "log", "checkpoint", "optimizers"},
+    {"ops", "data", "log", "checkpoint", "optimizers", "masks"},
     {"core", "estimators", "interface"},
-    {"lstm", "from_torch", "truncated", "stacks", "hierarchy", "feedforward"},
+    {"lstm", "from_torch", "truncated", "feedforward"},
+    {"stacks", "hierarchy"},
     {"model"},
     {"trainer"},
 ]

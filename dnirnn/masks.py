@@ -1,0 +1,74 @@
+"""Masks: what dropout and zoneout keep, as a function of (seed, t, row, unit) and of nothing else.
+
+So a mask is the same wherever a sequence is cut into chunks, in a loop of steps as in one call, and
+in a resumed run.
+"""
+
+import torch
+from torch import Tensor, nn
+
+# Odd constants, and the mixers of splitmix64 (Steele et al. 2014), as signed 64-bit integers.
+STEP, ROW, UNIT = -0x61C8864680B583EB, 0x5851F42D4C957F2D, 0x2545F4914F6CDD1D
+MIX_1, MIX_2 = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+
+
+def mixed(x: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64, whose products wrap."""
+    for shift, factor in ((30, MIX_1), (27, MIX_2)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+class Masks(nn.Module):
+    """Bernoulli masks of ``size`` units, each kept with probability 1 - drop.
+
+    The mask at step t of row b is a hash of (seed, t, b, unit), or of (seed, b, unit) where
+    ``over_time`` (one mask for the whole sequence: Gal and Ghahramani 2016). ``seed`` is a
+    persistent buffer: a checkpoint holds it. :func:`draw_masks` takes another for each sequence.
+
+    Raises ValueError for a drop outside [0, 1).
+    """
+
+    def __init__(self, size: int, drop: float, over_time: bool = False):
+        super().__init__()
+        if not 0 <= drop < 1:
+            raise ValueError(f"drop must be a probability in [0, 1); got {drop!r}")
+        self.size, self.drop, self.over_time = size, float(drop), over_time
+        self.register_buffer("seed", torch.zeros((), dtype=torch.int64))
+
+    def draw(self) -> None:
+        """Another seed, from torch's global generator."""
+        self.seed.fill_(torch.randint(2**62, ()))
+
+    def forward(
+        self, batch: int, t0: int | Tensor, steps: int = 1, reset: Tensor | None = None
+    ) -> Tensor:
+        """[steps, batch, size], bool, True: kept. t counts from t0 (int or [B]) and from resets."""
+        device = self.seed.device
+        t = self.times(batch, t0, steps, reset)
+        if self.over_time:
+            t = torch.zeros_like(t)
+        rows = torch.arange(batch, device=device)
+        units = torch.arange(self.size, device=device)
+        index = (t * STEP + rows * ROW + self.seed)[..., None]
+        bits = (mixed(mixed(index) + units * UNIT) >> 32) & 0x7FFFFFFF
+        return bits >= round(self.drop * 2**31)
+
+    def times(self, batch: int, t0: int | Tensor, steps: int, reset: Tensor | None) -> Tensor:
+        """The t of each step and row: [steps, batch]."""
+        offsets = torch.arange(steps, device=self.seed.device)[:, None]
+        t = (offsets + t0).expand(steps, batch)
+        if reset is None:
+            return t
+        last = torch.where(reset, offsets, -1).cummax(0).values
+        return torch.where(last >= 0, offsets - last, t)
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, drop={self.drop}, over_time={self.over_time}"
+
+
+def draw_masks(module: nn.Module) -> None:
+    """Another seed for every Masks inside ``module``; nothing is drawn where there is none."""
+    for part in module.modules():
+        if isinstance(part, Masks):
+            part.draw()
