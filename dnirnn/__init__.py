@@ -6,6 +6,7 @@ from dnirnn.from_torch import FromTorch
 from dnirnn.interface import Interface, backward
 from dnirnn.lstm import LSTM
 from dnirnn.masks import Masks, draw_masks
+from dnirnn.stacks import HMLSTM
 from dnirnn.truncated import Truncated
 from dnirnn.version import __version__
 
@@ -13,6 +14,7 @@ __all__ = [
     "Core",
     "FromTorch",
     "GradientEstimator",
+    "HMLSTM",
     "Interface",
     "LSTM",
     "Masks",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from strategies import CORES
+from strategies import CORES, STRAIGHT_THROUGH
 
 from dnirnn import Core, ops
 
@@ -48,7 +48,17 @@ def reference(monkeypatch) -> None:
 @pytest.fixture(params=CORES)
 def build(request, monkeypatch) -> Callable[..., Core]:
     """build(input_size, hidden_size, seed): a float64 core of each kind in turn."""
-    make, on = CORES[request.param]
+    return builder(request.param, monkeypatch)
+
+
+@pytest.fixture(params=[name for name in CORES if name not in STRAIGHT_THROUGH])
+def build_smooth(request, monkeypatch) -> Callable[..., Core]:
+    """The same for the kinds whose gradient is the derivative of their values."""
+    return builder(request.param, monkeypatch)
+
+
+def builder(name: str, monkeypatch) -> Callable[..., Core]:
+    make, on = CORES[name]
     if on is not None:
         take(on, monkeypatch)
 

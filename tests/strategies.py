@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dnirnn import LSTM, Core, FromTorch, GradientEstimator, SyntheticGradient
+from dnirnn import HMLSTM, LSTM, Core, FromTorch, GradientEstimator, SyntheticGradient
 
 
 class Counter(Core):
@@ -85,7 +85,11 @@ CORES = {
     "from-rnn": (lambda i, h: FromTorch(nn.RNN(i, h)), None),
     "clock": (Clock, None),
     "leaky": (Leaky, None),
+    "hm-lstm": (lambda i, h: HMLSTM(i, h), None),
+    "hm-lstm-2-norm": (lambda i, h: HMLSTM(i, h, 2, layer_norm=True), None),
 }
+# Those that round, and go back as if they had not: finite differences must disagree.
+STRAIGHT_THROUGH = {"hm-lstm", "hm-lstm-2-norm"}
 
 
 class Case(NamedTuple):

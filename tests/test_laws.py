@@ -241,8 +241,8 @@ def test_first_update_of_a_fresh_estimator_is_plain_truncation(build, problem, h
 
 
 @given(problem=problems(max_steps=4))
-def test_gradcheck_holds_for_one_chunk_and_fails_for_two(build, problem):
-    core = build(problem.input_size, problem.hidden_size, problem.seed)
+def test_gradcheck_holds_for_one_chunk_and_fails_for_two(build_smooth, problem):
+    core = build_smooth(problem.input_size, problem.hidden_size, problem.seed)
     case = problem.case(core)
     x = case.x.requires_grad_()
 

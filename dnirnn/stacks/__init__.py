@@ -1,0 +1,5 @@
+"""Multi-timescale stacks: one file a method, each a Core."""
+
+from dnirnn.stacks.hm_lstm import HMLSTM
+
+__all__ = ["HMLSTM"]

@@ -1,0 +1,192 @@
+"""HMLSTM: layers that learn when a stretch of the input ends, and tick only there."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dnirnn.core import Core
+
+
+class HMLSTM(Core):
+    """The hierarchical multiscale LSTM: L LSTM layers, each but the top one with a detector.
+
+    A detector z of layer l says, with 1, that a stretch of what the layer reads ended at this step:
+    the layer above then reads the layer's h, and at the next step the layer itself starts afresh.
+    With layers l = 1..L from the bottom, z_t^0 = 1, h_t^0 = x_t, and z_t^L = 0:
+
+        s = U^l h_{t-1}^l  +  z_{t-1}^l V^l h_{t-1}^{l+1}  +  z_t^{l-1} W^l h_t^{l-1}  +  b^l
+        i, f, o = sigmoid(s),  g = tanh(s),  z~ = max(0, min(1, (slope s + 1) / 2))
+        z_t = 1 if z~ > 0.5, else 0
+
+        COPY     z_{t-1}^l = 0, z_t^{l-1} = 0:   c_t = c_{t-1},          h_t = h_{t-1}
+        UPDATE   z_{t-1}^l = 0, z_t^{l-1} = 1:   c_t = f c_{t-1} + i g,  h_t = o tanh(c_t)
+        FLUSH    z_{t-1}^l = 1:                  c_t = i g,              h_t = o tanh(c_t)
+
+    A detector speaks at every step, after a COPY too. Its gradient is straight-through: that of
+    z~, as if it had not been rounded. What the layers do with it is differentiated in the form
+
+        copy = (1 - z_{t-1}^l) (1 - z_t^{l-1}),  keep = (1 - z_{t-1}^l) z_t^{l-1}
+        c_t = (copy + keep f) c_{t-1} + (1 - copy) i g
+        h_t = copy h_{t-1} + (1 - copy) o tanh(c_t)
+
+    The output [B, H] is the paper's gated mixture of the layers, with scalar gates:
+
+        r^l = sigmoid(w^l [h^1 ... h^L]),  output = relu(sum_l r^l E^l h^l)
+
+    The state [B, 2 L H + L - 1] is h^1, c^1, ..., h^L, c^L, then z^1 ... z^{L-1}, which are exactly
+    0 or 1. A sequence starts from zeros, detectors included (the paper does not say): the bottom
+    layer's first step is then the same as after a FLUSH, and a layer above keeps its zeros until
+    the one below first detects something.
+
+    input_size, hidden_size, num_layers: I, H, at least 1, and L, at least 2.
+    slope: of the hard sigmoid, above 0; it changes gradients, never values. A buffer, which a
+        checkpoint holds: to anneal it, ``core.slope.fill_(min(5, 1 + 0.04 * epoch))``.
+    layer_norm: normalises each of the four gates' s over its H units, before b and with a gain; a
+        detector, one unit, is not normalised. (The paper does not say where it does.)
+
+    Raises ValueError for sizes or a slope that do not fit.
+
+    Source: Chung, Ahn and Bengio, Hierarchical Multiscale Recurrent Neural Networks, ICLR 2017,
+    section 3, and the output module of section 4.1.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 3,
+        *,
+        slope: float = 1.0,
+        layer_norm: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        sizes = {"input_size": (input_size, 1), "hidden_size": (hidden_size, 1)}
+        for name, (size, least) in (sizes | {"num_layers": (num_layers, 2)}).items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < least:
+                raise ValueError(f"{name} must be an int of at least {least}; got {size!r}")
+        if not 0 < slope < math.inf:
+            raise ValueError(f"slope must be positive and finite; got {slope!r}")
+        self.input_size, self.output_size = input_size, hidden_size
+        self.hidden_size, self.num_layers, self.layer_norm = hidden_size, num_layers, layer_norm
+        self.state_size = 2 * num_layers * hidden_size + num_layers - 1
+        made = {"device": device, "dtype": dtype}
+
+        def parameter(name: str, *shape: int) -> None:
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, **made)))
+
+        for layer in range(num_layers):
+            top = layer == num_layers - 1
+            rows = 4 * hidden_size + (not top)  # i, f, g, o, then the detector
+            parameter(f"weight_ih_l{layer}", rows, input_size if layer == 0 else hidden_size)
+            parameter(f"weight_hh_l{layer}", rows, hidden_size)
+            if not top:
+                parameter(f"weight_top_l{layer}", rows, hidden_size)
+            parameter(f"bias_l{layer}", rows)
+            if layer_norm:
+                parameter(f"gain_l{layer}", 4 * hidden_size)
+        self.gates = nn.Linear(num_layers * hidden_size, num_layers, bias=False, **made)
+        self.mix = nn.Linear(num_layers * hidden_size, hidden_size, bias=False, **made)
+        self.register_buffer("slope", torch.tensor(float(slope), device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform in (-1 / sqrt(H), 1 / sqrt(H)); the gains of the layer norm are one."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for name, parameter in self.named_parameters():
+            if name.startswith("gain"):
+                nn.init.ones_(parameter)
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        read = F.linear(x_BI, self.weight_ih_l0)
+        state = self.tick(read, state_BS, self.joined_weights())
+        return self.output(state), state
+
+    def forward(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        states = self.states(x_TBI, state_BS, reset)
+        return self.output(states), states[-1]
+
+    def detectors(
+        self, x_TBI: Tensor, state_BS: Tensor, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(z [T, B, L - 1] of each step, from the bottom layer up; last state [B, S])."""
+        states = self.states(x_TBI, state_BS, reset)
+        return states[..., 1 - self.num_layers :], states[-1]
+
+    def states(self, x_TBI: Tensor, state_BS: Tensor, reset: Tensor | None) -> Tensor:
+        """The state after each step, [T, B, S]."""
+        reads, weights = F.linear(x_TBI, self.weight_ih_l0), self.joined_weights()
+        states, state = [], state_BS
+        for i, read in enumerate(reads):
+            if reset is not None:
+                state = state.masked_fill(reset[i, :, None], 0)
+            state = self.tick(read, state, weights)
+            states.append(state)
+        return torch.stack(states)
+
+    def joined_weights(self) -> list[Tensor]:
+        """For each layer, what multiplies [h, z h above, z below h below], in one piece.
+
+        Above the top layer there is nothing; the bottom layer's input is multiplied apart.
+        """
+        names = [["weight_hh", "weight_top", "weight_ih"] for _ in range(self.num_layers)]
+        names[0].remove("weight_ih")
+        names[-1].remove("weight_top")
+        return [
+            torch.cat([getattr(self, f"{name}_l{layer}") for name in own], 1)
+            for layer, own in enumerate(names)
+        ]
+
+    def tick(self, read: Tensor, state_BS: Tensor, weights: list[Tensor]) -> Tensor:
+        """The next state, from the input's product and :meth:`joined_weights`."""
+        layers, size = self.num_layers, self.hidden_size
+        parts = state_BS.split([size] * (2 * layers) + [1] * (layers - 1), 1)
+        hs, cs, zs = parts[: 2 * layers : 2], parts[1 : 2 * layers : 2], parts[2 * layers :]
+        state, detected = [], []
+        for layer, (h, c) in enumerate(zip(hs, cs)):
+            inputs = [h]
+            bottom, top = layer == 0, layer == layers - 1
+            z = 0.0 if top else zs[layer]
+            z_below = 1.0 if bottom else detected[-1]
+            inputs += [] if top else [z * hs[layer + 1]]
+            inputs += [] if bottom else [z_below * state[-2]]
+            s = F.linear(torch.cat(inputs, 1).to(read.dtype), weights[layer])
+            s = (s + read if bottom else s).to(c.dtype)
+            bias = getattr(self, f"bias_l{layer}")
+            if not top:
+                detected.append(detector(s[:, 4 * size :] + bias[4 * size :], self.slope))
+                s, bias = s[:, : 4 * size], bias[: 4 * size]
+            if self.layer_norm:
+                normalised = F.layer_norm(s.unflatten(1, (4, size)), (size,)).flatten(1)
+                s = getattr(self, f"gain_l{layer}") * normalised
+            i, f, g, o = (s + bias).chunk(4, 1)
+            copy, keep = (1 - z) * (1 - z_below), (1 - z) * z_below
+            c = (copy + keep * torch.sigmoid(f)) * c
+            c = c + (1 - copy) * torch.sigmoid(i) * torch.tanh(g)
+            h = copy * h + (1 - copy) * torch.sigmoid(o) * torch.tanh(c)
+            state += [h, c]
+        return torch.cat(state + detected, 1)
+
+    def output(self, states: Tensor) -> Tensor:
+        """The gated mixture [..., H] of the layers' h in states [..., S]."""
+        pairs = states[..., : 1 - self.num_layers].unflatten(-1, (self.num_layers, 2, -1))
+        h = pairs[..., 0, :].to(self.mix.weight.dtype)
+        gates = torch.sigmoid(self.gates(h.flatten(-2)))
+        return torch.relu(self.mix((gates[..., None] * h).flatten(-2)))
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
+        return f"{sizes}, layer_norm={self.layer_norm}"
+
+
+def detector(s: Tensor, slope: Tensor) -> Tensor:
+    """1 where s > 0, else 0; with the gradient of the hard sigmoid of slope * s."""
+    soft = ((slope * s + 1) / 2).clamp(0, 1)
+    return (s > 0).to(s.dtype) + (soft - soft.detach())
