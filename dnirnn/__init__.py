@@ -3,18 +3,21 @@
 from dnirnn.core import Core
 from dnirnn.estimators import GradientEstimator, SyntheticGradient, ZeroGradient
 from dnirnn.from_torch import FromTorch
+from dnirnn.hierarchy import Hierarchy
 from dnirnn.interface import Interface, backward
 from dnirnn.lstm import LSTM
 from dnirnn.masks import Masks, draw_masks
-from dnirnn.stacks import HMLSTM
+from dnirnn.stacks import HMLSTM, Clockwork
 from dnirnn.truncated import Truncated
 from dnirnn.version import __version__
 
 __all__ = [
+    "Clockwork",
     "Core",
     "FromTorch",
     "GradientEstimator",
     "HMLSTM",
+    "Hierarchy",
     "Interface",
     "LSTM",
     "Masks",

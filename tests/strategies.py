@@ -10,7 +10,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dnirnn import HMLSTM, LSTM, Core, FromTorch, GradientEstimator, SyntheticGradient
+from dnirnn import (
+    HMLSTM,
+    LSTM,
+    Clockwork,
+    Core,
+    FromTorch,
+    GradientEstimator,
+    Hierarchy,
+    SyntheticGradient,
+)
 
 
 class Counter(Core):
@@ -85,8 +94,18 @@ CORES = {
     "from-rnn": (lambda i, h: FromTorch(nn.RNN(i, h)), None),
     "clock": (Clock, None),
     "leaky": (Leaky, None),
+    "hierarchy": (lambda i, h: Hierarchy(LSTM(i + h, h), LSTM(h, h), 2), "fused"),
+    "hierarchy-3": (
+        lambda i, h: Hierarchy(
+            FromTorch(nn.GRU(i + 2 * h, h)), Hierarchy(Clock(2 * h, h), Leaky(h, h), 2), 3
+        ),
+        None,
+    ),
     "hm-lstm": (lambda i, h: HMLSTM(i, h), None),
     "hm-lstm-2-norm": (lambda i, h: HMLSTM(i, h, 2, layer_norm=True), None),
+    "clockwork": (lambda i, h: Clockwork(i, 2 * h, (1, 3)), None),
+    "clockwork-lstm": (lambda i, h: Clockwork(i, 3 * h, (1, 2, 4), "lstm"), "fused"),
+    "clockwork-lstm-reference": (lambda i, h: Clockwork(i, 2 * h, (1, 3), "lstm"), "reference"),
 }
 # Those that round, and go back as if they had not: finite differences must disagree.
 STRAIGHT_THROUGH = {"hm-lstm", "hm-lstm-2-norm"}

@@ -1,0 +1,192 @@
+"""Clockwork: the paper's recurrence over one matrix with zero blocks; what does not tick is free."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import assert_close, seeds
+from torch.utils.flop_counter import FlopCounterMode
+
+from dnirnn import Clockwork
+
+CELLS = ["rnn", "lstm"]
+PERIODS = [(1,), (3,), (1, 2), (2, 3, 7), (1, 2, 4, 8)]
+
+
+def dense(core):
+    """(W_ih [G H, I], W_hh [G H, H], b [G H]) of all units, with the zero blocks written out."""
+    gates = 4 if core.cell == "lstm" else 1
+    count, size, width = len(core.periods), core.size, core.input_size
+    w_ih = torch.zeros(gates, core.hidden_size, width, dtype=torch.float64)
+    w_hh = torch.zeros(gates, core.hidden_size, core.hidden_size, dtype=torch.float64)
+    bias = torch.zeros(gates, core.hidden_size, dtype=torch.float64)
+    for i, part in enumerate(core.parts):
+        inward, own, *biases = (p.detach().view(gates, size, -1) for p in part.parameters())
+        rows = slice(i * size, (i + 1) * size)
+        w_ih[:, rows] = inward[..., :width]
+        w_hh[:, rows, rows] = own
+        for j in range(i + 1, count):
+            begin = width + (j - i - 1) * size
+            w_hh[:, rows, j * size : (j + 1) * size] = inward[..., begin : begin + size]
+        bias[:, rows] = (biases[0] + biases[1])[..., 0]
+    return [p.flatten(0, 1).requires_grad_() for p in (w_ih, w_hh, bias)]
+
+
+def paper(core, weights, x, state, t0):
+    """All units at every step, those of the modules that tick kept: (outputs, h, c or None)."""
+    w_ih, w_hh, bias = weights
+    parts = state.view(len(state), len(core.periods), -1, core.size).unbind(2)
+    h, c = (part.flatten(1) for part in (parts if core.cell == "lstm" else parts * 2))
+    outputs = []
+    for i, x_BI in enumerate(x):
+        ticks = torch.tensor([(t0 + i) % period == 0 for period in core.periods])
+        ticks = ticks.repeat_interleave(core.size)
+        gates = x_BI @ w_ih.T + h @ w_hh.T + bias
+        if core.cell == "rnn":
+            new = torch.tanh(gates)
+        else:
+            a, f, g, o = gates.chunk(4, 1)
+            cell = torch.sigmoid(f) * c + torch.sigmoid(a) * torch.tanh(g)
+            new = torch.sigmoid(o) * torch.tanh(cell)
+            c = torch.where(ticks, cell, c)
+        h = torch.where(ticks, new, h)
+        outputs.append(h)
+    return torch.stack(outputs), h, c
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@given(
+    periods=st.sampled_from(PERIODS),
+    steps=st.integers(1, 12),
+    batch=st.integers(1, 3),
+    size=st.integers(1, 3),
+    t0=st.integers(0, 9),
+    seed=seeds,
+)
+def test_equals_one_recurrence_with_zero_blocks(cell, periods, steps, batch, size, t0, seed):
+    torch.manual_seed(seed)
+    core = Clockwork(2, size * len(periods), periods, cell).double()
+    x = torch.randn(steps, batch, 2, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(batch, core.state_size, dtype=torch.float64, requires_grad=True)
+    weights = dense(core)
+    assert torch.equal(core.recurrent_weight(), weights[1])
+    outputs, h, c = paper(core, weights, x, state, t0)
+    output, last = core(x, state, t0)
+    assert_close(output, outputs)
+    parts = last.view(batch, len(periods), -1, size).unbind(2)
+    assert_close(parts[0].flatten(1), h)
+    if cell == "lstm":
+        assert_close(parts[1].flatten(1), c)
+
+    y = torch.randn_like(outputs)
+    expected = torch.autograd.grad((outputs * y).sum(), [x, state, *weights])
+    found = torch.autograd.grad(
+        (output * y).sum(), [x, state, *core.parameters()], materialize_grads=True
+    )
+    assert_close(found[:2], expected[:2])
+    with torch.no_grad():
+        for parameter, gradient in zip(core.parameters(), found[2:]):
+            parameter.copy_(gradient)  # so that the blocks of the gradient are read as the weights'
+    blocks, (w_ih, w_hh, bias) = dense(core), expected[2:]
+    assert_close(blocks[0], w_ih)
+    zero = below_the_diagonal(core)
+    assert_close(blocks[1], w_hh.masked_fill(zero, 0))
+    assert_close(blocks[2], 2 * bias)  # of two biases, each with the gradient of their sum
+
+
+def below_the_diagonal(core):
+    """Where, in W_hh, a faster module would feed a slower one: [G H, H]."""
+    module = torch.arange(core.hidden_size) // core.size
+    return (module[:, None] > module).repeat(len(core.recurrent_weight()) // core.hidden_size, 1)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_zero_blocks_are_no_parameters(cell):
+    core = Clockwork(3, 8, (1, 2, 4, 8), cell)
+    zero = below_the_diagonal(core)
+    weight = core.recurrent_weight()
+    assert not weight[zero].any() and weight[~zero].all() and not weight.requires_grad
+    gates = 4 if cell == "lstm" else 1
+    expected = gates * 8 * (3 + 2) + int((~zero).sum())
+    assert sum(p.numel() for p in core.parameters()) == expected
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_nothing_flows_from_fast_to_slow(cell):
+    """With exactly zero gradient, over any number of steps."""
+    core = Clockwork(3, 6, (1, 2, 3), cell).double()
+    state = torch.randn(2, core.state_size, dtype=torch.float64, requires_grad=True)
+    output, _ = core(torch.randn(9, 2, 3, dtype=torch.float64), state)
+    size = core.state_size // 3
+    for module in range(3):
+        said = output[..., module * core.size : (module + 1) * core.size]
+        gradient = torch.autograd.grad(said.sum(), state, retain_graph=True)[0]
+        by_module = gradient.view(2, 3, size).abs().amax((0, 2))
+        assert not by_module[:module].any() and by_module[module:].all()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("t0", [0, 1, 5])
+@pytest.mark.parametrize("steps", [1, 7, 16])
+def test_a_module_that_does_not_tick_costs_nothing(cell, t0, steps, reference):
+    """Multiplications are counted, forward and backward: a row of a module at each of its ticks."""
+    periods, batch, width, size = (1, 2, 4, 8), 3, 5, 2
+    gates = 4 if cell == "lstm" else 1
+    core = Clockwork(width, size * len(periods), periods, cell)
+    x, state = torch.randn(steps, batch, width), torch.randn(batch, core.state_size)
+    state.requires_grad_()
+    expected = 0
+    for slower, period in enumerate(reversed(periods)):
+        ticks = sum((t0 + i) % period == 0 for i in range(steps))
+        expected += ticks * batch * 2 * (width + slower * size + size) * gates * size
+    with FlopCounterMode(display=False) as forward:
+        output, _ = core(x, state, t0)
+    assert forward.get_total_flops() == expected
+    with FlopCounterMode(display=False) as backward:
+        output.sum().backward()
+    assert backward.get_total_flops() <= 2 * expected
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_each_module_is_called_once_over_its_ticks(cell, path, monkeypatch):
+    """And not at all where it has none, on every path."""
+    core = Clockwork(2, 8, (1, 2, 4, 8), cell)
+    rows = {}
+    for period, part in zip(core.periods, core.parts):
+        part.register_forward_pre_hook(
+            lambda _, inputs, period=period: rows.setdefault(period, []).append(len(inputs[0]))
+        )
+    core(torch.randn(7, 3, 2), torch.zeros(3, core.state_size), 1)
+    assert rows == {1: [7], 2: [3], 4: [1]}
+
+
+def test_bfloat16_says_what_it_is_given_and_keeps_a_float32_state(path):
+    core = Clockwork(3, 8, (1, 4), "lstm").bfloat16()
+    x = torch.randn(3, 2, 3, dtype=torch.bfloat16)
+    for t0 in (0, 1):
+        output, state = core(x, core.initial_state(2) + 0.3, t0)
+        assert output.dtype == torch.bfloat16 and state.dtype == torch.float32
+        loop, end = super(Clockwork, core).forward(x, core.initial_state(2) + 0.3, t0)
+        assert loop.dtype == torch.bfloat16 and end.dtype == torch.float32
+        assert_close(output, loop, 0.02)
+        assert_close(state, end, 0.02)
+
+
+@pytest.mark.parametrize("periods", [(), (0, 1), (2, 1), (1, 1), (1, 2.0), (True, 2), (-1,)])
+def test_periods_that_are_not_ascending_ints_are_refused(periods):
+    with pytest.raises(ValueError, match="periods must be distinct ints of at least 1, ascending"):
+        Clockwork(3, 4, periods)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "named"),
+    [
+        ((3, 5), {}, "hidden_size must be a multiple of the 2 periods; got 5"),
+        ((3, 0), {}, "hidden_size must be a multiple of the 2 periods; got 0"),
+        ((0, 4), {"cell": "lstm"}, "input_size must be an int of at least 1"),
+        ((3, 4), {"cell": "gru"}, "cell must be one of rnn, lstm; got 'gru'"),
+    ],
+)
+def test_what_does_not_fit_is_named(sizes, options, named):
+    with pytest.raises(ValueError, match=named):
+        Clockwork(*sizes, (1, 2), **options)
