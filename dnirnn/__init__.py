@@ -1,5 +1,6 @@
 """Truncated recurrent networks with synthetic gradients at the cuts, for PyTorch."""
 
+from dnirnn.cells import GRU, RNN, NormLSTM, WeightDrop
 from dnirnn.core import Core
 from dnirnn.estimators import GradientEstimator, SyntheticGradient, ZeroGradient
 from dnirnn.from_torch import FromTorch
@@ -15,14 +16,18 @@ __all__ = [
     "Clockwork",
     "Core",
     "FromTorch",
+    "GRU",
     "GradientEstimator",
     "HMLSTM",
     "Hierarchy",
     "Interface",
     "LSTM",
     "Masks",
+    "NormLSTM",
+    "RNN",
     "SyntheticGradient",
     "Truncated",
+    "WeightDrop",
     "ZeroGradient",
     "backward",
     "draw_masks",

@@ -16,6 +16,7 @@ ORDER = [
     {"ops", "data", "log", "checkpoint", "optimizers", "masks"},
     {"core", "estimators", "interface"},
     {"lstm", "from_torch", "truncated", "feedforward"},
+    {"cells"},
     {"stacks", "hierarchy"},
     {"model"},
     {"trainer"},

@@ -1,0 +1,32 @@
+"""GRU: torch.nn.GRU as a Core."""
+
+import torch
+from torch import nn
+
+from dnirnn.from_torch import FromTorch
+
+
+class GRU(FromTorch):
+    """L layers of gated recurrent units; each, with gates r, z, n in the rows of the weights:
+
+        r, z = sigmoid(W_i x + b_i + W_h h + b_h),  n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
+        h' = (1 - z) * n + z * h
+
+    The state [B, L H] is h_0, h_1, ...; the output [B, H] the last layer's h'. The parameters are
+    torch.nn.GRU's, under ``module.``.
+
+    input_size, hidden_size, num_layers: I, H, L; torch.nn.GRU's errors where one is below 1.
+
+    Source: Cho et al. 2014, with the reset gate behind the product, as cuDNN has it.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(nn.GRU(input_size, hidden_size, num_layers, device=device, dtype=dtype))

@@ -1,0 +1,29 @@
+"""RNN: torch.nn.RNN as a Core."""
+
+import torch
+from torch import nn
+
+from dnirnn.from_torch import FromTorch
+
+
+class RNN(FromTorch):
+    """L layers of the plain recurrent network: h' = tanh(W_ih x + b_ih + W_hh h + b_hh).
+
+    The state [B, L H] is h_0, h_1, ...; the output [B, H] the last layer's h'. The parameters are
+    torch.nn.RNN's, under ``module.``.
+
+    input_size, hidden_size, num_layers: I, H, L; torch.nn.RNN's errors where one is below 1.
+
+    Source: Elman 1990.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(nn.RNN(input_size, hidden_size, num_layers, device=device, dtype=dtype))

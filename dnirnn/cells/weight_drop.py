@@ -1,0 +1,99 @@
+"""WeightDrop: a core whose hidden-to-hidden weights lose elements while training."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dnirnn.core import Core
+from dnirnn.masks import Masks, draw_masks
+
+
+class WeightDrop(Core):
+    """Any core, run with M * W / (1 - drop) in the place of its hidden-to-hidden weights W.
+
+    M is 0 with probability ``drop``, else 1, drawn for each element of W: one mask for a whole
+    sequence and for all of its batch, until :func:`dnirnn.draw_masks` draws another. In eval mode W
+    itself is used. The core runs on the path that it would run on alone. The raw weights are the
+    parameters, under ``core.``; state and output are the core's.
+
+    drop: a probability in [0, 1).
+    names: the parameters of ``core`` to drop from; by default those with "weight_hh" in their name.
+
+    Raises TypeError where ``core`` is no Core, and ValueError for a drop outside [0, 1), a name
+    that is no parameter's, or a core without hidden-to-hidden weights by the default.
+
+    Source: Merity et al. 2018 (Regularizing and Optimizing LSTM Language Models, section 2), after
+    Wan et al. 2013 (DropConnect).
+    """
+
+    def __init__(self, core: Core, drop: float, names: Sequence[str] | None = None):
+        super().__init__()
+        if not isinstance(core, Core):
+            raise TypeError(f"core must be a dnirnn.Core; got {type(core).__name__}")
+        parameters = dict(core.named_parameters())
+        if names is None:
+            names = [name for name in parameters if "weight_hh" in name]
+        unknown = [name for name in names if name not in parameters]
+        if unknown or not names:
+            wanted = f"got {unknown}" if unknown else 'none has "weight_hh" in its name'
+            raise ValueError(f"names must be parameters of the core, {[*parameters]}; {wanted}")
+        self.core, self.drop, self.names = core, float(drop), list(names)
+        self.input_size, self.output_size = core.input_size, core.output_size
+        self.state_size = core.state_size
+        self.masks = nn.ModuleList(
+            Masks(parameters[name].numel(), drop, over_time=True).to(parameters[name].device)
+            for name in self.names
+        )
+        draw_masks(self.masks)  # each its own seed: two masks of one seed are the same mask
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        return self.core.initial_state(batch_size)
+
+    def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        return self.dropped("step", x_BI, state_BS, t)
+
+    def forward(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.dropped("forward", x_TBI, state_BS, t0, reset)
+
+    def unroll_chunks(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe_NBS: Tensor | None,
+        truncation: int,
+        t0: int | Tensor = 0,
+        reset: Tensor | None = None,
+        estimator: nn.Module | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.dropped(
+            "unroll_chunks", x_TBI, state_BS, probe_NBS, truncation, t0, reset, estimator
+        )
+
+    def dropped(self, method: str, *arguments):
+        """``core.method(*arguments)``, with the weights that a mask has gone over."""
+        if not self.training:
+            return getattr(self.core, method)(*arguments)
+        parameters = dict(self.core.named_parameters())
+        weights = {}
+        for name, masks in zip(self.names, self.masks):
+            weight = parameters[name]
+            kept = masks(1, 0).view_as(weight)
+            weights[f"core.{name}"] = weight * kept / (1 - self.drop)
+        return functional_call(Call(self.core, method), weights, arguments)
+
+    def extra_repr(self) -> str:
+        return f"drop={self.drop}, names={self.names}"
+
+
+class Call(nn.Module):
+    """A method of a core as a module's forward: what functional_call can call."""
+
+    def __init__(self, core: Core, method: str):
+        super().__init__()
+        self.core, self.method = core, method
+
+    def forward(self, *arguments):
+        return getattr(self.core, self.method)(*arguments)
