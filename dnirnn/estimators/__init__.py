@@ -1,0 +1,6 @@
+"""Estimators: what stands in, at a boundary, for the gradient that the future would have sent."""
+
+from dnirnn.estimators.base import GradientEstimator, ZeroGradient
+from dnirnn.estimators.synthetic import SyntheticGradient
+
+__all__ = ["GradientEstimator", "SyntheticGradient", "ZeroGradient"]

@@ -1,0 +1,47 @@
+"""What every estimator is, and the one that predicts nothing."""
+
+import abc
+
+import torch
+from torch import Tensor, nn
+
+
+class GradientEstimator(nn.Module, abc.ABC):
+    """Predicts the gradient of all future loss with respect to a state.
+
+    An estimator works in units of one sequence's own loss, summed over its steps, whatever the
+    batch size or the reduction of the loss (see ``unit`` in :func:`dnirnn.backward`).
+
+    scale: multiplies what is injected into the core at a boundary.
+    discount: multiplies what enters the bootstrapped target.
+    """
+
+    scale: float = 1.0
+    discount: float = 1.0
+
+    @abc.abstractmethod
+    def forward(self, state: Tensor) -> Tensor:
+        """The predicted gradient [..., S], unscaled, at the state [..., S]."""
+
+    @abc.abstractmethod
+    def accumulate(self, entered: Tensor, target: Tensor) -> Tensor:
+        """Adds the gradient of the regression of forward(entered) on target to the parameters' .grad.
+
+        ``entered`` and ``target`` are [R, S]. Returns the regression error, a detached 0-d tensor.
+        """
+
+
+class ZeroGradient(GradientEstimator):
+    """Predicts zero: plain truncated backpropagation through time.
+
+    Truncation then costs exactly what it costs without an estimator; nothing is fitted.
+    """
+
+    scale = 0.0
+    discount = 0.0
+
+    def forward(self, state: Tensor) -> Tensor:
+        return torch.zeros_like(state)
+
+    def accumulate(self, entered: Tensor, target: Tensor) -> Tensor:
+        return target.new_zeros(())
