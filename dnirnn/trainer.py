@@ -168,6 +168,9 @@ class Trainer:
         returns metrics, of which "bits" is the one to make small: the best model is kept, patience
         counts on it. None: no evaluation.
     test: called once in the same way with the best model when the run is done; goes to the result.
+    prepare: called with the model and the stream's epochs before every update, to set in it what
+        changes in the course of training (an annealed slope). It must depend on nothing else, so
+        that a resumed run sets the same. None: nothing.
     run_config: JSON-able; what distinguishes this run. A folder that holds another one is refused.
 
     The folder: config.json (run_config), log.jsonl, checkpoints/update-00001234/ (the last two),
@@ -187,9 +190,11 @@ class Trainer:
         evaluate: Callable[[SequenceModel], dict[str, float]] | None = None,
         run_config: dict | None = None,
         test: Callable[[SequenceModel], dict[str, float]] | None = None,
+        prepare: Callable[[SequenceModel, float], None] | None = None,
     ):
         self.model, self.stream, self.config = model, stream, config
         self.folder, self.evaluate, self.test = Path(folder), evaluate, test
+        self.prepare = prepare or (lambda model, epochs: None)
         if config.patience is not None and evaluate is None:
             raise ValueError("patience counts evaluations: evaluate must be given")
         rows = stream.batch_size
@@ -268,6 +273,7 @@ class Trainer:
     def learn(self) -> None:
         """One update of all parameters on the stream's next batch."""
         began = time.perf_counter()
+        self.prepare(self.model, self.stream.epochs)
         before = self.stream.state_dict(), get_rng(self.device)
         batch = self.stream.next(self.steps).to(self.device)
         state, t = self.state, self.t

@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple
 
 from dnirnn.log import read_log
 from dnirnn.tasks import plots
+from dnirnn.tasks.cores import described
 from dnirnn.tasks.options import to_arguments
 from dnirnn.tasks.progress import bar, fraction, move
 from dnirnn.tasks.task import Figure, steps_per_update
@@ -216,18 +217,13 @@ def report(task: str, runs: Sequence[Run], folder: Path, notice: str) -> None:
         paths[2],
         curve.label,
         unit,
-        f"{network(runs[0].options)} on {notice.split(' (')[0]}",
+        f"{described(runs[0].options)} on {notice.split(' (')[0]}",
         curve.lower_is_better,
     )
     print(table(done, figures, unit))
     print(notice)
     for path in paths:
         print(path)
-
-
-def network(options: Any) -> str:
-    layers = f"{options.layers} x " if options.layers > 1 else ""
-    return f"{options.core} {layers}{options.hidden}"
 
 
 def curve_of(run: Run, key: str) -> plots.Curve:

@@ -5,14 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dnirnn import LSTM, FromTorch, SyntheticGradient, Truncated, ZeroGradient
-from dnirnn.core import Core
+from dnirnn import SyntheticGradient, Truncated, ZeroGradient
 from dnirnn.data import Batch
 from dnirnn.interface import Interface
 from dnirnn.model import SequenceModel
+from dnirnn.tasks.cores import make_core
 from dnirnn.tasks.options import NetworkOptions
-
-TORCH_CORES = {"torch-lstm": nn.LSTM, "torch-gru": nn.GRU, "torch-rnn": nn.RNN}
 
 
 class BFloat16Model(SequenceModel):
@@ -56,12 +54,6 @@ def make_truncated(options: NetworkOptions, input_size: int) -> Truncated:
         widths = ()
     estimator = SyntheticGradient(core.state_size, widths, options.scale, options.discount)
     return Truncated(core, options.truncation, estimator)
-
-
-def make_core(options: NetworkOptions, input_size: int) -> Core:
-    if options.core == "lstm":
-        return LSTM(input_size, options.hidden, options.layers)
-    return FromTorch(TORCH_CORES[options.core](input_size, options.hidden, options.layers))
 
 
 def unroll(

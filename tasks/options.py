@@ -30,6 +30,7 @@ def option(
     many: bool = False,
     shown: str | None = None,
     remembered: bool = True,
+    where: tuple[str, tuple[str, ...]] | None = None,
 ) -> Any:
     """A dataclass field that is also a command-line flag.
 
@@ -39,6 +40,7 @@ def option(
     many: takes several words; the value is a tuple.
     shown: what --help calls the default, where the value itself says little.
     remembered: whether another value makes it another run (budgets and threads don't).
+    where: (another option, its values) that this one goes with; with others it must not be given.
     """
     return dataclasses.field(default=default, metadata=dict(locals()))
 
@@ -74,7 +76,7 @@ def key_value(text: str) -> tuple[str, Any]:
 
 
 class Checked:
-    """Checks each option against its bounds and choices when the object is made."""
+    """Checks each option against its bounds, choices and company when the object is made."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -84,6 +86,16 @@ class Checked:
                 object.__setattr__(self, field.name, value)
             for one in value if isinstance(value, tuple) else (value,):
                 check(flag(field.name), one, field.metadata)
+            if value != field.default and field.metadata["where"]:
+                self.check_company(field)
+
+    def check_company(self, field: dataclasses.Field) -> None:
+        name, allowed = field.metadata["where"]
+        if getattr(self, name) not in allowed:
+            raise ValueError(
+                f"{flag(field.name)} goes with {flag(name)} {' or '.join(allowed)} only;"
+                f" got {flag(name)} {getattr(self, name)}"
+            )
 
 
 def check(name: str, value: Any, rule: typing.Mapping) -> None:
@@ -101,17 +113,50 @@ def check(name: str, value: Any, rule: typing.Mapping) -> None:
         raise ValueError(f"{name} must be below {rule['below']}; got {value}")
 
 
+CORES = {
+    "lstm": "dnirnn's own LSTM",
+    "torch-lstm": "torch.nn's LSTM",
+    "torch-gru": "torch.nn's GRU",
+    "torch-rnn": "torch.nn's RNN",
+    "hm-lstm": "LSTMs that tick where the one below detects an end",
+}
+LAYERED = ("lstm", "torch-lstm", "torch-gru", "torch-rnn", "hm-lstm")
+
+
 @dataclasses.dataclass(frozen=True)
-class NetworkOptions(Checked):
-    """network"""
+class CoreOptions(Checked):
+    """core"""
 
     core: str = option(
         "lstm",
-        "the recurrent core: dnirnn's own LSTM, or torch.nn's LSTM, GRU or RNN through FromTorch",
-        choices=("lstm", "torch-lstm", "torch-gru", "torch-rnn"),
+        "the recurrent network: " + "; ".join(f"{name}, {what}" for name, what in CORES.items()),
+        choices=tuple(CORES),
     )
     hidden: int = option(256, "size of a recurrent layer", "UNITS", at_least=1)
-    layers: int = option(1, "recurrent layers, one on the other", "LAYERS", at_least=1)
+    layers: int | None = option(
+        None,
+        "recurrent layers, one on the other",
+        "LAYERS",
+        at_least=1,
+        shown="1; 3 for hm-lstm",
+        where=("core", LAYERED),
+    )
+    no_layer_norm: bool = option(
+        False, "leave out the layer normalisation", where=("core", ("hm-lstm",))
+    )
+    slope_growth: float = option(
+        0.04,
+        "what an epoch adds to the slope of the detectors' gradient, from 1 up to 5",
+        "SLOPE",
+        at_least=0,
+        where=("core", ("hm-lstm",)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOptions(CoreOptions):
+    """network"""
+
     dropout: float = option(
         0.0,
         "fraction of the core's inputs and outputs that training drops",
@@ -302,8 +347,10 @@ def add_argument(group: Any, field: dataclasses.Field, default: Any) -> None:
     kind = field.type
     if isinstance(kind, types.UnionType):
         kind = typing.get_args(kind)[0]
+    company = f"with {', '.join(rule['where'][1])}: " if rule["where"] else ""
+    said = company + rule["help"]
     if kind is bool:
-        group.add_argument(flag(field.name), action="store_true", help=rule["help"])
+        group.add_argument(flag(field.name), action="store_true", help=said.replace("%", "%%"))
         return
     shown = rule["shown"] or ("none" if default in (None, ()) else default)
     keywords = {"nargs": "+"} if rule["many"] else {}
@@ -313,7 +360,7 @@ def add_argument(group: Any, field: dataclasses.Field, default: Any) -> None:
         default=default,
         choices=rule["choices"],
         metavar=None if rule["choices"] else rule["unit"] or "NUMBER",
-        help=f"{rule['help']} (default: {shown})".replace("%", "%%"),
+        help=f"{said} (default: {shown})".replace("%", "%%"),
         **keywords,
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dnirnn.tasks import char_lm, copy
+from dnirnn.tasks.cores import annealing, described
 from dnirnn.tasks.progress import RunProgress
 from dnirnn.tasks.task import Task, trainer_config
 from dnirnn.trainer import Trainer, load_weights, read_config
@@ -17,7 +18,7 @@ TASKS: dict[str, ModuleType] = {"char-lm": char_lm, "copy": copy}
 def default_folder(name: str, options: Any) -> Path:
     """runs/ and the options that most often tell two runs apart."""
     subject = Path(options.corpus).stem if name == "char-lm" else f"{options.bits}bit"
-    layers = f"x{options.layers}" if options.layers > 1 else ""
+    layers = f"x{options.layers}" if (options.layers or 1) > 1 else ""
     network = f"{options.core}{options.hidden}{layers}"
     words = (name, subject, network, f"T{options.truncation}", options.estimator)
     return Path("runs") / "-".join((*words, f"seed{options.seed}"))
@@ -36,6 +37,7 @@ def train(name: str, options: Any, folder: Path) -> None:
         task.evaluate,
         task.config,
         task.test,
+        annealing(options),
     )
     if not options.quiet:
         print(task.notice)
@@ -53,7 +55,7 @@ def train(name: str, options: Any, folder: Path) -> None:
 def network_line(task: Task, options: Any) -> str:
     model = task.model
     core = sum(parameter.numel() for parameter in model.core_parameters())
-    line = f"network: {options.layers} x {options.hidden} {options.core}, {core:,} parameters"
+    line = f"network: {described(options)}, {core:,} parameters"
     estimator = sum(parameter.numel() for parameter in model.estimator_parameters())
     line += f" and {estimator:,} in the estimator" if estimator else ""
     return f"{line}; gradients carried back {options.truncation} steps"
