@@ -1,0 +1,132 @@
+"""Hierarchy: a fast network and a slow one that ticks once every so many of its steps."""
+
+import torch
+from torch import Tensor
+
+from dnirnn.core import Core
+from dnirnn.estimators import GradientEstimator, SyntheticGradient, ZeroGradient
+from dnirnn.truncated import Truncated
+
+
+class Hierarchy(Core):
+    """``fast`` ticks every step, ``slow`` every ``period`` steps, and each hears the other.
+
+    At step t, with m the slow network's last output, zero before its first tick:
+
+        a, fast state' = fast([x, m], fast state)
+        b, slow state' = slow(a, slow state)      where (t + 1) mod period = 0; else b = m
+        output = [a, b];  m' = b
+
+    The slow network's own t is t // period. The state [B, S] is the fast network's, the slow one's,
+    then m. For more levels ``slow`` is a Hierarchy itself, whose period counts its own ticks; then
+    m holds what all the levels above say.
+
+    fast: its input is x and m together: input_size = fast.input_size - slow.output_size.
+    slow: its input is the fast network's output. Between ticks it costs nothing.
+    period: steps to a tick, at least 1.
+
+    m is a part of the state, so a cut through the state is the interface between the levels as
+    well: cut after every tick (see :meth:`truncate`), the fast network is updated without waiting
+    for the slow one's next ticks, the slow one without waiting for what the fast one makes of m.
+
+    Raises TypeError for what is no Core or a period that is no int, ValueError for a period below 1
+    or sizes that do not fit.
+
+    Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017,
+    section 3.2 (networks A and B).
+    """
+
+    def __init__(self, fast: Core, slow: Core, period: int):
+        super().__init__()
+        for name, core in (("fast", fast), ("slow", slow)):
+            if not isinstance(core, Core):
+                raise TypeError(f"{name} must be a dnirnn.Core; got {type(core).__name__}")
+        if isinstance(period, bool) or not isinstance(period, int):
+            raise TypeError(f"period must be an int; got {period!r}")
+        if period < 1:
+            raise ValueError(f"period must be at least 1 step; got {period}")
+        if slow.input_size != fast.output_size:
+            raise ValueError(
+                f"slow must take fast's output of {fast.output_size};"
+                f" its input_size is {slow.input_size}"
+            )
+        if fast.input_size <= slow.output_size:
+            raise ValueError(
+                f"fast must take an input and slow's output of {slow.output_size} together;"
+                f" its input_size is {fast.input_size}"
+            )
+        self.fast, self.slow, self.period = fast, slow, period
+        self.input_size = fast.input_size - slow.output_size
+        self.output_size = fast.output_size + slow.output_size
+        self.sizes = [fast.state_size, slow.state_size, slow.output_size]
+        self.state_size = sum(self.sizes)
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        states = [core.initial_state(batch_size) for core in (self.fast, self.slow)]
+        message = states[1].new_zeros(batch_size, self.slow.output_size)
+        return torch.cat([*states, message], 1)
+
+    def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        fast, slow, message = state_BS.split(self.sizes, 1)
+        output, fast = self.fast.step(torch.cat([x_BI, message.to(x_BI.dtype)], 1), fast, t)
+        ticks = (t + 1) % self.period == 0
+        if isinstance(ticks, Tensor) or ticks:
+            said, ticked = self.slow.step(output, slow, t // self.period)
+            said = said.to(message.dtype)
+            if isinstance(ticks, Tensor):
+                said = torch.where(ticks[:, None], said, message)
+                ticked = torch.where(ticks[:, None], ticked, slow)
+            slow, message = ticked, said
+        state = torch.cat([fast, slow, message], 1)
+        return torch.cat([output, message.to(output.dtype)], 1), state
+
+    def forward(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if reset is not None or isinstance(t0, Tensor):
+            return super().forward(x_TBI, state_BS, t0, reset)
+        fast, slow, message = state_BS.split(self.sizes, 1)
+        outputs, begin, steps = [], 0, len(x_TBI)
+        while begin < steps:
+            t = t0 + begin
+            end = min(begin + self.period - t % self.period, steps)
+            # m changes only with the last step before `end`, after the fast network read it.
+            held = message.to(x_TBI.dtype).expand(end - begin, -1, -1)
+            output, fast = self.fast(torch.cat([x_TBI[begin:end], held], 2), fast, t)
+            held = held.to(output.dtype)
+            if (t0 + end) % self.period == 0:
+                said, slow = self.slow(output[-1:], slow, t // self.period)
+                held = torch.cat([held[:-1], said])
+                message = said[0].to(message.dtype)
+            outputs.append(torch.cat([output, held], 2))
+            begin = end
+        return torch.cat(outputs), torch.cat([fast, slow, message], 1)
+
+    def truncate(
+        self, training: str, ticks: int, estimator: GradientEstimator | None = None
+    ) -> Truncated:
+        """This core, cut for one of three ways of training:
+
+        "full": backpropagation over the slow horizon, ``ticks`` ticks of the slow network; an
+            update has to wait for ticks * period steps.
+        "truncated": cut after every tick; an update every ``period`` steps, and no gradient from
+            beyond a tick.
+        "dni": cut at the same places, with the gradients that ``estimator`` predicts for both
+            networks' states and for m; None: a linear SyntheticGradient.
+
+        Raises ValueError for another way, or an estimator with a way that uses none.
+        """
+        if training not in ("full", "truncated", "dni"):
+            raise ValueError(f"training must be full, truncated or dni; got {training!r}")
+        if training == "dni":
+            return Truncated(self, self.period, estimator or self.linear_estimator())
+        if estimator is not None:
+            raise ValueError(f"estimator goes with training dni; got one with {training}")
+        return Truncated(self, self.period * (ticks if training == "full" else 1), ZeroGradient())
+
+    def linear_estimator(self) -> SyntheticGradient:
+        parameter = next(self.parameters())
+        return SyntheticGradient(self.state_size, device=parameter.device, dtype=parameter.dtype)
+
+    def extra_repr(self) -> str:
+        return f"period={self.period}"
