@@ -113,7 +113,7 @@ class Clockwork(Core):
                 output, states[i] = self.parts[i](x, states[i], (t0 + first) // period)
                 held = torch.cat([held, output.repeat_interleave(period, 0)])[: steps + 1]
             said.insert(0, held)
-        return torch.cat(said, 2)[1:].to(x_TBI.dtype), torch.cat(states, 1)
+        return torch.cat(said, 2)[1:], torch.cat(states, 1)
 
     def recurrent_weight(self) -> Tensor:
         """The recurrence of all units as one matrix, [H, H], or [4 H, H] for an LSTM.
