@@ -8,13 +8,17 @@ from dnirnn.hierarchy import Hierarchy
 from dnirnn.interface import Interface, backward
 from dnirnn.lstm import LSTM
 from dnirnn.masks import Masks, draw_masks
-from dnirnn.stacks import HMLSTM, Clockwork
+from dnirnn.stacks import HMLSTM, Clockwork, Deep, Dilated, Every
+from dnirnn.true_gradient import TrueGradient, true_gradients
 from dnirnn.truncated import Truncated
 from dnirnn.version import __version__
 
 __all__ = [
     "Clockwork",
     "Core",
+    "Deep",
+    "Dilated",
+    "Every",
     "FromTorch",
     "GRU",
     "GradientEstimator",
@@ -26,9 +30,11 @@ __all__ = [
     "NormLSTM",
     "RNN",
     "SyntheticGradient",
+    "TrueGradient",
     "Truncated",
     "WeightDrop",
     "ZeroGradient",
     "backward",
     "draw_masks",
+    "true_gradients",
 ]

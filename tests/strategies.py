@@ -11,14 +11,21 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dnirnn import (
+    GRU,
     HMLSTM,
     LSTM,
+    RNN,
     Clockwork,
     Core,
+    Deep,
+    Dilated,
+    Every,
     FromTorch,
     GradientEstimator,
     Hierarchy,
+    NormLSTM,
     SyntheticGradient,
+    WeightDrop,
 )
 
 
@@ -94,6 +101,21 @@ CORES = {
     "from-rnn": (lambda i, h: FromTorch(nn.RNN(i, h)), None),
     "clock": (Clock, None),
     "leaky": (Leaky, None),
+    "norm-lstm": (lambda i, h: NormLSTM(i, h + 2, zoneout_h=0.1, zoneout_c=0.4).eval(), None),
+    "weight-drop": (lambda i, h: WeightDrop(LSTM(i, h, 2), 0.4), "fused"),
+    "deep": (
+        lambda i, h: Deep([LSTM(i, h), GRU(h + i, h), RNN(h + i, h)], residual=True, skip=True),
+        "fused",
+    ),
+    "every-last": (lambda i, h: Deep([RNN(i, h), Every(LSTM(h, h), 3)], residual=True), "fused"),
+    "every-mean": (lambda i, h: Deep([Every(Clock(i, h), 2, "mean"), RNN(h, h)]), None),
+    "every-concat": (
+        lambda i, h: Deep([LSTM(i, h), Every(Clock(2 * h, h), 2, "concat")], residual=True),
+        "fused",
+    ),
+    "dilated-rnn": (lambda i, h: Dilated(i, h, [1, 2], "rnn"), None),
+    "dilated-gru": (lambda i, h: Dilated(i, h, [3, 1], "gru"), None),
+    "dilated-lstm": (lambda i, h: Dilated(i, h, [1, 2, 4], "lstm"), "fused"),
     "hierarchy": (lambda i, h: Hierarchy(LSTM(i + h, h), LSTM(h, h), 2), "fused"),
     "hierarchy-3": (
         lambda i, h: Hierarchy(

@@ -41,6 +41,7 @@ class WeightDrop(Core):
         self.core, self.drop, self.names = core, float(drop), list(names)
         self.input_size, self.output_size = core.input_size, core.output_size
         self.state_size = core.state_size
+        self.calls = (Call(core),)  # in a tuple: its parameters are this module's already
         self.masks = nn.ModuleList(
             Masks(parameters[name].numel(), drop, over_time=True).to(parameters[name].device)
             for name in self.names
@@ -82,18 +83,18 @@ class WeightDrop(Core):
             weight = parameters[name]
             kept = masks(1, 0).view_as(weight)
             weights[f"core.{name}"] = weight * kept / (1 - self.drop)
-        return functional_call(Call(self.core, method), weights, arguments)
+        return functional_call(self.calls[0], weights, (method, *arguments))
 
     def extra_repr(self) -> str:
         return f"drop={self.drop}, names={self.names}"
 
 
 class Call(nn.Module):
-    """A method of a core as a module's forward: what functional_call can call."""
+    """The methods of a core behind a module's forward: what functional_call can call."""
 
-    def __init__(self, core: Core, method: str):
+    def __init__(self, core: Core):
         super().__init__()
-        self.core, self.method = core, method
+        self.core = core
 
-    def forward(self, *arguments):
-        return getattr(self.core, self.method)(*arguments)
+    def forward(self, method: str, *arguments):
+        return getattr(self.core, method)(*arguments)

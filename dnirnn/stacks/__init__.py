@@ -1,6 +1,9 @@
 """Multi-timescale stacks: one file a method, each a Core."""
 
 from dnirnn.stacks.clockwork import Clockwork
+from dnirnn.stacks.deep import Deep
+from dnirnn.stacks.dilated import Dilated
+from dnirnn.stacks.every import Every
 from dnirnn.stacks.hm_lstm import HMLSTM
 
-__all__ = ["Clockwork", "HMLSTM"]
+__all__ = ["Clockwork", "Deep", "Dilated", "Every", "HMLSTM"]

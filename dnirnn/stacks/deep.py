@@ -1,0 +1,150 @@
+"""Deep: cores one on another."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dnirnn.core import Core
+from dnirnn.masks import Masks, draw_masks
+
+
+class Deep(Core):
+    """Cores one on another: each reads, at every step, what the one below it says.
+
+    With y_0 = x and drop() for dropout, layer l = 1 .. L:
+
+        y_1 = core_1(x)
+        y_l = core_l(drop(y_{l-1}))            skip:     core_l([drop(y_{l-1}), x])
+                                               residual: the above + y_{l-1}
+
+    and the output is y_L. ``dropout`` zeroes elements between layers while training (never of x nor
+    of the output), and divides what it keeps by 1 - dropout. Its masks are :class:`dnirnn.Masks`:
+    one a step or, with ``same_mask``, one for a whole sequence (Gal and Ghahramani 2016).
+
+    The state [B, S] is the concatenation of the cores' states. Layers run one after another, each
+    over all steps of a call and all of its chunks, so that fused cores stay fused.
+
+    cores: at least one. The input size of each is the output size of the one below; with ``skip``
+        plus that of x. With ``residual`` all output sizes are one.
+    dropout: a probability in [0, 1).
+
+    Raises TypeError where a core is none, and ValueError where sizes don't fit, there is no core,
+    or dropout is no probability.
+    """
+
+    def __init__(
+        self,
+        cores: Sequence[Core],
+        *,
+        residual: bool = False,
+        skip: bool = False,
+        dropout: float = 0.0,
+        same_mask: bool = False,
+    ):
+        super().__init__()
+        for core in cores:
+            if not isinstance(core, Core):
+                raise TypeError(f"cores must be dnirnn.Cores; got a {type(core).__name__}")
+        if not cores:
+            raise ValueError("cores must be at least one; got none")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be a probability in [0, 1); got {dropout!r}")
+        for l, (below, core) in enumerate(zip(cores, cores[1:]), 1):
+            expected = below.output_size + (cores[0].input_size if skip else 0)
+            if core.input_size != expected:
+                raise ValueError(
+                    f"cores[{l}] must have input_size {expected}, what it reads; got {core.input_size}"
+                )
+            if residual and core.output_size != below.output_size:
+                raise ValueError(
+                    f"cores[{l}] must have output_size {below.output_size}, what residual adds to"
+                    f" it; got {core.output_size}"
+                )
+        self.cores = nn.ModuleList(cores)
+        self.residual, self.skip, self.dropout = residual, skip, float(dropout)
+        self.input_size, self.output_size = cores[0].input_size, cores[-1].output_size
+        self.sizes = [core.state_size for core in cores]
+        self.state_size = sum(self.sizes)
+        self.masks = nn.ModuleList(
+            Masks(core.output_size, dropout, same_mask).to(core.initial_state(1).device)
+            for core in cores[:-1]
+            if dropout
+        )
+        draw_masks(self.masks)  # each its own seed: two masks of one seed are the same mask
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        return torch.cat([core.initial_state(batch_size) for core in self.cores], 1)
+
+    def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        states = state_BS.split(self.sizes, 1)
+
+        def run(l: int, reads: Tensor) -> tuple[Tensor, Tensor]:
+            output, state = self.cores[l].step(reads[0], states[l], t)
+            return output[None], state
+
+        output, state = self.through(x_BI[None], t, None, run)
+        return output[0], state
+
+    def forward(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        states = state_BS.split(self.sizes, 1)
+        return self.through(
+            x_TBI, t0, reset, lambda l, reads: self.cores[l](reads, states[l], t0, reset)
+        )
+
+    def unroll_chunks(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe_NBS: Tensor | None,
+        truncation: int,
+        t0: int | Tensor = 0,
+        reset: Tensor | None = None,
+        estimator: nn.Module | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        # Every layer is cut at the same steps, so a layer's chunk reads that of the one below alone.
+        states = state_BS.split(self.sizes, 1)
+        probes = [None] * len(self.cores)
+        if probe_NBS is not None:
+            probes = probe_NBS.split(self.sizes, 2)
+
+        def run(l: int, reads: Tensor) -> tuple[Tensor, Tensor]:
+            return self.cores[l].unroll_chunks(
+                reads, states[l], probes[l], truncation, t0, reset
+            )[:2]
+
+        output, sent = self.through(x_TBI, t0, reset, run)
+        synthetic = None
+        if estimator is not None:
+            with torch.no_grad():
+                synthetic = (estimator.scale * estimator(sent.detach())).to(sent.dtype)
+        return output, sent, synthetic
+
+    def through(
+        self,
+        x_TBI: Tensor,
+        t0: int | Tensor,
+        reset: Tensor | None,
+        run: Callable[[int, Tensor], tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """Layer by layer, where run(l, what core l reads) -> (outputs, states [..., S_l])."""
+        below, states = x_TBI, []
+        for l in range(len(self.cores)):
+            reads = self.dropped(l - 1, below, t0, reset) if l else x_TBI
+            if l and self.skip:
+                reads = torch.cat([reads, x_TBI], 2)
+            output, state = run(l, reads)
+            below = output + below if l and self.residual else output
+            states.append(state)
+        return below, torch.cat(states, -1)
+
+    def dropped(self, l: int, y_TBO: Tensor, t0: int | Tensor, reset: Tensor | None) -> Tensor:
+        if not (self.training and self.dropout):
+            return y_TBO
+        steps, batch, _ = y_TBO.shape
+        return y_TBO * self.masks[l](batch, t0, steps, reset) / (1 - self.dropout)
+
+    def extra_repr(self) -> str:
+        return f"residual={self.residual}, skip={self.skip}, dropout={self.dropout}"
