@@ -114,10 +114,12 @@ class Hierarchy(Core):
         "dni": cut at the same places, with the gradients that ``estimator`` predicts for both
             networks' states and for m; None: a linear SyntheticGradient.
 
-        Raises ValueError for another way, or an estimator with a way that uses none.
+        Raises ValueError for another way, ticks below 1, or an estimator with a way of none.
         """
         if training not in ("full", "truncated", "dni"):
             raise ValueError(f"training must be full, truncated or dni; got {training!r}")
+        if ticks < 1:
+            raise ValueError(f"ticks must be at least 1; got {ticks}")
         if training == "dni":
             return Truncated(self, self.period, estimator or self.linear_estimator())
         if estimator is not None:
