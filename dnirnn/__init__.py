@@ -8,7 +8,7 @@ from dnirnn.hierarchy import Hierarchy
 from dnirnn.interface import Interface, backward
 from dnirnn.lstm import LSTM
 from dnirnn.masks import Masks, draw_masks
-from dnirnn.stacks import HMLSTM, Clockwork, Deep, Dilated, Every
+from dnirnn.stacks import HMLSTM, Clockwork, Deep, Dilated, Every, PhasedLSTM
 from dnirnn.true_gradient import TrueGradient, true_gradients
 from dnirnn.truncated import Truncated
 from dnirnn.version import __version__
@@ -28,6 +28,7 @@ __all__ = [
     "LSTM",
     "Masks",
     "NormLSTM",
+    "PhasedLSTM",
     "RNN",
     "SyntheticGradient",
     "TrueGradient",

@@ -24,6 +24,7 @@ from dnirnn import (
     GradientEstimator,
     Hierarchy,
     NormLSTM,
+    PhasedLSTM,
     SyntheticGradient,
     WeightDrop,
 )
@@ -116,6 +117,8 @@ CORES = {
     "dilated-rnn": (lambda i, h: Dilated(i, h, [1, 2], "rnn"), None),
     "dilated-gru": (lambda i, h: Dilated(i, h, [3, 1], "gru"), None),
     "dilated-lstm": (lambda i, h: Dilated(i, h, [1, 2, 4], "lstm"), "fused"),
+    "phased": (lambda i, h: PhasedLSTM(i, h, periods=(1.5, 6.0), open_ratio=0.6), None),
+    "phased-eval": (lambda i, h: PhasedLSTM(i, h + 2, open_ratio=0.9).eval(), None),
     "hierarchy": (lambda i, h: Hierarchy(LSTM(i + h, h), LSTM(h, h), 2), "fused"),
     "hierarchy-3": (
         lambda i, h: Hierarchy(

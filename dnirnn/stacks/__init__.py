@@ -5,5 +5,6 @@ from dnirnn.stacks.deep import Deep
 from dnirnn.stacks.dilated import Dilated
 from dnirnn.stacks.every import Every
 from dnirnn.stacks.hm_lstm import HMLSTM
+from dnirnn.stacks.phased import PhasedLSTM
 
-__all__ = ["Clockwork", "Deep", "Dilated", "Every", "HMLSTM"]
+__all__ = ["Clockwork", "Deep", "Dilated", "Every", "HMLSTM", "PhasedLSTM"]

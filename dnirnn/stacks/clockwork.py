@@ -5,14 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dnirnn.cells import RNN
 from dnirnn.core import Core
-from dnirnn.from_torch import FromTorch
 from dnirnn.lstm import LSTM
 
-CELLS = {
-    "rnn": lambda *sizes, **options: FromTorch(nn.RNN(*sizes, **options)),
-    "lstm": LSTM,
-}
+CELLS = {"rnn": RNN, "lstm": LSTM}
 
 
 class Clockwork(Core):
