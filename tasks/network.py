@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from dnirnn import SyntheticGradient, Truncated, ZeroGradient
+from dnirnn.core import Core
 from dnirnn.data import Batch
 from dnirnn.interface import Interface
 from dnirnn.model import SequenceModel
-from dnirnn.tasks.cores import make_core
+from dnirnn.tasks.cores import make_core, sized
 from dnirnn.tasks.options import NetworkOptions
 
 
@@ -35,14 +36,21 @@ def make_model(
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> SequenceModel:
     """encoder -> the core that the options name, truncated -> a linear readout of ``outputs``."""
-    truncated = make_truncated(options, input_size)
+    if options.parameters is not None:
+        encoding = sum(parameter.numel() for parameter in encoder.parameters())
+        options = sized(
+            options, input_size, lambda core: encoding + (core.output_size + 1) * outputs
+        )
+    truncated = make_truncated(options, make_core(options, input_size))
     readout = nn.Linear(truncated.core.output_size, outputs)
-    kind = BFloat16Model if options.dtype == "bfloat16" else SequenceModel
-    return kind(encoder, truncated, readout, loss, options.dropout)
+    return model_class(options)(encoder, truncated, readout, loss, options.dropout)
 
 
-def make_truncated(options: NetworkOptions, input_size: int) -> Truncated:
-    core = make_core(options, input_size)
+def model_class(options: NetworkOptions) -> type[SequenceModel]:
+    return BFloat16Model if options.dtype == "bfloat16" else SequenceModel
+
+
+def make_truncated(options: NetworkOptions, core: Core) -> Truncated:
     if options.estimator == "none":
         return Truncated(core, options.truncation, ZeroGradient())
     widths = options.estimator_hidden

@@ -115,12 +115,17 @@ def check(name: str, value: Any, rule: typing.Mapping) -> None:
 
 CORES = {
     "lstm": "dnirnn's own LSTM",
+    "gru": "GRU",
+    "rnn": "plain recurrent network (tanh)",
+    "norm-lstm": "LSTM with layer normalisation",
+    "clockwork": "plain modules that tick at --periods",
+    "clockwork-lstm": "LSTM modules that tick at --periods",
+    "hm-lstm": "LSTMs that tick where the one below detects an end",
     "torch-lstm": "torch.nn's LSTM",
     "torch-gru": "torch.nn's GRU",
     "torch-rnn": "torch.nn's RNN",
-    "hm-lstm": "LSTMs that tick where the one below detects an end",
 }
-LAYERED = ("lstm", "torch-lstm", "torch-gru", "torch-rnn", "hm-lstm")
+PLAIN = ("lstm", "gru", "rnn", "torch-lstm", "torch-gru", "torch-rnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,17 +137,68 @@ class CoreOptions(Checked):
         "the recurrent network: " + "; ".join(f"{name}, {what}" for name, what in CORES.items()),
         choices=tuple(CORES),
     )
-    hidden: int = option(256, "size of a recurrent layer", "UNITS", at_least=1)
+    hidden: int = option(
+        256, "units of a recurrent layer; of all of a clockwork's modules", "UNITS", at_least=1
+    )
+    parameters: int | None = option(
+        None,
+        "in place of --hidden: the size that gives the model, without its predictor, about so many",
+        "PARAMETERS",
+        at_least=1,
+        shown="what --hidden gives",
+    )
     layers: int | None = option(
         None,
         "recurrent layers, one on the other",
         "LAYERS",
         at_least=1,
-        shown="1; 3 for hm-lstm",
-        where=("core", LAYERED),
+        shown="1; 3 in hm-lstm",
+        where=("core", (*PLAIN, "hm-lstm")),
+    )
+    periods: tuple = option(
+        (1, 2, 4, 8),
+        "steps from one tick to the next, of each module, ascending",
+        "STEPS",
+        at_least=1,
+        parse=int,
+        many=True,
+        shown="1 2 4 8",
+        where=("core", ("clockwork", "clockwork-lstm")),
     )
     no_layer_norm: bool = option(
-        False, "leave out the layer normalisation", where=("core", ("hm-lstm",))
+        False, "leave out the layer normalisation", where=("core", ("norm-lstm", "hm-lstm"))
+    )
+    zoneout_h: float = option(
+        0.0,
+        "fraction of the units of h that keep their old value in a step of training",
+        "FRACTION",
+        at_least=0,
+        below=1,
+        where=("core", ("norm-lstm",)),
+    )
+    zoneout_c: float = option(
+        0.0,
+        "the same for c",
+        "FRACTION",
+        at_least=0,
+        below=1,
+        where=("core", ("norm-lstm",)),
+    )
+    recurrent_dropout: float = option(
+        0.0,
+        "fraction of an LSTM's new values g that training drops",
+        "FRACTION",
+        at_least=0,
+        below=1,
+        where=("core", ("norm-lstm",)),
+    )
+    weight_drop: float = option(
+        0.0,
+        "fraction of the hidden-to-hidden weights that training drops for a whole sequence",
+        "FRACTION",
+        at_least=0,
+        below=1,
+        where=("core", (*PLAIN, "norm-lstm")),
     )
     slope_growth: float = option(
         0.04,
@@ -151,6 +207,14 @@ class CoreOptions(Checked):
         at_least=0,
         where=("core", ("hm-lstm",)),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parameters is not None and self.hidden != CoreOptions.hidden:
+            raise ValueError(
+                f"--parameters chooses --hidden: give one of them; got {self.parameters} and"
+                f" {self.hidden}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

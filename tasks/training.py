@@ -19,7 +19,8 @@ def default_folder(name: str, options: Any) -> Path:
     """runs/ and the options that most often tell two runs apart."""
     subject = Path(options.corpus).stem if name == "char-lm" else f"{options.bits}bit"
     layers = f"x{options.layers}" if (options.layers or 1) > 1 else ""
-    network = f"{options.core}{options.hidden}{layers}"
+    size = f"-{options.parameters}" if options.parameters else options.hidden
+    network = f"{options.core}{size}{layers}"
     words = (name, subject, network, f"T{options.truncation}", options.estimator)
     return Path("runs") / "-".join((*words, f"seed{options.seed}"))
 
@@ -55,7 +56,8 @@ def train(name: str, options: Any, folder: Path) -> None:
 def network_line(task: Task, options: Any) -> str:
     model = task.model
     core = sum(parameter.numel() for parameter in model.core_parameters())
-    line = f"network: {described(options)}, {core:,} parameters"
+    line = f"network: {described(options)}; {model.truncated.core.output_size} units out,"
+    line += f" {core:,} parameters"
     estimator = sum(parameter.numel() for parameter in model.estimator_parameters())
     line += f" and {estimator:,} in the estimator" if estimator else ""
     return f"{line}; gradients carried back {options.truncation} steps"
