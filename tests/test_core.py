@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import Counter, any_reset, any_t0, assert_close, problems
+from torch.func import functional_call
 
 from dnirnn import LSTM, Core
 from dnirnn.core import advance
@@ -58,6 +59,46 @@ def test_splitting_anywhere_changes_nothing(build, problem, where):
     assert_close(torch.cat([head, tail]), whole[0])
     assert_close(state, whole[1])
     assert_close(gradients_of(torch.cat([head, tail]), state), gradients_of(*whole))
+
+
+@given(problem=problems(t0=any_t0, reset=("anywhere",)))
+def test_a_ragged_batch_gives_what_each_sequence_gives_alone(build, problem):
+    """Sequences of any lengths end to end in each row; outputs, last states, gradients of inputs."""
+    core = build(problem.input_size, problem.hidden_size, problem.seed)
+    case = problem.case(core)
+    case.reset[0] = True
+
+    def run(x, state, t0=0, reset=None):
+        x = x.clone().requires_grad_()
+        output, ended = core(x, state, t0, reset)
+        y = case.y[begin:end, rows]
+        return output, ended, torch.autograd.grad((output * y).sum(), x, materialize_grads=True)[0]
+
+    begin, end, rows = 0, problem.steps, slice(None)
+    together = run(case.x, case.state, case.t0, case.reset)
+    for b in range(problem.batch):
+        rows, starts = slice(b, b + 1), case.reset[:, b].nonzero().flatten().tolist()
+        for begin, end in zip(starts, [*starts[1:], problem.steps]):
+            alone = run(case.x[begin:end, rows], core.initial_state(1))
+            assert_close(together[0][begin:end, rows], alone[0])
+            assert_close(together[2][begin:end, rows], alone[2])
+        assert_close(together[1][rows], alone[1])
+
+
+@settings(max_examples=5)
+@given(problem=problems(t0=any_t0, reset=any_reset, max_steps=6))
+def test_gradients_are_the_derivatives(build_smooth, problem):
+    """gradcheck along random directions, of inputs, state and every parameter."""
+    core = build_smooth(problem.input_size, problem.hidden_size, problem.seed)
+    case = problem.case(core)
+    names, values = zip(*core.named_parameters())
+
+    def run(x, state, *values):
+        parameters = dict(zip(names, values))
+        return functional_call(core, parameters, (x, state, case.t0, case.reset))
+
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (case.x, case.state, *values)]
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=True, atol=1e-6)
 
 
 @given(problem=problems(t0=any_t0, reset=any_reset))
