@@ -34,10 +34,11 @@ class WeightDrop(Core):
         parameters = dict(core.named_parameters())
         if names is None:
             names = [name for name in parameters if "weight_hh" in name]
-        unknown = [name for name in names if name not in parameters]
-        if unknown or not names:
-            wanted = f"got {unknown}" if unknown else 'none has "weight_hh" in its name'
-            raise ValueError(f"names must be parameters of the core, {[*parameters]}; {wanted}")
+        if not names or not set(names) <= set(parameters):
+            raise ValueError(
+                "names must be one or more of the core's parameters, by default those with"
+                f' "weight_hh" in their name; got {[*names]}, of {[*parameters]}'
+            )
         self.core, self.drop, self.names = core, float(drop), list(names)
         self.input_size, self.output_size = core.input_size, core.output_size
         self.state_size = core.state_size

@@ -54,7 +54,8 @@ class Deep(Core):
             expected = below.output_size + (cores[0].input_size if skip else 0)
             if core.input_size != expected:
                 raise ValueError(
-                    f"cores[{l}] must have input_size {expected}, what it reads; got {core.input_size}"
+                    f"cores[{l}] must have input_size {expected}, what it reads;"
+                    f" got {core.input_size}"
                 )
             if residual and core.output_size != below.output_size:
                 raise ValueError(
@@ -104,7 +105,7 @@ class Deep(Core):
         reset: Tensor | None = None,
         estimator: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        # Every layer is cut at the same steps, so a layer's chunk reads that of the one below alone.
+        # All layers are cut at the same steps: a chunk reads its own inputs from below, no other's.
         states = state_BS.split(self.sizes, 1)
         probes = [None] * len(self.cores)
         if probe_NBS is not None:

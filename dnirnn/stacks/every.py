@@ -91,7 +91,7 @@ class Every(Core):
         return output.to(x_TBI.dtype), torch.cat([inner, outputs[-1], kept], 1)
 
     def gathered(self, x_TBI: Tensor, kept: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """What the ticks read [ticks, B, .], the first at step ``first``; what is kept after them."""
+        """What the ticks read [ticks, B, .], the first at step ``first``; what is kept after."""
         (steps, batch, inputs), period = x_TBI.shape, self.period
         ticks = len(range(first, steps, period))
         if self.gather == "last":
