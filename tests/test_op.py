@@ -236,6 +236,34 @@ def test_one_chunk_equals_torch(sizes, dtype):
 # Dense targets: one gradient for every state of a chunk.
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sigmoid_and_tanh_over_their_whole_range(dtype):
+    """Each unit's one input goes through all four gates: from 1e-30 to far beyond saturation."""
+    size = torch.logspace(-30, 4, 400, dtype=dtype)
+    x = torch.cat([-size, size, torch.zeros(1), torch.linspace(-20, 20, 999)]).to(dtype)[None, :, None]
+    core = LSTM(1, 1, dtype=dtype)
+    for part in core.parameters():
+        torch.nn.init.constant_(part, 0)
+    core.weight_ih_l0.data[:, 0] = torch.tensor([1.0, 0.0, 1.0, 0.0])  # c = sigmoid(x) tanh(x)
+    core.bias_ih_l0.data[3] = 60  # the output gate is open: h = tanh(c)
+    output, state = core(x, core.initial_state(x.shape[1]).to(dtype))
+    wide = x[0, :, 0].double()
+    c = torch.sigmoid(wide) * torch.tanh(wide)
+    bound = {torch.float32: 1e-6, torch.float64: 1e-14}[dtype]
+    # Relative to each value's own size, but for what float32 can't tell from sigmoid's zero.
+    assert ((state[:, 1] - c).abs() <= bound * c.abs() + 1e-30).all()
+    assert ((output[0, :, 0] - torch.tanh(c)).abs() <= bound * torch.tanh(c).abs() + 1e-30).all()
+
+
+def test_what_is_not_a_number_stays_in_its_row():
+    x = torch.zeros(3, 4, 2)
+    x[1, 2, 0] = float("nan")
+    core = LSTM(2, 20)
+    output, _ = core(x, core.initial_state(4))
+    assert output[1:, 2].isnan().all()
+    assert output[0].isfinite().all() and output[:, [0, 1, 3]].isfinite().all()
+
+
 def test_dense_probes_hold_the_chunks_probes():
     """At the steps that chunks start from, a probe a step and a probe a chunk learn the same."""
     dense = make_call(9, 2, 3, 5, truncation=4, probe="steps", reset=True)

@@ -57,6 +57,8 @@ void pack_columns(const T* w, int64_t H, int64_t width, int64_t column, int64_t 
     for (int64_t gate = 0; gate < 4; gate++) {
       for (int64_t lane = 0; lane < W; lane++, to += wide) {
         const T* from = w + (gate * H + u * W + lane) * width + column;
+        for (int64_t j = 0; j < columns; j += 64 / int64_t(sizeof(T)))
+          __builtin_prefetch(from + 8 * width + j);
         const int64_t real = u * W + lane < H ? columns : 0;
         std::copy_n(from, real, to);
         std::fill(to + real, to + wide, T(0));
@@ -349,10 +351,11 @@ struct Backward {
         T sums[64] = {};
         for (int64_t r = 0; r < rows; r++)
           for (int64_t lane = 0; lane < W; lane++) sums[lane] += from[r * W + lane];
-        T* to = const_cast<T*>(grad.b_ih) + gate * s.H + u * W;
-        const int64_t lanes = std::min(W, s.H - u * W);
+        // Both biases have the same gradient, each a tensor of its own.
+        const int64_t at = gate * s.H + u * W, lanes = std::min(W, s.H - u * W);
+        T *ih = const_cast<T*>(grad.b_ih) + at, *hh = const_cast<T*>(grad.b_hh) + at;
         for (int64_t lane = 0; lane < lanes; lane++)
-          to[lane] = first ? sums[lane] : to[lane] + sums[lane];
+          hh[lane] = ih[lane] = first ? sums[lane] : ih[lane] + sums[lane];
       }
     }
   }
@@ -423,8 +426,9 @@ ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
   Tensor gates = empty({s.L, s.K, s.N, s.B, 4, s.H}, options);
   Tensor between = empty({s.L - 1, s.T, s.B, s.H}, options);
   // A short last chunk leaves its last steps unwritten: outputs of an operator must be defined.
-  for (const Tensor& history : {h, c, gates})
-    history.select(2, s.N - 1).slice(1, s.steps(s.N - 1)).zero_();
+  if (s.steps(s.N - 1) < s.K)
+    for (const Tensor& history : {h, c, gates})
+      history.select(2, s.N - 1).slice(1, s.steps(s.N - 1)).zero_();
 
   static thread_local Scratch<T> panel_scratch, bias_scratch;
   const Kernels<T>& kernel = kernels<T>();
@@ -511,7 +515,6 @@ BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
   run_team(threads, [&](const Member& me) { pass.run(me); });
 
   const auto dtype = x.scalar_type();
-  for (int64_t layer = 0; layer < s.L; layer++) grads[4 * layer + 3].copy_(grads[4 * layer + 2]);
   for (Tensor& grad : grads) grad = grad.to(dtype);
   return {grad_x.to(dtype), grad_state, grad_probe, grads};
 }
