@@ -6,7 +6,20 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from dnirnn import GRU, HMLSTM, LSTM, RNN, Clockwork, FromTorch, NormLSTM, WeightDrop
+from dnirnn import (
+    GRU,
+    HMLSTM,
+    LSTM,
+    RNN,
+    Clockwork,
+    Deep,
+    Dilated,
+    Every,
+    FromTorch,
+    NormLSTM,
+    PhasedLSTM,
+    WeightDrop,
+)
 from dnirnn.core import Core
 from dnirnn.model import SequenceModel
 from dnirnn.tasks.options import CoreOptions
@@ -42,6 +55,37 @@ def norm_lstm(options: CoreOptions, input_size: int) -> Core:
     return weight_dropped(core, options)
 
 
+def deep(options: CoreOptions, input_size: int) -> Core:
+    more = input_size if options.skip_inputs else 0
+    above = [options.hidden + more] * ((options.layers or 2) - 1)
+    return Deep(
+        [LSTM(width, options.hidden) for width in (input_size, *above)],
+        residual=options.residual,
+        skip=options.skip_inputs,
+        dropout=options.layer_dropout,
+        same_mask=options.same_mask,
+    )
+
+
+def dilated(options: CoreOptions, input_size: int) -> Core:
+    return Dilated(input_size, options.hidden, options.dilations, options.cell)
+
+
+def every(options: CoreOptions, input_size: int) -> Core:
+    hidden, period = options.hidden, options.every
+    slow = LSTM(hidden * (period if options.gather == "concat" else 1), hidden)
+    return Deep([LSTM(input_size, hidden), Every(slow, period, options.gather)], residual=True)
+
+
+def phased(options: CoreOptions, input_size: int) -> Core:
+    return PhasedLSTM(
+        input_size,
+        options.hidden,
+        periods=(options.shortest_period, options.longest_period),
+        open_ratio=options.open_ratio,
+    )
+
+
 def clockwork(cell: str) -> Builder:
     return lambda options, input_size: Clockwork(
         input_size, options.hidden, options.periods, cell
@@ -58,9 +102,13 @@ BUILD: dict[str, Builder] = {
     "gru": layered(GRU),
     "rnn": layered(RNN),
     "norm-lstm": norm_lstm,
+    "deep": deep,
+    "dilated": dilated,
+    "every": every,
     "clockwork": clockwork("rnn"),
     "clockwork-lstm": clockwork("lstm"),
     "hm-lstm": hm_lstm,
+    "phased": phased,
     "torch-lstm": from_torch(nn.LSTM),
     "torch-gru": from_torch(nn.GRU),
     "torch-rnn": from_torch(nn.RNN),
@@ -73,11 +121,9 @@ def make_core(options: CoreOptions, input_size: int) -> Core:
 
 
 def sized(
-    options: CoreOptions, input_size: int, around: Callable[[Core], int]
+    options: CoreOptions, make: Callable[[CoreOptions], SequenceModel]
 ) -> CoreOptions:
-    """The options with the --hidden that brings the model nearest to --parameters.
-
-    around: the parameters of the model that are not the core's own, for a core.
+    """The options with the --hidden that brings ``make(options)`` nearest to --parameters.
 
     Raises ValueError where even the smallest model has more.
     """
@@ -87,22 +133,21 @@ def sized(
         return dataclasses.replace(options, parameters=None, hidden=multiple * step)
 
     def count(multiple: int) -> int:
-        with torch.device("meta"):
-            core = make_core(with_hidden(multiple), input_size)
-        return around(core) + sum(parameter.numel() for parameter in core.parameters())
+        with torch.device("meta"):  # nothing is allocated, and no random number drawn
+            model = make(with_hidden(multiple))
+        return sum(parameter.numel() for parameter in model.core_parameters())
 
-    low, high = 0, 1
-    while count(high) < options.parameters:
+    wanted = options.parameters
+    if count(1) > wanted:
+        smallest = f"at least {count(1)}, the smallest {options.core}'s"
+        raise ValueError(f"--parameters must be {smallest}; got {wanted}")
+    low, high = 1, 2
+    while count(high) <= wanted:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) < options.parameters else (low, middle)
-    if low == 0 and count(high) > options.parameters:
-        raise ValueError(
-            f"--parameters must be at least {count(high)}, the smallest {options.core}'s;"
-            f" got {options.parameters}"
-        )
-    return with_hidden(min(high, max(low, 1), key=lambda n: abs(count(n) - options.parameters)))
+        low, high = (middle, high) if count(middle) <= wanted else (low, middle)
+    return with_hidden(min(low, high, key=lambda multiple: abs(count(multiple) - wanted)))
 
 
 def described(options: CoreOptions) -> str:

@@ -37,10 +37,7 @@ def make_model(
 ) -> SequenceModel:
     """encoder -> the core that the options name, truncated -> a linear readout of ``outputs``."""
     if options.parameters is not None:
-        encoding = sum(parameter.numel() for parameter in encoder.parameters())
-        options = sized(
-            options, input_size, lambda core: encoding + (core.output_size + 1) * outputs
-        )
+        options = sized(options, lambda o: make_model(o, encoder, input_size, outputs, loss))
     truncated = make_truncated(options, make_core(options, input_size))
     readout = nn.Linear(truncated.core.output_size, outputs)
     return model_class(options)(encoder, truncated, readout, loss, options.dropout)

@@ -118,9 +118,13 @@ CORES = {
     "gru": "GRU",
     "rnn": "plain recurrent network (tanh)",
     "norm-lstm": "LSTM with layer normalisation",
+    "deep": "LSTMs one on another, with --residual, --skip-inputs, --layer-dropout",
+    "dilated": "layers that recur from --dilations steps back",
+    "every": "an LSTM, and one that hears it every --every steps; what both say is added",
     "clockwork": "plain modules that tick at --periods",
     "clockwork-lstm": "LSTM modules that tick at --periods",
     "hm-lstm": "LSTMs that tick where the one below detects an end",
+    "phased": "LSTM whose units open at periods that they learn",
     "torch-lstm": "torch.nn's LSTM",
     "torch-gru": "torch.nn's GRU",
     "torch-rnn": "torch.nn's RNN",
@@ -152,8 +156,47 @@ class CoreOptions(Checked):
         "recurrent layers, one on the other",
         "LAYERS",
         at_least=1,
-        shown="1; 3 in hm-lstm",
-        where=("core", (*PLAIN, "hm-lstm")),
+        shown="1; 2 in deep, 3 in hm-lstm",
+        where=("core", (*PLAIN, "deep", "hm-lstm")),
+    )
+    residual: bool = option(
+        False, "add what the layer below says to what a layer says", where=("core", ("deep",))
+    )
+    skip_inputs: bool = option(
+        False, "every layer also reads the network's input", where=("core", ("deep",))
+    )
+    layer_dropout: float = option(
+        0.0,
+        "fraction of what a layer says to the next that training drops",
+        "FRACTION",
+        at_least=0,
+        below=1,
+        where=("core", ("deep",)),
+    )
+    same_mask: bool = option(
+        False, "--layer-dropout drops the same in all of a sequence", where=("core", ("deep",))
+    )
+    dilations: tuple = option(
+        (1, 2, 4, 8),
+        "how many steps back each layer recurs from, from the lowest",
+        "STEPS",
+        at_least=1,
+        parse=int,
+        many=True,
+        shown="1 2 4 8",
+        where=("core", ("dilated",)),
+    )
+    cell: str = option(
+        "lstm", "what its layers are", choices=("rnn", "gru", "lstm"), where=("core", ("dilated",))
+    )
+    every: int = option(
+        4, "steps from one tick to the next", "STEPS", at_least=1, where=("core", ("every",))
+    )
+    gather: str = option(
+        "last",
+        "which of the steps since its last tick it hears: the last, their mean, all",
+        choices=("last", "mean", "concat"),
+        where=("core", ("every",)),
     )
     periods: tuple = option(
         (1, 2, 4, 8),
@@ -200,6 +243,20 @@ class CoreOptions(Checked):
         below=1,
         where=("core", (*PLAIN, "norm-lstm")),
     )
+    shortest_period: float = option(
+        1.0, "shortest of the units' periods at the start", "STEPS", above=0,
+        where=("core", ("phased",)),
+    )
+    longest_period: float = option(
+        1000.0, "longest of them", "STEPS", above=0, where=("core", ("phased",))
+    )
+    open_ratio: float = option(
+        0.05,
+        "part of its period in which a unit is open",
+        "FRACTION",
+        above=0,
+        where=("core", ("phased",)),
+    )
     slope_growth: float = option(
         0.04,
         "what an epoch adds to the slope of the detectors' gradient, from 1 up to 5",
@@ -215,6 +272,8 @@ class CoreOptions(Checked):
                 f"--parameters chooses --hidden: give one of them; got {self.parameters} and"
                 f" {self.hidden}"
             )
+        if self.same_mask and not self.layer_dropout:
+            raise ValueError("--same-mask goes with --layer-dropout only")
 
 
 @dataclasses.dataclass(frozen=True)
