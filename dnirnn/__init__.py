@@ -8,7 +8,7 @@ from dnirnn.hierarchy import Hierarchy
 from dnirnn.interface import Interface, backward
 from dnirnn.lstm import LSTM
 from dnirnn.masks import Masks, draw_masks
-from dnirnn.stacks import HMLSTM, Clockwork, Deep, Dilated, Every, PhasedLSTM
+from dnirnn.stacks import HMLSTM, Clockwork, Deep, Dilated, Every, FastSlow, PhasedLSTM
 from dnirnn.true_gradient import TrueGradient, true_gradients
 from dnirnn.truncated import Truncated
 from dnirnn.version import __version__
@@ -19,6 +19,7 @@ __all__ = [
     "Deep",
     "Dilated",
     "Every",
+    "FastSlow",
     "FromTorch",
     "GRU",
     "GradientEstimator",

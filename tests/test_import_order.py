@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     {"version"},
     {"ops", "data", "log", "checkpoint", "optimizers", "masks"},
-    {"core", "estimators", "interface"},
+    {"core", "estimators", "interface", "true_gradient"},
     {"lstm", "from_torch", "truncated", "feedforward"},
     {"cells"},
     {"stacks", "hierarchy"},

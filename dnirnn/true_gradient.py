@@ -1,0 +1,115 @@
+"""The exact future: what estimators stand in for, to measure them by, and for small problems."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dnirnn.estimators import GradientEstimator
+from dnirnn.interface import Interface
+
+
+def true_gradients(
+    loss: Tensor,
+    interface: Interface,
+    lookahead: int | None = None,
+    discount: float = 1.0,
+    unit: float = 1.0,
+) -> Tensor:
+    """The gradients [N, B, S] of what comes, at the states that the chunks of a call start from.
+
+    With s_n what chunk n starts from, L_m a sequence's own loss within chunk m, W the lookahead:
+
+        G_n = sum over m = n .. n + W - 1 of discount^(m - n) dL_m / ds_n
+
+    Nothing comes from beyond the call, or from beyond a sequence's end: to look W chunks ahead from
+    a state, give a call that goes on for W chunks from there. G_(n+1) is what a perfect estimator
+    of that discount says at sent[n]: the fixed point of the bootstrapped targets.
+
+    The chunks of a call are cut from one another, so G is found by iteration, all chunks at once:
+    G <- u + discount J' G_next, W - 1 times from G = u, where u_n = dL_n / ds_n and J_n is the
+    Jacobian of chunk n. No .grad is touched, and the graph is kept.
+
+    loss: of that call, summed over its steps, not of several.
+    interface: the call's cut, from a Truncated with any estimator but ZeroGradient, not dense.
+    lookahead: W, in chunks; None: to the end of the call.
+    unit: the factor by which ``loss`` multiplies a sequence's own loss (see ``backward``).
+
+    Raises ValueError where an argument does not fit.
+    """
+    if lookahead is not None and (isinstance(lookahead, bool) or lookahead < 1):
+        raise ValueError(f"lookahead must be at least 1 chunk, or None; got {lookahead!r}")
+    if not 0 <= discount < math.inf:
+        raise ValueError(f"discount must be finite and not negative; got {discount!r}")
+    if interface.probe is None or len(interface.probe) != len(interface.sent):
+        raise ValueError(
+            "interface must have one probe a chunk: from a Truncated whose estimator is neither"
+            " ZeroGradient nor dense, such as TrueGradient()"
+        )
+    sent, probe = interface.sent, interface.probe
+    own = torch.autograd.grad(loss, probe, retain_graph=True, materialize_grads=True)[0] / unit
+    found = own
+    for _ in range(min(lookahead or len(sent), len(sent)) - 1):
+        coming = torch.cat([found[1:], torch.zeros_like(found[:1])])
+        carried = torch.autograd.grad(
+            sent, probe, coming, retain_graph=True, materialize_grads=True
+        )[0]
+        found = own + discount * carried
+    return found
+
+
+class TrueGradient(GradientEstimator):
+    """Says the true gradient at every boundary of a call, having looked ahead.
+
+    It has no parameters and fits nothing. A call of T steps is made twice: first, inside
+    :meth:`look`, T steps and the L steps after them, then the T steps alone:
+
+        oracle = TrueGradient(lookahead=L // K)
+        truncated = Truncated(core, K, oracle)
+        oracle.look(lambda: run(x[: T + L], y[: T + L], state))       # -> loss, interfaces
+        backward(*run(x[:T], y[:T], state))
+
+    lookahead, discount: as in :func:`true_gradients`. With None, the end of the sequence in sight
+        and discount 1, the core's gradients are those of backpropagation through all of time.
+    scale: multiplies the gradient where it is injected.
+    """
+
+    def __init__(self, lookahead: int | None = None, scale: float = 1.0, discount: float = 1.0):
+        super().__init__()
+        self.lookahead = lookahead
+        self.scale, self.discount = float(scale), float(discount)
+        self.told: Tensor | None = None
+
+    def look(
+        self, run: Callable[[], tuple[Tensor, list[Interface]]], unit: float = 1.0
+    ) -> Tensor:
+        """Learns, and returns, the true gradients of the call that ``run`` makes.
+
+        run: makes a call of the Truncated that has this estimator: (loss, its interfaces).
+        """
+        self.told = None
+        loss, (interface,) = run()
+        self.told = true_gradients(loss, interface, self.lookahead, self.discount, unit)
+        return self.told
+
+    def forward(self, state: Tensor) -> Tensor:
+        """What was seen at the boundaries of the call at hand; zeros before anything was.
+
+        Raises ValueError where the call has another batch, or more boundaries, than were seen.
+        """
+        if self.told is None:
+            return torch.zeros_like(state)
+        if self.told.shape[1:] != state.shape[1:] or len(self.told) < len(state):
+            raise ValueError(
+                f"the call has boundaries {tuple(state.shape)}; looked at {tuple(self.told.shape)}"
+            )
+        end = torch.zeros_like(self.told[:1])
+        return torch.cat([self.told[1:], end])[: len(state)]
+
+    def accumulate(self, entered: Tensor, target: Tensor) -> Tensor:
+        """Fits nothing: there is no error."""
+        return target.new_zeros(())
+
+    def extra_repr(self) -> str:
+        return f"lookahead={self.lookahead}, scale={self.scale}, discount={self.discount}"
