@@ -46,7 +46,7 @@ class Dilated(Deep):
         if cell not in CELLS:
             raise ValueError(f"cell must be one of {[*CELLS]}; got {cell!r}")
         if not dilations or not all(isinstance(d, int) and d >= 1 for d in dilations):
-            raise ValueError(f"dilations must be ints of at least 1, one each layer; got {dilations}")
+            raise ValueError(f"dilations must be ints of at least 1, one a layer; got {dilations}")
         widths = [input_size] + [hidden_size] * (len(dilations) - 1)
         super().__init__(
             [
