@@ -20,6 +20,7 @@ from dnirnn import (
     Deep,
     Dilated,
     Every,
+    FastSlow,
     FromTorch,
     GradientEstimator,
     Hierarchy,
@@ -119,6 +120,11 @@ CORES = {
     "dilated-lstm": (lambda i, h: Dilated(i, h, [1, 2, 4], "lstm"), "fused"),
     "phased": (lambda i, h: PhasedLSTM(i, h, periods=(1.5, 6.0), open_ratio=0.6), None),
     "phased-eval": (lambda i, h: PhasedLSTM(i, h + 2, open_ratio=0.9).eval(), None),
+    "fast-slow": (lambda i, h: FastSlow(i, h, 2, layer_norm=False), None),
+    "fast-slow-4": (
+        lambda i, h: FastSlow(i, h + 2, h + 2, 4, zoneout_h=0.1, zoneout_c=0.4).eval(),
+        None,
+    ),
     "hierarchy": (lambda i, h: Hierarchy(LSTM(i + h, h), LSTM(h, h), 2), "fused"),
     "hierarchy-3": (
         lambda i, h: Hierarchy(

@@ -4,7 +4,8 @@ from dnirnn.stacks.clockwork import Clockwork
 from dnirnn.stacks.deep import Deep
 from dnirnn.stacks.dilated import Dilated
 from dnirnn.stacks.every import Every
+from dnirnn.stacks.fast_slow import FastSlow
 from dnirnn.stacks.hm_lstm import HMLSTM
 from dnirnn.stacks.phased import PhasedLSTM
 
-__all__ = ["Clockwork", "Deep", "Dilated", "Every", "HMLSTM", "PhasedLSTM"]
+__all__ = ["Clockwork", "Deep", "Dilated", "Every", "FastSlow", "HMLSTM", "PhasedLSTM"]

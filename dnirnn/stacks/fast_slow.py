@@ -1,0 +1,120 @@
+"""FastSlow: several fast cells a step that hand one state on, and a slow one between them."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dnirnn.cells import NormLSTM
+from dnirnn.core import Core
+from dnirnn.masks import Masks, draw_masks
+
+
+class FastSlow(Core):
+    """A Fast-Slow RNN of k fast cells F_1, ..., F_k and one slow cell S, each a NormLSTM.
+
+    One fast state (h, and c with it) runs through all fast cells within a step, and from the last
+    of them to the first one of the next step; the slow cell has its own, and is run once a step:
+
+        h_1(t) = f_1(h_k(t-1), x(t))
+        h_S(t) = f_S(h_S(t-1), h_1(t))
+        h_2(t) = f_2(h_1(t), h_S(t))
+        h_i(t) = f_i(h_i-1(t))           for 3 <= i <= k: these cells have recurrent weights only
+
+    The output [B, F] is h_k. The state [B, 2 F + 2 S] is h_k, c_k, h_S, c_S. Layer normalisation
+    and zoneout are :class:`dnirnn.NormLSTM`'s, in every cell. Dropout, another mask at every step,
+    strikes what is not recurrent: x, h_1 on its way to S, h_S on its way to F_2, and the output.
+    Masks are :class:`dnirnn.Masks`, and none applies in eval mode.
+
+    fast_size, slow_size: F, S.
+    fast_cells: k, at least 2.
+    zoneout_h, zoneout_c, dropout: probabilities in [0, 1).
+
+    The authors' FS-LSTM-2 for characters of Penn Treebank (7.2 million parameters, with embedding
+    and softmax) is FastSlow(128, 700, 400, 2, zoneout_h=0.1, zoneout_c=0.5, dropout=0.35). Their
+    FS-LSTM-4 has 6.5 million; so has FastSlow(128, 500, 400, 4).
+
+    Raises ValueError naming the argument that does not fit.
+
+    Source: Mujika et al., Fast-Slow Recurrent Neural Networks, NIPS 2017, sections 3 and 4; dropout
+    where the authors' program has it.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        fast_size: int,
+        slow_size: int,
+        fast_cells: int = 2,
+        *,
+        layer_norm: bool = True,
+        zoneout_h: float = 0.0,
+        zoneout_c: float = 0.0,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        sizes = {"input_size": input_size, "fast_size": fast_size, "slow_size": slow_size}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1; got {size}")
+        if fast_cells < 2:
+            raise ValueError(f"fast_cells must be at least 2; got {fast_cells}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be a probability in [0, 1); got {dropout!r}")
+
+        def cell(width: int, size: int) -> NormLSTM:
+            options = dict(layer_norm=layer_norm, zoneout_h=zoneout_h, zoneout_c=zoneout_c)
+            return NormLSTM(width, size, **options, device=device, dtype=dtype)
+
+        self.input_size, self.output_size = input_size, fast_size
+        self.fast_size, self.slow_size, self.dropout = fast_size, slow_size, dropout
+        self.state_size = 2 * fast_size + 2 * slow_size
+        self.slow = cell(fast_size, slow_size)
+        widths = [input_size, slow_size, *[1] * (fast_cells - 2)]
+        self.fast = nn.ModuleList(cell(width, fast_size) for width in widths)
+        for further in self.fast[2:]:
+            further.weight_ih_l0, further.input_size = None, 0  # it takes no input
+        wires = dict(x=input_size, fast=fast_size, slow=slow_size, output=fast_size)
+        self.masks = nn.ModuleDict(
+            {name: Masks(size, dropout).to(device) for name, size in wires.items() if dropout}
+        )
+        draw_masks(self)
+
+    def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        output, state = self.forward(x_BI[None], state_BS, t)
+        return output[0], state
+
+    def forward(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        times = (x_TBI.shape[1], t0, len(x_TBI), reset)
+        kept = {name: masks(*times) for name, masks in self.masks.items() if self.training}
+
+        def dropped(name: str, value: Tensor, i: int | slice = slice(None)) -> Tensor:
+            return value * kept[name][i] / (1 - self.dropout) if name in kept else value
+
+        first, second, *further = self.fast
+        zoned_slow, zoned_fast = self.slow.kept(*times), [cell.kept(*times) for cell in self.fast]
+        inward = F.linear(dropped("x", x_TBI), first.weight_ih_l0)
+        nothing = inward.new_zeros(4 * self.fast_size)
+        h, c, h_slow, c_slow = state_BS.split([self.fast_size] * 2 + [self.slow_size] * 2, 1)
+        outputs = []
+        for i, zoned in enumerate(zip(*zoned_fast)):
+            if reset is not None:
+                h, c, h_slow, c_slow = (
+                    part.masked_fill(reset[i, :, None], 0) for part in (h, c, h_slow, c_slow)
+                )
+            h, c = first.cell(inward[i], h, c, zoned[0])
+            upward = F.linear(dropped("fast", h, i).to(inward.dtype), self.slow.weight_ih_l0)
+            h_slow, c_slow = self.slow.cell(upward, h_slow, c_slow, zoned_slow[i])
+            downward = F.linear(dropped("slow", h_slow, i).to(inward.dtype), second.weight_ih_l0)
+            h, c = second.cell(downward, h, c, zoned[1])
+            for cell, mask in zip(further, zoned[2:]):
+                h, c = cell.cell(nothing, h, c, mask)
+            outputs.append(h)
+        output = dropped("output", torch.stack(outputs)).to(x_TBI.dtype)
+        return output, torch.cat([h, c, h_slow, c_slow], 1)
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.fast_size}, {self.slow_size}, dropout={self.dropout}"
