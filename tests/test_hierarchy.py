@@ -228,7 +228,7 @@ def test_what_the_fast_network_makes_of_a_message_is_what_its_estimator_is_taugh
 
 
 def test_both_networks_are_updated_by_a_chunk_alone():
-    """No later step or tick is waited for: every parameter has its gradient after ``period`` steps."""
+    """No later step or tick is waited for: after ``period`` steps every gradient is there."""
     core = draw(2, 3, 2, 3, seed=0)
     truncated = core.truncate("dni", 5)
     nn.init.normal_(truncated.estimator.layers[-1].weight)

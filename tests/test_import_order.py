@@ -77,7 +77,7 @@ def test_the_package_never_imports_tasks():
 @pytest.mark.parametrize("path", [*PACKAGE, *TASKS], ids=lambda p: p.name)
 def test_nothing_that_loads_data_or_unpickles_is_imported_at_the_top(path):
     top = {name.split(".")[0] for name in imports_of(path, top_level_only=True)}
-    assert not top & {"datasets", "tensorboard", "pyarrow", "pandas"}
+    assert not top & {"datasets", "tensorboard", "pyarrow", "pandas", "sklearn"}
     everywhere = {name.split(".")[0] for name in imports_of(path)}
     assert not everywhere & {"pickle", "dill", "cloudpickle", "joblib", "shelve"}
     assert "torch.load(" not in path.read_text(), "checkpoints are never unpickled"
@@ -95,7 +95,7 @@ def test_importing_does_not_import_datasets(module):
     assert result.stdout.split() == []
 
 
-HEAVY = ("datasets", "tensorboard", "pandas", "pyarrow", "matplotlib")
+HEAVY = ("datasets", "tensorboard", "pandas", "pyarrow", "matplotlib", "sklearn")
 
 
 # C++: lstm_cell.h <- driver <- cpu, cuda; ops.cpp reaches the devices only through the dispatcher.
