@@ -3,7 +3,9 @@
 Also the test doubles, and the update of a decoupled neural interface written out by hand.
 """
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -29,6 +31,10 @@ from dnirnn import (
     SyntheticGradient,
     WeightDrop,
 )
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.append(str(EXAMPLES))
+from leaky_stack import LeakyStack  # noqa: E402
 
 
 class Counter(Core):
@@ -125,6 +131,7 @@ CORES = {
         lambda i, h: FastSlow(i, h + 2, h + 2, 4, zoneout_h=0.1, zoneout_c=0.4).eval(),
         None,
     ),
+    "example": (lambda i, h: LeakyStack(LSTM(i, h)), "reference"),
     "hierarchy": (lambda i, h: Hierarchy(LSTM(i + h, h), LSTM(h, h), 2), "fused"),
     "hierarchy-3": (
         lambda i, h: Hierarchy(
