@@ -26,14 +26,13 @@ class Rounded(torch.autograd.Function):
 
 
 def gates_of(core, l, s):
-    """(i, f, g, o) of layer l for the summed products s [4 H] of one row."""
-    size = core.hidden_size
-    bias, parts = getattr(core, f"bias_l{l}")[: 4 * size], s.split(size)
+    """(i, f, g, o) of layer l for the sums s [4 H] of one row."""
+    parts = s.split(core.hidden_size)
     if core.layer_norm:
-        mean, deviation = ([m(p) for p in parts] for m in (torch.mean, spread))
-        parts = [(p - m) / d for p, m, d in zip(parts, mean, deviation)]
-        parts = (torch.cat(parts) * getattr(core, f"gain_l{l}")).split(size)
-    i, f, g, o = (p + b for p, b in zip(parts, bias.split(size)))
+        parts = [(part - part.mean()) / spread(part) for part in parts]
+        scaled = torch.cat(parts) * getattr(core, f"gain_l{l}") + getattr(core, f"shift_l{l}")
+        parts = scaled.split(core.hidden_size)
+    i, f, g, o = parts
     return torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
 
 
@@ -82,15 +81,14 @@ def paper(core, x, state, cases, reset=None):
             z_old = [*row[2 * layers * size :].unbind(), torch.zeros(()).to(row)]
             below, z_below, new, z_new = x_I, torch.ones(()).to(row), [], []
             for l in range(layers):
-                s = getattr(core, f"weight_hh_l{l}") @ old[l][0]
+                s = getattr(core, f"weight_hh_l{l}") @ old[l][0] + getattr(core, f"bias_l{l}")
                 s = s + getattr(core, f"weight_ih_l{l}") @ below * z_below
                 if l < layers - 1:
                     s = s + getattr(core, f"weight_top_l{l}") @ old[l + 1][0] * z_old[l]
                 h, c = cases(z_old[l], z_below, old[l], gates_of(core, l, s[: 4 * size]))
                 new += [h, c]
                 if l < layers - 1:
-                    logit = s[4 * size] + getattr(core, f"bias_l{l}")[4 * size]
-                    z_new.append(Rounded.apply(logit, float(core.slope)))
+                    z_new.append(Rounded.apply(s[4 * size], float(core.slope)))
                     below, z_below = h, z_new[-1]
             hs = new[::2]
             told = [torch.sigmoid(core.gates.weight[l] @ torch.cat(hs)) for l in range(layers)]
@@ -273,8 +271,9 @@ def test_parameters_in_bfloat16():
     assert output.dtype == torch.bfloat16 and state.dtype == torch.float32
 
 
-def test_the_gains_start_at_one():
-    assert torch.equal(HMLSTM(3, 4, 2, layer_norm=True).gain_l1, torch.ones(16))
+def test_the_layer_norm_starts_as_one():
+    core = HMLSTM(3, 4, 2, layer_norm=True)
+    assert torch.equal(core.gain_l1, torch.ones(16)) and not core.shift_l1.any()
 
 
 @pytest.mark.parametrize(

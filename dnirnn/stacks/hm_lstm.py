@@ -43,8 +43,8 @@ class HMLSTM(Core):
     input_size, hidden_size, num_layers: I, H, at least 1, and L, at least 2.
     slope: of the hard sigmoid, above 0; it changes gradients, never values. A buffer, which a
         checkpoint holds: to anneal it, ``core.slope.fill_(min(5, 1 + 0.04 * epoch))``.
-    layer_norm: normalises each of the four gates' s over its H units, before b and with a gain; a
-        detector, one unit, is not normalised. (The paper does not say where it does.)
+    layer_norm: normalises each of the four gates' s over its H units, with a gain and a shift of
+        their own; a detector, one unit, is not normalised. (The paper does not say where it does.)
 
     Raises ValueError for sizes or a slope that do not fit.
 
@@ -88,22 +88,23 @@ class HMLSTM(Core):
             parameter(f"bias_l{layer}", rows)
             if layer_norm:
                 parameter(f"gain_l{layer}", 4 * hidden_size)
+                parameter(f"shift_l{layer}", 4 * hidden_size)
         self.gates = nn.Linear(num_layers * hidden_size, num_layers, bias=False, **made)
         self.mix = nn.Linear(num_layers * hidden_size, hidden_size, bias=False, **made)
         self.register_buffer("slope", torch.tensor(float(slope), device=device))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform in (-1 / sqrt(H), 1 / sqrt(H)); the gains of the layer norm are one."""
+        """Uniform in (-1 / sqrt(H), 1 / sqrt(H)); the layer norm's gains are 1, its shifts 0."""
         bound = 1 / math.sqrt(self.hidden_size)
         for name, parameter in self.named_parameters():
-            if name.startswith("gain"):
-                nn.init.ones_(parameter)
+            if name.startswith(("gain", "shift")):
+                nn.init.constant_(parameter, float(name.startswith("gain")))
             else:
                 nn.init.uniform_(parameter, -bound, bound)
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        read = F.linear(x_BI, self.weight_ih_l0)
+        read = F.linear(x_BI, self.weight_ih_l0, self.bias_l0)
         state = self.tick(read, state_BS, self.joined_weights())
         return self.output(state), state
 
@@ -122,7 +123,8 @@ class HMLSTM(Core):
 
     def states(self, x_TBI: Tensor, state_BS: Tensor, reset: Tensor | None) -> Tensor:
         """The state after each step, [T, B, S]."""
-        reads, weights = F.linear(x_TBI, self.weight_ih_l0), self.joined_weights()
+        reads = F.linear(x_TBI, self.weight_ih_l0, self.bias_l0)
+        weights = self.joined_weights()
         states, state = [], state_BS
         for i, read in enumerate(reads):
             if reset is not None:
@@ -140,37 +142,37 @@ class HMLSTM(Core):
         names[0].remove("weight_ih")
         names[-1].remove("weight_top")
         return [
-            torch.cat([getattr(self, f"{name}_l{layer}") for name in own], 1)
+            torch.cat([getattr(self, f"{name}_l{layer}") for name in own], 1).t()
             for layer, own in enumerate(names)
         ]
 
     def tick(self, read: Tensor, state_BS: Tensor, weights: list[Tensor]) -> Tensor:
-        """The next state, from the input's product and :meth:`joined_weights`."""
+        """The next state, from what the bottom layer reads of the input, and joined_weights."""
         layers, size = self.num_layers, self.hidden_size
         parts = state_BS.split([size] * (2 * layers) + [1] * (layers - 1), 1)
         hs, cs, zs = parts[: 2 * layers : 2], parts[1 : 2 * layers : 2], parts[2 * layers :]
         state, detected = [], []
         for layer, (h, c) in enumerate(zip(hs, cs)):
-            inputs = [h]
             bottom, top = layer == 0, layer == layers - 1
-            z = 0.0 if top else zs[layer]
-            z_below = 1.0 if bottom else detected[-1]
+            z = torch.zeros_like(zs[0]) if top else zs[layer]
+            z_below = torch.ones_like(z) if bottom else detected[-1]
+            inputs = [h]
             inputs += [] if top else [z * hs[layer + 1]]
             inputs += [] if bottom else [z_below * state[-2]]
-            s = F.linear(torch.cat(inputs, 1).to(read.dtype), weights[layer])
-            s = (s + read if bottom else s).to(c.dtype)
-            bias = getattr(self, f"bias_l{layer}")
+            start = read if bottom else getattr(self, f"bias_l{layer}")
+            s = torch.addmm(start, torch.cat(inputs, 1).to(read.dtype), weights[layer]).to(c.dtype)
             if not top:
-                detected.append(detector(s[:, 4 * size :] + bias[4 * size :], self.slope))
-                s, bias = s[:, : 4 * size], bias[: 4 * size]
+                detected.append(Detector.apply(s[:, 4 * size :], self.slope))
+                s = s[:, : 4 * size]
             if self.layer_norm:
                 normalised = F.layer_norm(s.unflatten(1, (4, size)), (size,)).flatten(1)
-                s = getattr(self, f"gain_l{layer}") * normalised
-            i, f, g, o = (s + bias).chunk(4, 1)
+                gain, shift = getattr(self, f"gain_l{layer}"), getattr(self, f"shift_l{layer}")
+                s = torch.addcmul(shift, gain, normalised)
+            i, f, _, o = torch.sigmoid(s).chunk(4, 1)
+            g = torch.tanh(s[:, 2 * size : 3 * size])
             copy, keep = (1 - z) * (1 - z_below), (1 - z) * z_below
-            c = (copy + keep * torch.sigmoid(f)) * c
-            c = c + (1 - copy) * torch.sigmoid(i) * torch.tanh(g)
-            h = copy * h + (1 - copy) * torch.sigmoid(o) * torch.tanh(c)
+            c = torch.addcmul((1 - copy) * i * g, torch.addcmul(copy, keep, f), c)
+            h = torch.lerp(o * torch.tanh(c), h, copy)
             state += [h, c]
         return torch.cat(state + detected, 1)
 
@@ -186,7 +188,16 @@ class HMLSTM(Core):
         return f"{sizes}, layer_norm={self.layer_norm}"
 
 
-def detector(s: Tensor, slope: Tensor) -> Tensor:
+class Detector(torch.autograd.Function):
     """1 where s > 0, else 0; with the gradient of the hard sigmoid of slope * s."""
-    soft = ((slope * s + 1) / 2).clamp(0, 1)
-    return (s > 0).to(s.dtype) + (soft - soft.detach())
+
+    @staticmethod
+    def forward(ctx, s: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(s, slope)
+        return (s > 0).to(s.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        s, slope = ctx.saved_tensors
+        inside = (slope * s).abs() < 1
+        return gradient * (slope / 2) * inside, None
