@@ -15,7 +15,9 @@ from dnirnn import (
     Deep,
     Dilated,
     Every,
+    FastSlow,
     FromTorch,
+    Hierarchy,
     NormLSTM,
     PhasedLSTM,
     WeightDrop,
@@ -77,6 +79,11 @@ def every(options: CoreOptions, input_size: int) -> Core:
     return Deep([LSTM(input_size, hidden), Every(slow, period, options.gather)], residual=True)
 
 
+def hierarchy(options: CoreOptions, input_size: int) -> Core:
+    fast = LSTM(input_size + options.hidden, options.hidden)
+    return Hierarchy(fast, LSTM(options.hidden, options.hidden), options.every)
+
+
 def phased(options: CoreOptions, input_size: int) -> Core:
     return PhasedLSTM(
         input_size,
@@ -89,6 +96,19 @@ def phased(options: CoreOptions, input_size: int) -> Core:
 def clockwork(cell: str) -> Builder:
     return lambda options, input_size: Clockwork(
         input_size, options.hidden, options.periods, cell
+    )
+
+
+def fast_slow(options: CoreOptions, input_size: int) -> Core:
+    return FastSlow(
+        input_size,
+        options.hidden,
+        options.slow_hidden or max(1, round(options.hidden * 4 / 7)),  # the paper's 700 and 400
+        options.fast_cells,
+        layer_norm=not options.no_layer_norm,
+        zoneout_h=options.zoneout_h,
+        zoneout_c=options.zoneout_c,
+        dropout=options.layer_dropout,
     )
 
 
@@ -105,8 +125,10 @@ BUILD: dict[str, Builder] = {
     "deep": deep,
     "dilated": dilated,
     "every": every,
+    "hierarchy": hierarchy,
     "clockwork": clockwork("rnn"),
     "clockwork-lstm": clockwork("lstm"),
+    "fast-slow": fast_slow,
     "hm-lstm": hm_lstm,
     "phased": phased,
     "torch-lstm": from_torch(nn.LSTM),

@@ -121,8 +121,10 @@ CORES = {
     "deep": "LSTMs one on another, with --residual, --skip-inputs, --layer-dropout",
     "dilated": "layers that recur from --dilations steps back",
     "every": "an LSTM, and one that hears it every --every steps; what both say is added",
+    "hierarchy": "an LSTM, and one that ticks every --every steps; each hears the other",
     "clockwork": "plain modules that tick at --periods",
     "clockwork-lstm": "LSTM modules that tick at --periods",
+    "fast-slow": "LSTMs that tick several times a step, and one that ticks once",
     "hm-lstm": "LSTMs that tick where the one below detects an end",
     "phased": "LSTM whose units open at periods that they learn",
     "torch-lstm": "torch.nn's LSTM",
@@ -167,11 +169,12 @@ class CoreOptions(Checked):
     )
     layer_dropout: float = option(
         0.0,
-        "fraction of what a layer says to the next that training drops",
+        "fraction of what a layer says to the next that training drops; in fast-slow also of its"
+        " inputs and outputs",
         "FRACTION",
         at_least=0,
         below=1,
-        where=("core", ("deep",)),
+        where=("core", ("deep", "fast-slow")),
     )
     same_mask: bool = option(
         False, "--layer-dropout drops the same in all of a sequence", where=("core", ("deep",))
@@ -190,11 +193,15 @@ class CoreOptions(Checked):
         "lstm", "what its layers are", choices=("rnn", "gru", "lstm"), where=("core", ("dilated",))
     )
     every: int = option(
-        4, "steps from one tick to the next", "STEPS", at_least=1, where=("core", ("every",))
+        4,
+        "steps from one tick of the slower LSTM to the next",
+        "STEPS",
+        at_least=1,
+        where=("core", ("every", "hierarchy")),
     )
     gather: str = option(
         "last",
-        "which of the steps since its last tick it hears: the last, their mean, all",
+        "what it hears of the steps since its last tick: the last, their mean, all",
         choices=("last", "mean", "concat"),
         where=("core", ("every",)),
     )
@@ -208,8 +215,22 @@ class CoreOptions(Checked):
         shown="1 2 4 8",
         where=("core", ("clockwork", "clockwork-lstm")),
     )
+    fast_cells: int = option(
+        2, "its fast cells, each ticking once a step", "CELLS", at_least=2,
+        where=("core", ("fast-slow",)),
+    )
+    slow_hidden: int | None = option(
+        None,
+        "size of its slow cell",
+        "UNITS",
+        at_least=1,
+        shown="4/7 of --hidden, the size of the fast ones",
+        where=("core", ("fast-slow",)),
+    )
     no_layer_norm: bool = option(
-        False, "leave out the layer normalisation", where=("core", ("norm-lstm", "hm-lstm"))
+        False,
+        "leave out the layer normalisation",
+        where=("core", ("norm-lstm", "fast-slow", "hm-lstm")),
     )
     zoneout_h: float = option(
         0.0,
@@ -217,7 +238,7 @@ class CoreOptions(Checked):
         "FRACTION",
         at_least=0,
         below=1,
-        where=("core", ("norm-lstm",)),
+        where=("core", ("norm-lstm", "fast-slow")),
     )
     zoneout_c: float = option(
         0.0,
@@ -225,7 +246,7 @@ class CoreOptions(Checked):
         "FRACTION",
         at_least=0,
         below=1,
-        where=("core", ("norm-lstm",)),
+        where=("core", ("norm-lstm", "fast-slow")),
     )
     recurrent_dropout: float = option(
         0.0,
