@@ -2,18 +2,19 @@
 
 from dnirnn.cells import GRU, RNN, NormLSTM, WeightDrop
 from dnirnn.core import Core
-from dnirnn.estimators import GradientEstimator, SyntheticGradient, ZeroGradient
+from dnirnn.estimators import BPLambda, GradientEstimator, SyntheticGradient, ZeroGradient
 from dnirnn.from_torch import FromTorch
 from dnirnn.hierarchy import Hierarchy
 from dnirnn.interface import Interface, backward
 from dnirnn.lstm import LSTM
 from dnirnn.masks import Masks, draw_masks
-from dnirnn.stacks import HMLSTM, Clockwork, Deep, Dilated, Every, FastSlow, PhasedLSTM
+from dnirnn.stacks import HMLSTM, Clockwork, Deep, Dilated, Every, FastSlow, PhasedLSTM, Skip
 from dnirnn.true_gradient import TrueGradient, true_gradients
 from dnirnn.truncated import Truncated
 from dnirnn.version import __version__
 
 __all__ = [
+    "BPLambda",
     "Clockwork",
     "Core",
     "Deep",
@@ -31,6 +32,7 @@ __all__ = [
     "NormLSTM",
     "PhasedLSTM",
     "RNN",
+    "Skip",
     "SyntheticGradient",
     "TrueGradient",
     "Truncated",

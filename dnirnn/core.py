@@ -63,7 +63,7 @@ class Core(nn.Module, abc.ABC):
         self,
         x_TBI: Tensor,
         state_BS: Tensor,
-        probe_NBS: Tensor | None,
+        probe_NBS: Tensor | list[Tensor] | None,
         truncation: int,
         t0: int | Tensor = 0,
         reset: Tensor | None = None,
@@ -91,6 +91,32 @@ class Core(nn.Module, abc.ABC):
             if estimator is not None:  # autocast would have it in its own dtype
                 synthetic = (estimator.scale * estimator(sent_NBS.detach())).to(sent_NBS.dtype)
         return torch.cat(outputs), sent_NBS, synthetic
+
+    def unroll_dense(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe_TBS: Tensor,
+        truncation: int,
+        t0: int | Tensor = 0,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Unrolls as unroll_chunks does, with probe[t] added to the state that step t starts from.
+
+        Returns (outputs [T, B, O], sent [N, B, S], entered [T, B, S]: those states without their
+        probes, detached).
+        """
+        outputs, sent, entered, state, t = [], [], [], state_BS, t0
+        for i in range(len(x_TBI)):
+            if i and i % truncation == 0:
+                sent.append(state)
+                state = state.detach()
+            entered.append(state.detach())
+            reset_1B = None if reset is None else reset[i : i + 1]
+            output, state = self(x_TBI[i : i + 1], state + probe_TBS[i], t, reset_1B)
+            outputs.append(output)
+            t = t + 1 if reset is None else torch.where(reset[i], 0, t) + 1
+        return torch.cat(outputs), torch.stack([*sent, state]), torch.stack(entered)
 
 
 def advance(t0: int | Tensor, reset: Tensor | None, steps: int) -> int | Tensor:

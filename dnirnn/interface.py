@@ -18,13 +18,21 @@ class Interface(NamedTuple):
 
     sent: [N, B, S], attached to the graph.
     synthetic: [N, B, S], scale * estimator(sent), in units of one sequence's own loss; zero where
-        the sequence ends or a new one starts. None with ZeroGradient.
-    entered: [N, B, S], detached.
-    probe: [N, B, S], zeros that require grad. None with ZeroGradient.
+        the sequence ends or a new one starts. With an auxiliary task, its gradient is added. None
+        with ZeroGradient.
+    entered: [N, B, S], detached; [T, B, S], one a step, where the estimator is dense.
+    probe: as entered, zeros that require grad. None with ZeroGradient.
     terminal: True, or a bool tensor [B]: rows whose sequence ends with the last chunk, for which
         the estimator learns the target zero at sent[-1]. None where no sequence ends.
     bootstrap: [N, B, S], discount * estimator(sent), zero where synthetic is: what enters the
         targets in the place of synthetic. None where the two are equal.
+    context: [N + 1, B, C] (dense: [T + 1, B, C]), of the rows of entered, then of sent[-1]. None
+        where the estimator needs none.
+    pieces: the tensors probe[n] that the chunks were given, each chunk's graph apart from the
+        others', so that lambda targets go back chunk by chunk. None without a trace_decay.
+    ahead: with an auxiliary task, the rows it is fitted on: states [R, S], and what the estimator
+        says at the boundaries after them. None without one, or where no boundary has a next one.
+    ends: bool [N, B]: rows whose sequence ends at that boundary. None where none does.
     """
 
     sent: Tensor
@@ -34,6 +42,10 @@ class Interface(NamedTuple):
     estimator: GradientEstimator
     terminal: Tensor | bool | None = None
     bootstrap: Tensor | None = None
+    context: Tensor | None = None
+    pieces: list[Tensor] | None = None
+    ahead: tuple[Tensor, Tensor] | None = None
+    ends: Tensor | None = None
 
 
 def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> dict[str, Tensor]:
@@ -64,30 +76,77 @@ def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> di
     live = [cut for cut in interfaces if cut.synthetic is not None]
     tensors = [loss, *(cut.sent for cut in live)]
 
-    unequal = [cut for cut in live if cut.bootstrap is not None]
-    targets: tuple[Tensor, ...] = ()
-    if unequal:
-        boots = (cut.synthetic if cut.bootstrap is None else cut.bootstrap for cut in live)
-        seeds = [torch.ones_like(loss), *(unit * boot for boot in boots)]
-        probes = [cut.probe for cut in unequal]
-        targets = torch.autograd.grad(tensors, probes, seeds, retain_graph=True)
+    apart = [cut for cut in live if cut.bootstrap is not None or cut.pieces is not None]
+    targets = targets_of(apart, live, tensors, unit) if apart else ()
+    jacobians = {id(cut): jacobian(cut) for cut in live if cut.estimator.needs_jacobian}
 
     torch.autograd.backward(tensors, [torch.ones_like(loss), *(unit * cut.synthetic for cut in live)])
-    for cut, target in zip(unequal, targets):
+    for cut, target in zip(apart, targets):
         cut.probe.grad = target
 
     if not live:
         return {}
-    return {"estimator_error": torch.stack([accumulate(cut, unit) for cut in live]).mean()}
+    errors = [accumulate(cut, unit, jacobians.get(id(cut))) for cut in live]
+    found = {"estimator_error": torch.stack(errors).mean()}
+    ahead = [cut.estimator.ahead.accumulate(*cut.ahead) for cut in live if cut.ahead is not None]
+    return {**found, "auxiliary_error": torch.stack(ahead).mean()} if ahead else found
 
 
-def accumulate(cut: Interface, unit: float) -> Tensor:
+def targets_of(
+    cuts: list[Interface], live: list[Interface], tensors: list[Tensor], unit: float
+) -> list[Tensor]:
+    """The targets, times unit, of cuts for which those of the injecting pass will not do."""
+    boots = [cut.synthetic if cut.bootstrap is None else cut.bootstrap for cut in live]
+    seeds = [torch.ones_like(tensors[0]), *(unit * boot for boot in boots)]
+    given = [[cut.probe] if cut.pieces is None else cut.pieces for cut in cuts]
+    flat = torch.autograd.grad(
+        tensors, sum(given, []), seeds, retain_graph=True, materialize_grads=True
+    )
+    found, flat = [], list(flat)
+    for cut in cuts:
+        if cut.pieces is None:
+            found.append(flat.pop(0))
+            continue
+        # G_n = (target after one chunk) + discount trace_decay J_n' (G_(n+1) - g(s_(n+1)))
+        target = [flat.pop(0) for _ in cut.pieces]
+        boot = boots[next(i for i, other in enumerate(live) if other is cut)]
+        for n in reversed(range(len(target) - 1)):
+            seed = torch.zeros_like(cut.sent)
+            more = cut.estimator.discount * target[n + 1] - unit * boot[n]
+            seed[n] = cut.estimator.trace_decay * more
+            target[n] = target[n] + torch.autograd.grad(
+                cut.sent, cut.pieces[n], seed, retain_graph=True, materialize_grads=True
+            )[0]
+        found.append(torch.stack(target))
+    return found
+
+
+def jacobian(cut: Interface) -> Tensor:
+    """[N, B, S, S], the derivative of sent[n] by probe[n]; zero over a sequence's end."""
+    rows = []
+    for i in range(cut.sent.shape[-1]):
+        seed = torch.zeros_like(cut.sent)
+        seed[..., i] = 1
+        rows += torch.autograd.grad(
+            cut.sent, cut.probe, seed, retain_graph=True, materialize_grads=True
+        )
+    found = torch.stack(rows, 2)
+    return found if cut.ends is None else found.masked_fill(cut.ends[..., None, None], 0)
+
+
+def accumulate(cut: Interface, unit: float, jacobian: Tensor | None) -> Tensor:
     """Fits the estimator of a cut whose probe has its gradient: the regression error."""
     size = cut.probe.shape[-1]
     entered, target = cut.entered.reshape(-1, size), cut.probe.grad.reshape(-1, size) / unit
+    more = [] if cut.context is None else [cut.context[:-1].flatten(0, 1)]
     if cut.terminal is not None:
         ended = cut.sent[-1].detach()
         ended = ended if cut.terminal is True else ended[cut.terminal]
         entered = torch.cat([entered, ended])
         target = torch.cat([target, torch.zeros_like(ended)])
-    return cut.estimator.accumulate(entered, target)
+        if more:
+            last = cut.context[-1]
+            last = last if cut.terminal is True else last[cut.terminal]
+            more = [torch.cat([*more, last])]
+    more += [] if jacobian is None else [jacobian]
+    return cut.estimator.accumulate(entered, target, *more)

@@ -138,5 +138,19 @@ class LSTM(Core):
                 synthetic = (estimator.scale * estimator(sent.detach())).to(sent.dtype)
         return output, sent, synthetic
 
+    def unroll_dense(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe_TBS: Tensor,
+        truncation: int,
+        t0: int | Tensor = 0,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # The operator keeps what a step starts from after a reset, not what arrived there.
+        if reset is not None or not ops.fused_for(x_TBI):
+            return super().unroll_dense(x_TBI, state_BS, probe_TBS, truncation, t0, reset)
+        return ops.lstm_dense(x_TBI, state_BS, probe_TBS, self.weights, truncation)
+
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"

@@ -93,12 +93,34 @@ def lstm_tbptt(
 
     Raises ValueError or TypeError naming the argument that does not fit.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
+    x, weights = autocast(x, weights)
     return torch.ops.dnirnn.lstm_tbptt(
         x, state, probe, weights, estimator, truncation, scale, reset
     )[:3]
+
+
+def lstm_dense(
+    x: Tensor, state: Tensor, probe: Tensor, weights: list[Tensor], truncation: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """lstm_tbptt with a probe [T, B, S]: (output, sent, the states [T, B, S] that steps start from).
+
+    The third is not differentiable.
+    """
+    x, weights = autocast(x, weights)
+    output, sent, _, h, c, _, _ = torch.ops.dnirnn.lstm_tbptt(
+        x, state, probe, weights, [], truncation, 0.0, None
+    )
+    # The histories are [L, K, N, B, H]; a state is h and c of each layer in turn.
+    states = torch.stack([h, c], 4).permute(2, 1, 3, 0, 4, 5)
+    return output, sent, states.reshape(-1, *state.shape)[: len(x)]
+
+
+def autocast(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Both as autocast would have them; themselves without it."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, weights
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype), [weight.to(dtype) for weight in weights]
 
 
 def accumulate_regression(entered: Tensor, target: Tensor, weights: list[Tensor]) -> Tensor:

@@ -55,6 +55,7 @@ class Truncated(nn.Module):
         t0: int | Tensor = 0,
         final: bool | Tensor = False,
         reset: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, list[Interface]]:
         """Runs N = ceil(T / K) chunks, the last one short if need be.
 
@@ -65,6 +66,9 @@ class Truncated(nn.Module):
             window), so nothing comes back from beyond it.
         reset: bool [T, B]: a new sequence starts in that row at that step. The state becomes the
             initial state there, and neither a gradient nor a synthetic gradient crosses.
+        context: what an estimator with needs_context is told beside the states: [T + 1, B, C], of
+            the state that each step starts from, then of the last one; or [B, C], of all of them (a
+            label).
 
         Returns (outputs [T, B, O], last state [B, S], detached, interfaces): one stacked
         :class:`dnirnn.Interface`, to be given to :func:`dnirnn.backward`.
@@ -75,40 +79,99 @@ class Truncated(nn.Module):
         chunks = -(-steps // self.truncation)
         state = state_BS.detach()
         estimator = None if isinstance(self.estimator, ZeroGradient) else self.estimator
-        probe = None
-        if estimator is not None and torch.is_grad_enabled():
-            probe = torch.zeros(
-                chunks, *state.shape, dtype=state.dtype, device=state.device, requires_grad=True
-            )
+        if estimator is None or not torch.is_grad_enabled():
+            output, sent, _ = self.core.unroll_chunks(x_TBI, state, None, self.truncation, t0, reset)
+            entered = torch.cat([state[None], sent.detach()[:-1]])
+            cut = Interface(sent, None, entered, None, self.estimator)
+            return output, sent[-1].detach(), [cut]
 
-        output, sent, synthetic = self.core.unroll_chunks(
-            x_TBI, state, probe, self.truncation, t0, reset, estimator if probe is not None else None
+        if context is not None or estimator.needs_context:
+            context = check_context(context, estimator, steps, batch)
+        probe = torch.zeros(
+            steps if estimator.dense else chunks,
+            *state.shape,
+            dtype=state.dtype,
+            device=state.device,
+            requires_grad=True,
         )
-        entered = torch.cat([state[None], sent.detach()[:-1]])
-        bootstrap = None
-        if synthetic is not None:
-            bootstrap = bootstrapped(synthetic, sent, estimator)
-            synthetic = cut_off(synthetic, reset, final, self.truncation)
-        if bootstrap is not None:
-            bootstrap = cut_off(bootstrap, reset, final, self.truncation)
-        terminal = None if final is False or probe is None else final
-        cut = Interface(sent, synthetic, entered, probe, self.estimator, terminal, bootstrap)
+        pieces = synthetic = None
+        cuts = (self.truncation, t0, reset)
+        if estimator.dense:
+            output, sent, entered = self.core.unroll_dense(x_TBI, state, probe, *cuts)
+        elif estimator.trace_decay and not estimator.needs_jacobian:
+            pieces = [probe[n] for n in range(chunks)]
+            output, sent, _ = Core.unroll_chunks(self.core, x_TBI, state, pieces, *cuts)
+        else:
+            emitting = None if estimator.needs_context else estimator
+            output, sent, synthetic = self.core.unroll_chunks(x_TBI, state, probe, *cuts, emitting)
+        if not estimator.dense:
+            entered = torch.cat([state[None], sent.detach()[:-1]])
+
+        beside = []
+        if context is not None:
+            starts = range(0, steps, 1 if estimator.dense else self.truncation)
+            ends = [*range(self.truncation, steps, self.truncation), steps]
+            beside, context = [context[ends]], context[[*starts, steps]]
+        if synthetic is None:
+            synthetic = estimator.scale * say(estimator, sent, *beside)
+        bootstrap = ahead = ended = None
+        if estimator.discount != estimator.scale:
+            bootstrap = cut_off(
+                synthetic * (estimator.discount / estimator.scale)
+                if estimator.scale
+                else estimator.discount * say(estimator, sent, *beside),
+                reset,
+                final,
+                self.truncation,
+            )
+        synthetic = cut_off(synthetic, reset, final, self.truncation)
+        if estimator.auxiliary and chunks > 1:
+            coming = cut_off(say(estimator, sent, *beside), reset, final, self.truncation)[1:]
+            ahead, pull = look_ahead(estimator, sent, coming, reset, self.truncation)
+            bootstrap = synthetic if bootstrap is None else bootstrap
+            synthetic = synthetic + torch.cat([pull, torch.zeros_like(pull[:1])])
+        if estimator.needs_jacobian:
+            going_on = torch.ones_like(sent[..., :1])
+            ended = cut_off(going_on, reset, final, self.truncation)[..., 0] == 0
+        terminal = final if estimator.terminal_target and final is not False else None
+        cut = Interface(
+            sent, synthetic, entered, probe, self.estimator, terminal, bootstrap,
+            context, pieces, ahead, ended,
+        )  # fmt: skip
         return output, sent[-1].detach(), [cut]
 
     def extra_repr(self) -> str:
         return f"truncation={self.truncation}"
 
 
-def bootstrapped(
-    synthetic: Tensor, sent: Tensor, estimator: GradientEstimator
-) -> Tensor | None:
-    """discount * estimator(sent), or None where that is synthetic itself."""
-    if estimator.discount == estimator.scale:
-        return None
-    if estimator.scale:
-        return synthetic * (estimator.discount / estimator.scale)
+def say(estimator: GradientEstimator, sent: Tensor, *context: Tensor) -> Tensor:
+    """What the estimator predicts at sent, detached; autocast would have it in its own dtype."""
     with torch.no_grad():
-        return estimator.discount * estimator(sent.detach())
+        return estimator(sent.detach(), *context).to(sent.dtype)
+
+
+def look_ahead(
+    estimator: GradientEstimator,
+    sent: Tensor,
+    coming: Tensor,
+    reset: Tensor | None,
+    truncation: int,
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """The auxiliary task at all boundaries but the last, whose next ones say ``coming``.
+
+    Returns the rows to fit, (states [R, S], coming [R, S]), and the gradient [N - 1, B, S] of the
+    task's error with respect to the states. Where a sequence starts before the next boundary, there
+    is nothing to predict.
+    """
+    states = sent[:-1].detach().requires_grad_()
+    missed = estimator.ahead(states) - coming
+    rows = states.detach().flatten(0, 1), coming.flatten(0, 1)
+    if reset is not None:
+        known = ~torch.stack([part.any(0) for part in reset.split(truncation)[1:]])
+        missed = missed * known[..., None]
+        rows = rows[0][known.flatten()], rows[1][known.flatten()]
+    error = 0.5 * estimator.auxiliary * missed.square().sum()
+    return rows, torch.autograd.grad(error, states)[0]
 
 
 def cut_off(
@@ -164,6 +227,22 @@ def check_inputs(
         if tuple(reset.shape) != (steps, batch):
             raise ValueError(f"reset must be [{steps}, {batch}]; got {tuple(reset.shape)}")
     return steps, batch
+
+
+def check_context(
+    context: Tensor | None, estimator: GradientEstimator, steps: int, batch: int
+) -> Tensor:
+    """The context as [T + 1, B, C], detached, or a ValueError that says what was expected."""
+    if not estimator.needs_context:
+        raise ValueError(f"context is for an estimator that needs one; {estimator} does not")
+    shape = None if context is None else tuple(context.shape)
+    size = getattr(estimator, "context_size", None if shape is None else shape[-1])
+    if shape not in ((steps + 1, batch, size), (batch, size)):
+        raise ValueError(
+            f"context must be [{steps + 1}, {batch}, {size}] or [{batch}, {size}] for this x and"
+            f" estimator; got {shape}"
+        )
+    return context.detach().expand(steps + 1, batch, size)
 
 
 def check_t0(t0: int | Tensor, batch: int) -> None:

@@ -1,6 +1,7 @@
 """Estimators: what stands in, at a boundary, for the gradient that the future would have sent."""
 
 from dnirnn.estimators.base import GradientEstimator, ZeroGradient
+from dnirnn.estimators.bp_lambda import BPLambda
 from dnirnn.estimators.synthetic import SyntheticGradient
 
-__all__ = ["GradientEstimator", "SyntheticGradient", "ZeroGradient"]
+__all__ = ["BPLambda", "GradientEstimator", "SyntheticGradient", "ZeroGradient"]

@@ -14,10 +14,22 @@ class GradientEstimator(nn.Module, abc.ABC):
 
     scale: multiplies what is injected into the core at a boundary.
     discount: multiplies what enters the bootstrapped target.
+    dense: whether it is fitted at every state of a chunk, and not at the first only.
+    trace_decay: lambda of the targets (see SyntheticGradient); 0: the bootstrap after one chunk.
+    auxiliary: weight of the auxiliary task (see SyntheticGradient); 0: none.
+    terminal_target: whether it is taught zero at a state in which a sequence ends.
+    needs_context: whether forward and accumulate take a context [..., C] after their states.
+    needs_jacobian: whether accumulate takes the chunks' Jacobians (see BPLambda).
     """
 
     scale: float = 1.0
     discount: float = 1.0
+    dense: bool = False
+    trace_decay: float = 0.0
+    auxiliary: float = 0.0
+    terminal_target: bool = True
+    needs_context: bool = False
+    needs_jacobian: bool = False
 
     @abc.abstractmethod
     def forward(self, state: Tensor) -> Tensor:

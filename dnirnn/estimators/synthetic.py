@@ -9,13 +9,25 @@ from torch import Tensor, nn
 from dnirnn import ops
 from dnirnn.estimators.base import GradientEstimator
 
+NORM_DECAY = 0.99  # of the running mean square of the targets, a fit
+
 
 class SyntheticGradient(GradientEstimator):
-    """A linear map or an MLP with ReLU that predicts the gradient from the state alone.
+    """A linear map or an MLP with ReLU that predicts the gradient from the state.
 
     With layers W_1..W_D: g(s) = W_D relu(... relu(W_1 s + b_1) ...) + b_D. The regression is half
     the squared error to the bootstrapped target, summed over S, meaned over the rows. The last
     layer starts at zero in weight and in bias, so the first update is that of plain truncation.
+
+    With s_n the state that chunk n starts from, L_n its loss, J_n = d s_(n+1) / d s_n, the target
+    of g(s_n) is
+
+        G_n = dL_n / ds_n + discount J_n' ((1 - trace_decay) g(s_(n+1)) + trace_decay G_(n+1))
+
+    and G_N = g(s_N) at the end of a call of N chunks, 0 at the end of a sequence. A trace_decay of
+    0 is the bootstrap after one chunk; 1, with the sequence's end in the call, is the whole
+    discounted future gradient. It pays with several chunks a call, whose backward passes then run
+    one after the other, not side by side.
 
     state_size: S of the core.
     hidden: widths of the hidden layers; () is the linear estimator.
@@ -23,15 +35,35 @@ class SyntheticGradient(GradientEstimator):
     discount: multiplies g where it enters the bootstrapped target. Where it equals ``scale`` one
         backward pass serves both; where it differs, :func:`dnirnn.backward` runs a second one for
         the targets. With both at 1 the bootstrap feeds on itself and usually diverges.
+    context_size: C, of what it is told beside the state: the next step's input, or a label (cDNI).
+        The first layer then takes [s, context]; see ``context`` of Truncated. 0: nothing.
+    normalise: predicts in units of the targets' running RMS r: g(s) = r MLP(s), and the MLP is
+        fitted to target / r. r^2 is the mean over all elements and fits, those long ago decaying by
+        0.99 a fit. Adam moves a weight by about its learning rate, however small the gradient, so
+        without this a rate that suits targets of one size makes noise of the size of the signal
+        where they are smaller; with it, a rate means the same at every size of the targets.
+    dense: fits g at every state of a chunk, not only at its first: K targets for one. A state late
+        in a chunk has fewer steps of true gradient in its target, and more of the bootstrap, than
+        the first one.
+    trace_decay: lambda above, 0 to 1; not with ``dense``.
+    auxiliary: weight of the auxiliary task (DNI + Aux); 0: none. A second predictor a of the same
+        shape says, at each boundary, what g will say at the next one of the same sequence. Its
+        error, auxiliary / 2 |a(s_n) - g(s_(n+1))|^2, is a loss of the core too: its gradient
+        with respect to s_n is injected beside scale g(s_n), and is no part of any target. The last
+        boundary of a call has no next one, so it takes calls of at least two chunks.
+    terminal_target: whether g is fitted to zero at states in which a sequence ends.
 
     What others used: the paper multiplies the synthetic gradient by 0.1 where it is used; the
     koz4k/dni-pytorch script lets that 0.1 enter the target too, where it acts as a discount of 0.1
     per chunk; the BP(lambda) code scales the injection only, and discounts by its own gamma.
 
-    Raises ValueError for sizes below 1 or a scale or discount that is negative or not finite.
+    Raises TypeError or ValueError for sizes below 1, a scale, discount or auxiliary that is
+    negative or not finite, a trace_decay outside [0, 1], or one with ``dense``.
 
     Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017,
-    sections 2.1 and 2.2.
+    sections 2.1 and 2.2 (cDNI: 2.3 and 3.1; the auxiliary task: 3.1). Lambda targets: Sutton and
+    Barto, Reinforcement Learning, 2018, section 12.1, as Pemberton and Costa 2024 have them for
+    gradients (see BPLambda).
     """
 
     def __init__(
@@ -41,6 +73,12 @@ class SyntheticGradient(GradientEstimator):
         scale: float = 0.1,
         discount: float = 0.1,
         *,
+        context_size: int = 0,
+        normalise: bool = False,
+        dense: bool = False,
+        trace_decay: float = 0.0,
+        auxiliary: float = 0.0,
+        terminal_target: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -51,31 +89,87 @@ class SyntheticGradient(GradientEstimator):
         for name, size in zip(["state_size", *["hidden"] * len(hidden)], sizes):
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise ValueError(f"{name} must be at least 1, an int; got {size!r}")
-        for name, value in (("scale", scale), ("discount", discount)):
-            if not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number; got {value!r}")
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and not negative; got {value!r}")
-        self.state_size = state_size
+        if not isinstance(context_size, int) or isinstance(context_size, bool) or context_size < 0:
+            raise ValueError(f"context_size must be at least 0, an int; got {context_size!r}")
+        check_knobs(scale=scale, discount=discount, auxiliary=auxiliary, trace_decay=trace_decay)
+        if dense and trace_decay:
+            raise ValueError(f"dense targets have no trace_decay; got {trace_decay!r}")
+        self.state_size, self.context_size = state_size, context_size
         self.scale, self.discount = float(scale), float(discount)
-        self.layers = nn.ModuleList(
-            nn.Linear(i, o, device=device, dtype=dtype) for i, o in zip(sizes, sizes[1:])
-        )
+        self.dense, self.trace_decay = dense, float(trace_decay)
+        self.terminal_target, self.needs_context = terminal_target, context_size > 0
+        made = {"device": device, "dtype": dtype}
+        widths = [state_size + context_size, *sizes[1:]]
+        self.layers = nn.ModuleList(nn.Linear(i, o, **made) for i, o in zip(widths, widths[1:]))
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
+        self.normalise = normalise
+        if normalise:
+            # The mean square of the targets, and the weight of all that is in it (from 0 to 1).
+            self.register_buffer("mean_square", torch.zeros(2, **made))
+        self.auxiliary = float(auxiliary)
+        self.ahead = SyntheticGradient(state_size, hidden, **made) if auxiliary else None
 
     @property
     def weights(self) -> list[Tensor]:
-        """[W_1, b_1, ..., W_D, b_D]: what the fused operator takes."""
+        """[W_1, b_1, ..., W_D, b_D] where forward is this MLP of the state alone, else [].
+
+        What the fused operator takes, which then emits the predictions on its way.
+        """
+        return [] if self.normalise or self.needs_context else self.parts
+
+    @property
+    def parts(self) -> list[Tensor]:
         return [tensor for layer in self.layers for tensor in (layer.weight, layer.bias)]
 
-    def forward(self, state: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            state = torch.relu(layer(state))
-        return self.layers[-1](state)
+    @property
+    def unit(self) -> Tensor:
+        """The targets' running RMS, a 0-d tensor; 0 before the first."""
+        total, weight = self.mean_square
+        return (total / weight.clamp_min(torch.finfo(weight.dtype).tiny)).sqrt()
 
-    def accumulate(self, entered: Tensor, target: Tensor) -> Tensor:
-        return ops.accumulate_regression(entered, target, self.weights)
+    def forward(self, state: Tensor, context: Tensor | None = None) -> Tensor:
+        """The predicted gradient [..., S] at the state [..., S], with the context [..., C]."""
+        value = state if context is None else torch.cat([state, context.to(state.dtype)], -1)
+        for layer in self.layers[:-1]:
+            value = torch.relu(layer(value))
+        value = self.layers[-1](value)
+        return self.unit * value if self.normalise else value
+
+    def accumulate(
+        self, entered: Tensor, target: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        """As GradientEstimator's; with a context [R, C] where one was asked for."""
+        unit = None
+        if self.normalise:
+            self.mean_square.lerp_(
+                torch.stack([target.square().mean(), target.new_ones(())]), 1 - NORM_DECAY
+            )
+            unit = self.unit
+            target = target / unit.clamp_min(torch.finfo(unit.dtype).tiny)
+        if context is None:
+            error = ops.accumulate_regression(entered, target, self.parts)
+        else:
+            told = torch.cat([entered, context.to(entered.dtype)], -1)
+            error = ops.reference_regression(told, target, self.parts)
+        return error if unit is None else error * unit.square()
 
     def extra_repr(self) -> str:
-        return f"scale={self.scale}, discount={self.discount}"
+        said = f"scale={self.scale}, discount={self.discount}"
+        for name in ("context_size", "normalise", "dense", "trace_decay", "auxiliary"):
+            said += f", {name}={getattr(self, name)}" if getattr(self, name) else ""
+        return said if self.terminal_target else f"{said}, terminal_target=False"
+
+
+def check_knobs(**knobs: float) -> None:
+    """Raises TypeError or ValueError naming the number that is none, or negative or not finite.
+
+    A trace_decay is at most 1.
+    """
+    for name, value in knobs.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number; got {value!r}")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be finite and not negative; got {value!r}")
+        if name == "trace_decay" and value > 1:
+            raise ValueError(f"trace_decay must be at most 1; got {value!r}")
