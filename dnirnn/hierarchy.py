@@ -72,7 +72,6 @@ class Hierarchy(Core):
         ticks = (t + 1) % self.period == 0
         if isinstance(ticks, Tensor) or ticks:
             said, ticked = self.slow.step(output, slow, t // self.period)
-            said = said.to(message.dtype)
             if isinstance(ticks, Tensor):
                 said = torch.where(ticks[:, None], said, message)
                 ticked = torch.where(ticks[:, None], ticked, slow)
@@ -97,7 +96,7 @@ class Hierarchy(Core):
             if (t0 + end) % self.period == 0:
                 said, slow = self.slow(output[-1:], slow, t // self.period)
                 held = torch.cat([held[:-1], said])
-                message = said[0].to(message.dtype)
+                message = said[0]
             outputs.append(torch.cat([output, held], 2))
             begin = end
         return torch.cat(outputs), torch.cat([fast, slow, message], 1)
