@@ -28,6 +28,7 @@ from dnirnn import (
     Hierarchy,
     NormLSTM,
     PhasedLSTM,
+    Skip,
     SyntheticGradient,
     WeightDrop,
 )
@@ -131,6 +132,8 @@ CORES = {
         lambda i, h: FastSlow(i, h + 2, h + 2, 4, zoneout_h=0.1, zoneout_c=0.4).eval(),
         None,
     ),
+    "skip": (lambda i, h: Skip(LSTM(i, h), bias=-0.5), None),
+    "skip-in-deep": (lambda i, h: Deep([RNN(i, h), Skip(Clock(h, h), bias=-1.0)]), None),
     "example": (lambda i, h: LeakyStack(LSTM(i, h)), "reference"),
     "hierarchy": (lambda i, h: Hierarchy(LSTM(i + h, h), LSTM(h, h), 2), "fused"),
     "hierarchy-3": (
@@ -146,7 +149,7 @@ CORES = {
     "clockwork-lstm-reference": (lambda i, h: Clockwork(i, 2 * h, (1, 3), "lstm"), "reference"),
 }
 # Those that round, and go back as if they had not: finite differences must disagree.
-STRAIGHT_THROUGH = {"hm-lstm", "hm-lstm-2-norm"}
+STRAIGHT_THROUGH = {"hm-lstm", "hm-lstm-2-norm", "skip", "skip-in-deep"}
 
 
 class Case(NamedTuple):
@@ -279,7 +282,7 @@ def by_hand(core: Core, estimator, truncation: int, case: Case, unit: float = 1.
         state, loss = start, 0.0
         for i in range(begin, end):
             if case.reset is not None:
-                state = torch.where(case.reset[i, :, None], torch.zeros_like(state), state)
+                state = torch.where(case.reset[i, :, None], core.initial_state(batch), state)
                 t = torch.where(case.reset[i], 0, t)
             output, state = core.step(case.x[i], state, t)
             loss = loss + unit * own_loss(output, case.y[i])
@@ -330,7 +333,7 @@ def full_bptt(core: Core, case: Case) -> tuple[list[Tensor], Tensor]:
     states, loss = [state], 0.0
     for i, x in enumerate(case.x):
         if case.reset is not None:
-            state = torch.where(case.reset[i, :, None], torch.zeros_like(state), state)
+            state = torch.where(case.reset[i, :, None], core.initial_state(len(state)), state)
             t = torch.where(case.reset[i], 0, t)
         output, state = core.step(x, state, t)
         # Its own tensor: what a state sends to the steps after it, without its step's own output.

@@ -1,0 +1,104 @@
+"""Skip: a core that learns at which steps to update its state, and keeps it at the others."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dnirnn.core import Core
+
+
+class Round(torch.autograd.Function):
+    """1 where x > 0.5, else 0; straight-through: the gradient is that of x itself."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return (x > 0.5).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class Skip(Core):
+    """A Skip RNN: any core, whose state and output are kept where a binary gate u_t is 0.
+
+        u_t    = round(u~_t)                                             in {0, 1}
+        s_t    = u_t S(s_t-1, x_t) + (1 - u_t) s_t-1
+        du_t   = sigmoid(w s_t + b)                                      one number a row
+        u~_t+1 = u_t du_t + (1 - u_t) (u~_t + min(du_t, 1 - u~_t))
+
+    where S is ``core.step`` and s its whole state. The output is held as the state is. So after an
+    update u~ starts from du, and grows by it at every step until it is over 1/2: the next update.
+    Rounding is straight-through: backward, u_t counts as u~_t.
+
+    The state is [the core's state, the output held, u~] (:meth:`unpack_state`); u~ starts at 1, so
+    the first step of a sequence is an update. The core is told t, the steps since the sequence's
+    start, whether it was updated at them or not.
+
+    Updates are counted, and paid for, with :meth:`recording`. A step at which no row is updated
+    costs nothing where no gradient is asked for; in training every step is computed, since the
+    gradient of u_t needs it.
+
+    core: S.
+    bias: b at the start. At 1, as in the authors' program, a fresh Skip updates at every step;
+        below 0, at fewer.
+
+    Source: Campos et al., Skip RNN: Learning to Skip State Updates in Recurrent Neural Networks,
+    ICLR 2018, section 3.
+    """
+
+    def __init__(self, core: Core, bias: float = 1.0):
+        super().__init__()
+        like = core.initial_state(1)
+        dtype = next(core.parameters(), like).dtype
+        self.core, self.bias = core, bias
+        self.gate = nn.Linear(core.state_size, 1, device=like.device, dtype=dtype)
+        nn.init.constant_(self.gate.bias, bias)
+        self.input_size, self.output_size = core.input_size, core.output_size
+        self.sizes = [core.state_size, core.output_size, 1]
+        self.state_size = sum(self.sizes)
+        self.recorded: list[Tensor] | None = None
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        state = self.core.initial_state(batch_size)
+        held = state.new_zeros(batch_size, self.output_size)
+        return torch.cat([state, held, state.new_ones(batch_size, 1)], 1)
+
+    def unpack_state(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(the core's state [..., S], the output held [..., O], u~ [..., 1]) of a state."""
+        return state.split(self.sizes, -1)
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Tensor]]:
+        """Gathers u_t [B], 0 or 1, of every step that is run inside, in a list, with its gradient.
+
+        A cost per sample, and the share of steps used:
+
+            with skip.recording() as updates:
+                output, state, cuts = truncated(x, state)
+            loss = ... + cost * torch.stack(updates).sum()
+            share = torch.stack(updates).mean()
+        """
+        self.recorded = updates = []
+        try:
+            yield updates
+        finally:
+            self.recorded = None
+
+    def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        state, held, soft = self.unpack_state(state_BS)
+        u = Round.apply(soft)
+        if self.recorded is not None:
+            self.recorded.append(u[:, 0])
+        if torch.is_grad_enabled() or u.any():
+            output, updated = self.core.step(x_BI, state, t)
+            state = torch.lerp(state, updated, u)
+            held = torch.lerp(held, output.to(held.dtype), u)
+        increment = torch.sigmoid(self.gate(state.to(self.gate.weight.dtype))).to(soft.dtype)
+        soft = torch.lerp(soft + torch.minimum(increment, 1 - soft), increment, u)
+        return held.to(x_BI.dtype), torch.cat([state, held, soft], 1)
+
+    def extra_repr(self) -> str:
+        return f"bias={self.bias}"
