@@ -1,4 +1,4 @@
-"""The command line ``dnirnn``: train, eval, sample, compare, demo, doctor."""
+"""The command line ``dnirnn``: train, eval, sample, detectors, compare, demo, doctor."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dnirnn.tasks import compare, doctor, training
+from dnirnn.tasks import compare, detectors, doctor, training
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.options import add_arguments, flag, from_arguments
 from dnirnn.tasks.training import TASKS
@@ -99,6 +99,8 @@ def parser() -> argparse.ArgumentParser:
     add_train(command(commands, "train", "train a model; the same command resumes it", None))
     add_eval(command(commands, "eval", "measure a trained model", run_eval))
     add_sample(command(commands, "sample", "let a trained char-lm write", run_sample))
+    summary = "where the layers of an hm-lstm detect an end in a text"
+    add_detectors(command(commands, "detectors", summary, run_detectors))
     summary = "train with several truncations and estimators (char-lm where no task is named)"
     add_compare(command(commands, "compare", summary, None))
     summary = "a comparison of a few minutes, nothing to download"
@@ -193,6 +195,35 @@ def run_sample(arguments: argparse.Namespace) -> int:
         arguments.temperature,
         arguments.prime,
         arguments.seed,
+    )
+    return OK
+
+
+def add_detectors(parent: argparse.ArgumentParser) -> None:
+    add_run_folder(parent)
+    parent.add_argument(
+        "--text", metavar="TEXT", help="what it reads (default: the run's own test split)"
+    )
+    parent.add_argument(
+        "--length",
+        type=at_least_one,
+        metavar="CHARACTERS",
+        help="how much of it (default: all of --text; 400 characters of the test split)",
+    )
+    parent.add_argument(
+        "--out", type=Path, metavar="FILE", help="the picture (default: detectors.png in RUN)"
+    )
+
+
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
+    return int(text)
+
+
+def run_detectors(arguments: argparse.Namespace) -> int:
+    detectors.detectors(
+        arguments.run, arguments.weights, arguments.text, arguments.length, arguments.out
     )
     return OK
 
