@@ -30,6 +30,7 @@ FIGURES = (
 )
 DECAY = "cosine"  # of the learning rate over the budget
 UNIT, EPOCHS = "characters", "epochs"
+DATA = {"split", "corpus", "data_dir", "valid_file", "test_file"}  # what `eval` may be told of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +187,11 @@ def resolve(options: CharLMOptions) -> CharLMOptions:
     if options.corpus not in ("ptb", "builtin"):
         paths["corpus"] = str(Path(options.corpus).resolve())
     return dataclasses.replace(options, **paths)
+
+
+def subject(options: CharLMOptions) -> str:
+    """What a run folder's name says of the task."""
+    return Path(options.corpus).stem
 
 
 def restore(config: dict) -> tuple[SequenceModel, Vocabulary]:

@@ -1,6 +1,7 @@
 """The command line ``dnirnn``: train, eval, sample, detectors, compare, demo, doctor."""
 
 import argparse
+import dataclasses
 import os
 import shlex
 import signal
@@ -8,11 +9,13 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dnirnn.tasks import compare, detectors, doctor, training
 from dnirnn.tasks.char_lm import CharLMOptions
+from dnirnn.tasks.digits import TRAININGS
 from dnirnn.tasks.options import add_arguments, flag, from_arguments
 from dnirnn.tasks.training import TASKS
 from dnirnn.trainer import Interrupted, NonFinite
@@ -23,8 +26,9 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 SUMMARIES = {
     "char-lm": "a language model that predicts each character of a text from those before it",
     "copy": "read a sequence of random bits, then say it again; the sequences grow as it learns",
+    "digits": "two networks of two rates count the odd ones and the 3s of a stream of pictures",
 }
-COMPARED = ("truncation", "estimator", "seed", "threads")
+COMPARED = ("truncation", "estimator", "training", "seed", "threads")
 DEMO_MINUTES = 4.2
 
 
@@ -150,9 +154,9 @@ def add_eval(parent: argparse.ArgumentParser) -> None:
     parent.add_argument(
         "--split",
         choices=("train", "valid", "test"),
-        help="with char-lm: which part of the text (default: test)",
+        help="with char-lm and digits: which part of the data (default: test)",
     )
-    moved = parent.add_argument_group("where the text is now, if not where it was for training")
+    moved = parent.add_argument_group("where the data is now, if not where it was for training")
     for name in TEXT_PLACES:
         moved.add_argument(flag(name), metavar="PATH")
 
@@ -241,21 +245,10 @@ def add_run_folder(parent: argparse.ArgumentParser) -> None:
 def add_compare(parent: argparse.ArgumentParser) -> None:
     for name, task in task_parsers(parent, run_compare).items():
         group = task.add_argument_group("comparison")
-        group.add_argument(
-            "--truncations",
-            type=int,
-            nargs="+",
-            default=[2, 8, 40],
-            metavar="STEPS",
-            help="steps a chunk: how far back a gradient is carried exactly (default: 2 8 40)",
-        )
-        group.add_argument(
-            "--estimators",
-            nargs="+",
-            choices=("none", "dni"),
-            default=["none", "dni"],
-            help="plain truncated backpropagation, synthetic gradients (default: none dni)",
-        )
+        if name == "digits":
+            add_trainings(group)
+        else:
+            add_truncations(group)
         group.add_argument(
             "--seeds",
             type=int,
@@ -282,6 +275,35 @@ def add_compare(parent: argparse.ArgumentParser) -> None:
         )
         add_jobs(group)
         add_arguments(task, TASKS[name].Options, omit=COMPARED)
+
+
+def add_truncations(group: Any) -> None:
+    group.add_argument(
+        "--truncations",
+        type=int,
+        nargs="+",
+        default=[2, 8, 40],
+        metavar="STEPS",
+        help="steps a chunk: how far back a gradient is carried exactly (default: 2 8 40)",
+    )
+    group.add_argument(
+        "--estimators",
+        nargs="+",
+        choices=("none", "dni"),
+        default=["none", "dni"],
+        help="plain truncated backpropagation, synthetic gradients (default: none dni)",
+    )
+
+
+def add_trainings(group: Any) -> None:
+    group.add_argument(
+        "--trainings",
+        nargs="+",
+        choices=TRAININGS,
+        default=TRAININGS,
+        help="backpropagation over network B's horizon, cut at each of its ticks, the same with"
+        f" synthetic gradients (default: {' '.join(TRAININGS)})",
+    )
 
 
 def add_jobs(group: Any) -> None:
@@ -316,14 +338,12 @@ def run_compare(arguments: argparse.Namespace) -> int:
     # One thread a run where runs fill the cores; what is left over is shared.
     options = from_arguments(kind, arguments, threads=max(1, cores // jobs))
     folder = arguments.out or compare_folder(arguments.task, options)
-    runs = compare.plan(
-        options,
-        folder,
-        arguments.truncations,
-        arguments.estimators,
-        arguments.seeds,
-        dict(arguments.lrs),
-    )
+    if arguments.task == "digits":
+        ways = [dataclasses.replace(options, training=way) for way in arguments.trainings]
+        arms = [(way.truncation, way.estimator) for way in ways]
+    else:
+        arms = list(product(arguments.truncations, arguments.estimators))
+    runs = compare.plan(options, folder, arms, arguments.seeds, dict(arguments.lrs))
     return finish(compare.compare(arguments.task, runs, folder, jobs, options.quiet))
 
 
@@ -361,15 +381,15 @@ def run_demo(arguments: argparse.Namespace) -> int:
     jobs = cores if arguments.jobs is None else arguments.jobs
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1; got {jobs}")
-    truncations, estimators = (2, 8, 40), ("none", "dni")
-    rounds = -(-len(truncations) * len(estimators) // jobs)
+    arms = list(product((2, 8, 40), ("none", "dni")))
+    rounds = -(-len(arms) // jobs)
     options = CharLMOptions(
         minutes=max(arguments.minutes / rounds - DEMO_OVERHEAD, 0.02),
         threads=max(1, cores // jobs),
         evaluate_every=100_000,
         lr=3e-3,  # a minute a run wants larger steps than the usual ten
     )
-    runs = compare.plan(options, arguments.out, truncations, estimators, (0,), {})
+    runs = compare.plan(options, arguments.out, arms, (0,), {})
     return finish(compare.compare("char-lm", runs, arguments.out, jobs, False))
 
 

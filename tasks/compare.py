@@ -47,37 +47,37 @@ class Run(NamedTuple):
 def plan(
     options: Any,
     folder: Path,
-    truncations: Sequence[int],
-    estimators: Sequence[str],
+    arms: Sequence[tuple[int, str]],
     seeds: Sequence[int],
     rates: dict[tuple[str | None, int], float],
 ) -> list[Run]:
-    """A run for each truncation, estimator and seed, seed by seed.
+    """A run for each arm and seed, seed by seed.
 
+    arms: pairs of a truncation and an estimator.
     rates: learning rates of arms, by (estimator, truncation), or (None, truncation) for both.
 
     Raises ValueError for a rate of an arm that is not compared.
     """
-    for (estimator, truncation), _ in rates.items():
-        if truncation not in truncations or estimator not in (None, *estimators):
+    known = {*arms, *((truncation, None) for truncation, _ in arms)}
+    for estimator, truncation in rates:
+        if (truncation, estimator) not in known:
             arm = f"{truncation}" if estimator is None else f"{estimator}:{truncation}"
             raise ValueError(f"--lrs gives a rate for {arm}, which is not compared")
     runs = []
     for seed in dict.fromkeys(seeds):
-        for truncation in dict.fromkeys(truncations):
-            for estimator in dict.fromkeys(estimators):
-                rate = rates.get((None, truncation), options.lr)
-                own = dataclasses.replace(
-                    options,
-                    truncation=truncation,
-                    estimator=estimator,
-                    seed=seed,
-                    lr=rates.get((estimator, truncation), rate),
-                    quiet=True,
-                )
-                steps_per_update(own)
-                name = f"T{truncation}-{estimator}-seed{seed}"
-                runs.append(Run(name, own, folder / name))
+        for truncation, estimator in dict.fromkeys(arms):
+            rate = rates.get((None, truncation), options.lr)
+            own = dataclasses.replace(
+                options,
+                truncation=truncation,
+                estimator=estimator,
+                seed=seed,
+                lr=rates.get((estimator, truncation), rate),
+                quiet=True,
+            )
+            steps_per_update(own)
+            name = f"T{truncation}-{estimator}-seed{seed}"
+            runs.append(Run(name, own, folder / name))
     return runs
 
 

@@ -29,6 +29,7 @@ FIGURES = (
 )
 DECAY = "none"  # of the learning rate over the budget
 UNIT, EPOCHS = "vectors to copy", "batches of sequences"
+DATA: set[str] = set()  # what `eval` may be told of it
 TESTED = 256  # sequences of a length that an evaluation runs
 RECENT = 10  # sequences whose mean error decides whether the length grows
 
@@ -102,7 +103,10 @@ class CopyStream(Stream):
         final = end == total
         self.position = 0 if final else end
         part = slice(start, end)
-        return Batch(whole.x[part], whole.y[part], whole.weight[part], start == 0, final)
+        following = None if final else whole.x[end]
+        return Batch(
+            whole.x[part], whole.y[part], whole.weight[part], start == 0, final, following
+        )
 
     def observe(self, bits: float) -> None:
         self.recent = [*self.recent[1 - RECENT :], bits]
@@ -226,6 +230,11 @@ def notice(options: CopyOptions) -> str:
         f"copy: vectors of {options.bits} bits, lengths {options.start_length} to"
         f" {options.max_length}; a length is solved below {options.solved_below} bits per bit"
     )
+
+
+def subject(options: CopyOptions) -> str:
+    """What a run folder's name says of the task."""
+    return f"{options.bits}bit"
 
 
 def options_of(config: dict) -> CopyOptions:

@@ -6,18 +6,19 @@ from typing import Any
 
 import torch
 
-from dnirnn.tasks import char_lm, copy
+from dnirnn.tasks import char_lm, copy, digits
 from dnirnn.tasks.cores import annealing, described
+from dnirnn.tasks.options import flag
 from dnirnn.tasks.progress import RunProgress
 from dnirnn.tasks.task import Task, trainer_config
 from dnirnn.trainer import Trainer, load_weights, read_config
 
-TASKS: dict[str, ModuleType] = {"char-lm": char_lm, "copy": copy}
+TASKS: dict[str, ModuleType] = {"char-lm": char_lm, "copy": copy, "digits": digits}
 
 
 def default_folder(name: str, options: Any) -> Path:
     """runs/ and the options that most often tell two runs apart."""
-    subject = Path(options.corpus).stem if name == "char-lm" else f"{options.bits}bit"
+    subject = TASKS[name].subject(options)
     layers = f"x{options.layers}" if (options.layers or 1) > 1 else ""
     size = f"-{options.parameters}" if options.parameters else options.hidden
     network = f"{options.core}{size}{layers}"
@@ -86,23 +87,24 @@ def figures_of(result: dict) -> dict[str, float]:
     return {**(result.get("best") or {}), **(result.get("test") or {})}
 
 
-def evaluate(run: Path, split: str | None, weights: str, text: dict[str, str | None]) -> None:
-    """Prints the figures of a run's model: for char-lm on a split of the text, test if None.
+def evaluate(run: Path, split: str | None, weights: str, data: dict[str, str | None]) -> None:
+    """Prints the figures of a run's model, of a task with data on a split of it, test if None.
 
-    text: where the text is now, where that is not what the run's configuration says.
+    data: where the text or the images are now, where that is not what the run's configuration says.
     """
     config = read_config(run)
     task = TASKS[task_of(config, run)]
     model, _ = task.restore(config)
     known = load_weights(run, model, weights)
-    given = {name: value for name, value in {"split": split, **text}.items() if value is not None}
+    given = {name: value for name, value in {"split": split, **data}.items() if value is not None}
+    for name in given.keys() - task.DATA:
+        tasks = " and ".join(other for other in TASKS if name in TASKS[other].DATA)
+        raise ValueError(f"{flag(name)} goes with {tasks} runs only")
     if task is copy:
-        if given:
-            raise ValueError(f"--{next(iter(given)).replace('_', '-')} goes with char-lm runs only")
         lines = copy.evaluate(config, model)
     else:
         split = given.pop("split", "test")
-        lines = char_lm.evaluate({**config, **given}, model, split)
+        lines = task.evaluate({**config, **given}, model, split)
     print(f"{weights} model, update {known['update']:,} of {run}")
     print("\n".join(lines))
 

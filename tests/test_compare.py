@@ -40,7 +40,8 @@ def compared(text, tmp_path_factory):
 
 
 def plan(tmp_path, **change):
-    given = dict(truncations=[2, 8], estimators=["none", "dni"], seeds=[0, 1], rates={})
+    arms = [(truncation, estimator) for truncation in (2, 8) for estimator in ("none", "dni")]
+    given = dict(arms=arms, seeds=[0, 1], rates={})
     return compare.plan(CharLMOptions(), tmp_path, **(given | change))
 
 
@@ -64,11 +65,11 @@ def test_rates_go_to_their_arms_the_closer_first(tmp_path):
 @pytest.mark.parametrize("arm", [(None, 3), ("dni", 2)])
 def test_a_rate_without_an_arm_is_refused(tmp_path, arm):
     with pytest.raises(ValueError, match="--lrs gives a rate for"):
-        plan(tmp_path, estimators=["none"], rates={arm: 0.1})
+        plan(tmp_path, arms=[(2, "none"), (8, "none")], rates={arm: 0.1})
 
 
 def test_what_is_named_twice_is_run_once(tmp_path):
-    assert len(plan(tmp_path, truncations=[2, 2], seeds=[1, 1], estimators=["dni"])) == 1
+    assert len(plan(tmp_path, arms=[(2, "dni")] * 2, seeds=[1, 1])) == 1
 
 
 # What comes out
