@@ -20,6 +20,7 @@ from dnirnn import (
     Hierarchy,
     NormLSTM,
     PhasedLSTM,
+    Skip,
     WeightDrop,
 )
 from dnirnn.core import Core
@@ -117,6 +118,10 @@ def hm_lstm(options: CoreOptions, input_size: int) -> Core:
     return HMLSTM(input_size, options.hidden, options.layers or 3, layer_norm=layer_norm)
 
 
+def skip(options: CoreOptions, input_size: int) -> Core:
+    return Skip(LSTM(input_size, options.hidden, options.layers or 1), options.skip_bias)
+
+
 BUILD: dict[str, Builder] = {
     "lstm": layered(LSTM),
     "gru": layered(GRU),
@@ -131,6 +136,7 @@ BUILD: dict[str, Builder] = {
     "fast-slow": fast_slow,
     "hm-lstm": hm_lstm,
     "phased": phased,
+    "skip": skip,
     "torch-lstm": from_torch(nn.LSTM),
     "torch-gru": from_torch(nn.GRU),
     "torch-rnn": from_torch(nn.RNN),

@@ -61,7 +61,7 @@ def detect(model: SequenceModel, vocabulary: Vocabulary, text: str) -> Tensor:
 
 
 def marked(text: str, found: Tensor) -> str:
-    """The text in lines; under each, a line a layer with a mark below the characters it ended at."""
+    """The text in lines; under each, a line a layer, marked below what it detects an end at."""
     lines = []
     for start in range(0, len(text), WIDTH):
         piece = slice(start, start + WIDTH)
@@ -90,7 +90,7 @@ def shares(text: str, found: Tensor) -> str:
 
 
 def draw(text: str, found: Tensor, path: Path) -> None:
-    """Writes a PNG: the text in lines, and over each a row of boxes a layer, dark where it detects."""
+    """Writes a PNG: the text in lines; over each, a row of boxes a layer, dark at an end."""
     import matplotlib
 
     matplotlib.use("Agg")

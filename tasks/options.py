@@ -127,6 +127,7 @@ CORES = {
     "fast-slow": "LSTMs that tick several times a step, and one that ticks once",
     "hm-lstm": "LSTMs that tick where the one below detects an end",
     "phased": "LSTM whose units open at periods that they learn",
+    "skip": "LSTM that learns at which steps to update its state",
     "torch-lstm": "torch.nn's LSTM",
     "torch-gru": "torch.nn's GRU",
     "torch-rnn": "torch.nn's RNN",
@@ -159,7 +160,7 @@ class CoreOptions(Checked):
         "LAYERS",
         at_least=1,
         shown="1; 2 in deep, 3 in hm-lstm",
-        where=("core", (*PLAIN, "deep", "hm-lstm")),
+        where=("core", (*PLAIN, "deep", "hm-lstm", "skip")),
     )
     residual: bool = option(
         False, "add what the layer below says to what a layer says", where=("core", ("deep",))
@@ -277,6 +278,11 @@ class CoreOptions(Checked):
         "FRACTION",
         above=0,
         where=("core", ("phased",)),
+    )
+    skip_bias: float = option(
+        1.0,
+        "its gate's bias at the start: above 0 it begins by updating at every step, below by skipping",
+        where=("core", ("skip",)),
     )
     slope_growth: float = option(
         0.04,

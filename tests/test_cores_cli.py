@@ -40,6 +40,7 @@ OTHER = {
     "shortest_period": 2.0,
     "longest_period": 9.0,
     "open_ratio": 0.25,
+    "skip_bias": -1.0,
     "slope_growth": 0.5,
 }
 NEEDED = {"same_mask": {"layer_dropout": 0.25}}  # what else must be given
@@ -96,7 +97,8 @@ def goes_with(core: str) -> dict:
 
 def test_the_table_is_what_help_says():
     assert list(cores.BUILD) == list(CORES)
-    assert OTHER.keys() | {"core", "parameters"} == {f.name for f in dataclasses.fields(CoreOptions)}
+    names = {field.name for field in dataclasses.fields(CoreOptions)}
+    assert OTHER.keys() | {"core", "parameters"} == names
 
 
 @pytest.mark.parametrize("core", CORES)
