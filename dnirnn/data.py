@@ -16,6 +16,7 @@ class Batch(NamedTuple):
     weight: [T, B] float, 1 where the step's target counts and 0 where not; None where all count.
     first: every row starts a new sequence here (initial state, t = 0).
     final: every row's sequence really ends with this batch.
+    following: the next step's input, [B] or [B, I]; None where there is none, or it is not known.
     """
 
     x: Tensor
@@ -23,19 +24,25 @@ class Batch(NamedTuple):
     weight: Tensor | None = None
     first: bool = False
     final: bool = False
+    following: Tensor | None = None
 
     def rows(self, start: int, end: int) -> "Batch":
         """The rows start to end of the batch, as a view."""
         weight = None if self.weight is None else self.weight[:, start:end]
-        return self._replace(x=self.x[:, start:end], y=self.y[:, start:end], weight=weight)
+        following = None if self.following is None else self.following[start:end]
+        x, y = self.x[:, start:end], self.y[:, start:end]
+        return self._replace(x=x, y=y, weight=weight, following=following)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on ``device``; itself where it is there."""
         if self.x.device == device:
             return self
-        weight = None if self.weight is None else self.weight.to(device, non_blocking=True)
-        x, y = self.x.to(device, non_blocking=True), self.y.to(device, non_blocking=True)
-        return self._replace(x=x, y=y, weight=weight)
+        moved = (
+            None if part is None else part.to(device, non_blocking=True)
+            for part in (self.x, self.y, self.weight, self.following)
+        )
+        x, y, weight, following = moved
+        return Batch(x, y, weight, self.first, self.final, following)
 
 
 class Stream(abc.ABC):
@@ -121,7 +128,7 @@ class TextStream(Stream):
         self.position = 0 if final else end
         self.epoch += final
         x, y = self.layout[start:end], self.layout[start + 1 : end + 1]
-        return Batch(x, y, weight, start == 0, final)
+        return Batch(x, y, weight, start == 0, final, None if final else self.layout[end])
 
     def state_dict(self) -> dict:
         return {"position": self.position, "epoch": self.epoch}

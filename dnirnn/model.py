@@ -65,10 +65,30 @@ class SequenceModel(nn.Module):
         ``state`` and ``t0`` are those after the batch before; where ``batch.first``, give
         ``initial_state`` and 0.
         """
-        inputs = self.dropout(self.encoder(batch.x))
-        outputs, state, interfaces = self.truncated(inputs, state, t0, batch.final)
+        encoded = self.encoder(batch.x)
+        context = None
+        if self.truncated.estimator.needs_context:
+            context = self.next_inputs(batch, encoded)
+        inputs = self.dropout(encoded)
+        outputs, state, interfaces = self.truncated(
+            inputs, state, t0, batch.final, context=context
+        )
         nats = self.loss(self.readout(self.dropout(outputs)), batch.y)
         return (nats if batch.weight is None else nats * batch.weight), state, interfaces
+
+    def next_inputs(self, batch: Batch, encoded: Tensor) -> Tensor:
+        """[T + 1, B, I]: what an estimator that needs a context is told, the next step's input.
+
+        As the encoder has it, before dropout; zeros after a sequence's end. Raises ValueError for a
+        batch that goes on, but has no ``following``.
+        """
+        if batch.following is not None:
+            after = self.encoder(batch.following[None])
+        elif batch.final:
+            after = torch.zeros_like(encoded[:1])
+        else:
+            raise ValueError("following must be given: the estimator is told the next step's input")
+        return torch.cat([encoded, after]).detach()
 
     def step(self, x: Tensor, state: Tensor, t: int = 0) -> tuple[Tensor, Tensor]:
         """One step without a target, for sampling: (logits [B, ...], next state) of x [B, ...]."""

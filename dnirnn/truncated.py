@@ -156,12 +156,12 @@ def look_ahead(
     coming: Tensor,
     reset: Tensor | None,
     truncation: int,
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
+) -> tuple[tuple[Tensor, Tensor] | None, Tensor]:
     """The auxiliary task at all boundaries but the last, whose next ones say ``coming``.
 
-    Returns the rows to fit, (states [R, S], coming [R, S]), and the gradient [N - 1, B, S] of the
-    task's error with respect to the states. Where a sequence starts before the next boundary, there
-    is nothing to predict.
+    Returns the rows to fit, (states [R, S], coming [R, S]) or None, and the gradient [N - 1, B, S]
+    of the task's error with respect to the states. Where a sequence starts before the next
+    boundary, there is nothing to predict.
     """
     states = sent[:-1].detach().requires_grad_()
     missed = estimator.ahead(states) - coming
@@ -171,7 +171,7 @@ def look_ahead(
         missed = missed * known[..., None]
         rows = rows[0][known.flatten()], rows[1][known.flatten()]
     error = 0.5 * estimator.auxiliary * missed.square().sum()
-    return rows, torch.autograd.grad(error, states)[0]
+    return rows if len(rows[0]) else None, torch.autograd.grad(error, states)[0]
 
 
 def cut_off(

@@ -108,7 +108,9 @@ class SyntheticGradient(GradientEstimator):
             # The mean square of the targets, and the weight of all that is in it (from 0 to 1).
             self.register_buffer("mean_square", torch.zeros(2, **made))
         self.auxiliary = float(auxiliary)
-        self.ahead = SyntheticGradient(state_size, hidden, **made) if auxiliary else None
+        self.ahead = None
+        if auxiliary:
+            self.ahead = SyntheticGradient(state_size, hidden, normalise=normalise, **made)
 
     @property
     def weights(self) -> list[Tensor]:
