@@ -52,9 +52,7 @@ MASKED = {
 def build_masked(request):
     def build(problem):
         torch.manual_seed(problem.seed)
-        core = MASKED[request.param](problem.input_size, problem.hidden_size).double()
-        draw_masks(core)
-        return core
+        return MASKED[request.param](problem.input_size, problem.hidden_size).double()
 
     return build
 
@@ -321,6 +319,7 @@ def test_a_seed_names_the_masks_and_each_has_its_own(build_masked):
     problem = Problem(8, 3, 3, 2, 4, seed=0)
     core = build_masked(problem)
     case = problem.case(core)
+    # Those that it is made with: two masks of one seed would be the same mask.
     seeds = [int(part.seed) for part in core.modules() if isinstance(part, Masks)]
     assert len(set(seeds)) == len(seeds) > 0
     first, saved = core(case.x, case.state)[0], copy.deepcopy(core.state_dict())

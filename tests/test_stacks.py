@@ -65,14 +65,14 @@ def deep_by_hand(core, case, dropout=0.0):
             states = [torch.where(case.reset[i, :, None], 0, state) for state in states]
             t = torch.where(case.reset[i], 0, t)
         y = x
-        for l, layer in enumerate(core.cores):
+        for depth, layer in enumerate(core.cores):
             reads = y
-            if l and dropout:
-                reads = reads * core.masks[l - 1](batch, t)[0] / (1 - dropout)
-            if l and core.skip:
+            if depth and dropout:
+                reads = reads * core.masks[depth - 1](batch, t)[0] / (1 - dropout)
+            if depth and core.skip:
                 reads = torch.cat([reads, x], 1)
-            said, states[l] = layer.step(reads, states[l], t)
-            y = said + y if l and core.residual else said
+            said, states[depth] = layer.step(reads, states[depth], t)
+            y = said + y if depth and core.residual else said
         outputs.append(y)
         t = t + 1
     return torch.stack(outputs), torch.cat(states, 1)

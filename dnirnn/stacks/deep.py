@@ -50,17 +50,17 @@ class Deep(Core):
             raise ValueError("cores must be at least one; got none")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be a probability in [0, 1); got {dropout!r}")
-        for l, (below, core) in enumerate(zip(cores, cores[1:]), 1):
+        for layer, (below, core) in enumerate(zip(cores, cores[1:]), 1):
             expected = below.output_size + (cores[0].input_size if skip else 0)
             if core.input_size != expected:
                 raise ValueError(
-                    f"cores[{l}] must have input_size {expected}, what it reads;"
+                    f"cores[{layer}] must have input_size {expected}, what it reads;"
                     f" got {core.input_size}"
                 )
             if residual and core.output_size != below.output_size:
                 raise ValueError(
-                    f"cores[{l}] must have output_size {below.output_size}, what residual adds to"
-                    f" it; got {core.output_size}"
+                    f"cores[{layer}] must have output_size {below.output_size}, what residual adds"
+                    f" to it; got {core.output_size}"
                 )
         self.cores = nn.ModuleList(cores)
         self.residual, self.skip, self.dropout = residual, skip, float(dropout)
@@ -80,8 +80,8 @@ class Deep(Core):
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         states = state_BS.split(self.sizes, 1)
 
-        def run(l: int, reads: Tensor) -> tuple[Tensor, Tensor]:
-            output, state = self.cores[l].step(reads[0], states[l], t)
+        def run(layer: int, reads: Tensor) -> tuple[Tensor, Tensor]:
+            output, state = self.cores[layer].step(reads[0], states[layer], t)
             return output[None], state
 
         output, state = self.through(x_BI[None], t, None, run)
@@ -91,9 +91,11 @@ class Deep(Core):
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         states = state_BS.split(self.sizes, 1)
-        return self.through(
-            x_TBI, t0, reset, lambda l, reads: self.cores[l](reads, states[l], t0, reset)
-        )
+
+        def run(layer: int, reads: Tensor) -> tuple[Tensor, Tensor]:
+            return self.cores[layer](reads, states[layer], t0, reset)
+
+        return self.through(x_TBI, t0, reset, run)
 
     def unroll_chunks(
         self,
@@ -111,9 +113,9 @@ class Deep(Core):
         if probe_NBS is not None:
             probes = probe_NBS.split(self.sizes, 2)
 
-        def run(l: int, reads: Tensor) -> tuple[Tensor, Tensor]:
-            return self.cores[l].unroll_chunks(
-                reads, states[l], probes[l], truncation, t0, reset
+        def run(layer: int, reads: Tensor) -> tuple[Tensor, Tensor]:
+            return self.cores[layer].unroll_chunks(
+                reads, states[layer], probes[layer], truncation, t0, reset
             )[:2]
 
         output, sent = self.through(x_TBI, t0, reset, run)
@@ -130,22 +132,22 @@ class Deep(Core):
         reset: Tensor | None,
         run: Callable[[int, Tensor], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """Layer by layer, where run(l, what core l reads) -> (outputs, states [..., S_l])."""
+        """Layer by layer, where run(layer, what it reads) -> (outputs, states [..., S_l])."""
         below, states = x_TBI, []
-        for l in range(len(self.cores)):
-            reads = self.dropped(l - 1, below, t0, reset) if l else x_TBI
-            if l and self.skip:
+        for layer in range(len(self.cores)):
+            reads = self.dropped(layer - 1, below, t0, reset) if layer else x_TBI
+            if layer and self.skip:
                 reads = torch.cat([reads, x_TBI], 2)
-            output, state = run(l, reads)
-            below = output + below if l and self.residual else output
+            output, state = run(layer, reads)
+            below = output + below if layer and self.residual else output
             states.append(state)
         return below, torch.cat(states, -1)
 
-    def dropped(self, l: int, y_TBO: Tensor, t0: int | Tensor, reset: Tensor | None) -> Tensor:
+    def dropped(self, layer: int, y_TBO: Tensor, t0: int | Tensor, reset: Tensor | None) -> Tensor:
         if not (self.training and self.dropout):
             return y_TBO
         steps, batch, _ = y_TBO.shape
-        return y_TBO * self.masks[l](batch, t0, steps, reset) / (1 - self.dropout)
+        return y_TBO * self.masks[layer](batch, t0, steps, reset) / (1 - self.dropout)
 
     def extra_repr(self) -> str:
         return f"residual={self.residual}, skip={self.skip}, dropout={self.dropout}"
