@@ -83,7 +83,22 @@ def norm_of(gradients: list[Tensor]) -> Tensor | float:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
-def clip(gradients: list[Tensor], norm: float, largest: float | None) -> None:
-    """Scales the gradients, whose norm is known, to at most ``largest``."""
+def rescale(
+    gradients: list[Tensor], norm: float, smallest: float | None, largest: float | None
+) -> None:
+    """Scales the gradients, whose norm is known, into the range from smallest to largest.
+
+    A norm of 0 stays 0.
+    """
     if largest is not None and norm > largest:
         torch._foreach_mul_(gradients, largest / norm)
+    elif smallest is not None and 0 < norm < smallest:
+        torch._foreach_mul_(gradients, smallest / norm)
+
+
+def blended(update: int, warm_up: int, blend: int) -> float:
+    """The share of a synthetic gradient that the update after so many others injects.
+
+    0 for ``warm_up`` updates, then rising by equal steps over ``blend`` updates, then 1.
+    """
+    return min(1.0, max(0, update + 1 - warm_up) / (blend + 1))

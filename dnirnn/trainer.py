@@ -26,10 +26,11 @@ from dnirnn.masks import draw_masks
 from dnirnn.model import SequenceModel
 from dnirnn.optimizers import (
     DECAYS,
-    clip,
+    blended,
     make_optimizer,
     make_schedule,
     norm_of,
+    rescale,
     scalars_of,
     set_lr,
 )
@@ -98,6 +99,7 @@ class TrainerConfig:
         most: lr (1 + cos(pi f)) / 2 or lr (1 - f) at the fraction f. None: it stays. Only one of
         schedule and decay can drive it.
     evaluate_every, log_every: updates. An evaluation also ends the run; None: only then.
+    fidelity_every: updates between two measurements of the estimator; None: none.
     checkpoint_every, checkpoint_seconds: updates, seconds of wall clock, from one checkpoint to the
         next; an evaluation that is the best so far and the run's end make one too.
     patience: evaluations without a better one after which the run ends.
@@ -117,11 +119,16 @@ class TrainerConfig:
     estimator_options: dict = field(default_factory=dict)
     clip: float | None = 1.0
     estimator_clip: float | None = None
+    lift: float | None = None
+    estimator_lift: float | None = None
+    warm_up: int = 0
+    blend: int = 0
     micro_batch: int | None = None
     schedule: str | None = None
     schedule_options: dict = field(default_factory=dict)
     decay: str | None = None
     evaluate_every: int | None = 1000
+    fidelity_every: int | None = None
     checkpoint_every: int | None = None
     checkpoint_seconds: float | None = 60.0
     log_every: int = 100
@@ -130,7 +137,14 @@ class TrainerConfig:
     tensorboard: bool = False
 
     def __post_init__(self):
-        whole = ("updates", "micro_batch", "evaluate_every", "checkpoint_every", "patience")
+        whole = (
+            "updates",
+            "micro_batch",
+            "evaluate_every",
+            "fidelity_every",
+            "checkpoint_every",
+            "patience",
+        )
         for name in (*whole, "log_every", "chunks"):
             value = getattr(self, name)
             if (name in whole and value is None) or (name == "chunks" and value == "sequence"):
@@ -138,13 +152,24 @@ class TrainerConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 other = ' or "sequence"' if name == "chunks" else ""
                 raise ValueError(f"{name} must be an int of at least 1{other}; got {value!r}")
-        positive = ("minutes", "symbols", "clip", "estimator_clip", "checkpoint_seconds")
+        for name in ("warm_up", "blend"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} must be an int of at least 0; got {value!r}")
+        norms = ("clip", "estimator_clip", "lift", "estimator_lift")
+        positive = ("minutes", "symbols", *norms, "checkpoint_seconds")
         for name in (*positive, "lr", "estimator_lr"):
             value = getattr(self, name)
             if name in positive and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(f"{name} must be positive; got {value!r}")
+        for prefix in ("", "estimator_"):
+            largest, smallest = (getattr(self, f"{prefix}{name}") for name in ("clip", "lift"))
+            if None not in (largest, smallest) and smallest > largest:
+                raise ValueError(
+                    f"{prefix}lift must be at most {prefix}clip, {largest}; got {smallest}"
+                )
         if self.decay not in (None, *DECAYS):
             raise ValueError(f"decay must be one of {', '.join(DECAYS)} or None; got {self.decay!r}")
         if self.decay is not None and self.schedule is not None:
@@ -168,6 +193,8 @@ class Trainer:
         returns metrics, of which "bits" is the one to make small: the best model is kept, patience
         counts on it. None: no evaluation.
     test: called once in the same way with the best model when the run is done; goes to the result.
+    fidelity: called with the model on config.fidelity_every, in eval mode; returns what a row of
+        kind "fidelity" says (see dnirnn.fidelity). It does not change the training by a bit.
     prepare: called with the model and the stream's epochs before every update, to set in it what
         changes in the course of training (an annealed slope). It must depend on nothing else, so
         that a resumed run sets the same. None: nothing.
@@ -191,10 +218,14 @@ class Trainer:
         run_config: dict | None = None,
         test: Callable[[SequenceModel], dict[str, float]] | None = None,
         prepare: Callable[[SequenceModel, float], None] | None = None,
+        fidelity: Callable[[SequenceModel], dict[str, float]] | None = None,
     ):
         self.model, self.stream, self.config = model, stream, config
         self.folder, self.evaluate, self.test = Path(folder), evaluate, test
         self.prepare = prepare or (lambda model, epochs: None)
+        self.fidelity = fidelity
+        if config.fidelity_every is not None and fidelity is None:
+            raise ValueError("fidelity_every counts measurements: fidelity must be given")
         if config.patience is not None and evaluate is None:
             raise ValueError("patience counts evaluations: evaluate must be given")
         rows = stream.batch_size
@@ -210,6 +241,10 @@ class Trainer:
 
         self.core, self.estimator = model.core_parameters(), model.estimator_parameters()
         self.device = self.core[0].device
+        self.buffers = list(model.truncated.estimator.buffers())
+        self.scale = model.truncated.estimator.scale
+        if not self.estimator and (config.warm_up or config.blend or config.estimator_lift):
+            raise ValueError("warm_up, blend and estimator_lift need an estimator that is fitted")
         self.optimizer = make_optimizer("", self.core, config.optimizer, config.lr, config.options)
         self.optimizers = [self.optimizer]
         if self.estimator:
@@ -265,6 +300,7 @@ class Trainer:
                     stopped = self.after_update()
                 return self.conclude(stopped)
             finally:
+                self.model.truncated.estimator.scale = self.scale
                 if self.log is not None:
                     self.log.close()
 
@@ -274,7 +310,11 @@ class Trainer:
         """One update of all parameters on the stream's next batch."""
         began = time.perf_counter()
         self.prepare(self.model, self.stream.epochs)
-        before = self.stream.state_dict(), get_rng(self.device)
+        kept = [buffer.clone() for buffer in self.buffers]
+        before = self.stream.state_dict(), get_rng(self.device), kept
+        if self.config.warm_up or self.config.blend:
+            share = blended(self.update, self.config.warm_up, self.config.blend)
+            self.model.truncated.estimator.scale = self.scale * share
         batch = self.stream.next(self.steps).to(self.device)
         state, t = self.state, self.t
         if batch.first or state is None:
@@ -304,8 +344,10 @@ class Trainer:
             }
             self.refuse(parts, before, batch, t)
 
-        clip(gradients[0], core_norm, self.config.clip)
-        clip(gradients[1], estimator_norm, self.config.estimator_clip)
+        rescale(gradients[0], core_norm, self.config.lift, self.config.clip)
+        rescale(
+            gradients[1], estimator_norm, self.config.estimator_lift, self.config.estimator_clip
+        )
         if self.config.decay is not None:
             share = min(1.0, max(used / budget for used, budget in self.spent().values()))
             set_lr(self.optimizer, self.config.lr * DECAYS[self.config.decay](share))
@@ -367,6 +409,8 @@ class Trainer:
             parameter.grad = None
         self.stream.load_state_dict(before[0])
         set_rng(before[1], self.device)
+        for buffer, kept in zip(self.buffers, before[2]):
+            buffer.copy_(kept)
         self.save()
         raise NonFinite(
             f"update {self.update + 1}: the {what} is {value}, in the window of"
@@ -387,6 +431,8 @@ class Trainer:
         )
         if evaluating or stopped is not None or self.update % config.log_every == 0:
             self.log_training()
+        if config.fidelity_every is not None and self.update % config.fidelity_every == 0:
+            self.measure_fidelity()
         better = self.run_evaluation() if evaluating else False
         stopped = stopped or self.reached()
         if better or stopped is not None or self.interrupted or self.checkpoint_is_due():
@@ -456,6 +502,13 @@ class Trainer:
         kept = {**self.best, "model": self.model.state_dict()}
         ckpt.save(self.folder / BEST / ckpt.name_of(self.update), *ckpt.flatten(kept))
         return True
+
+    def measure_fidelity(self) -> None:
+        """Writes what fidelity says; random numbers, if it draws any, are none of the training's."""
+        rng = get_rng(self.device)
+        found = self.measure(self.fidelity)
+        set_rng(rng, self.device)
+        self.write_row("fidelity", **found)
 
     def measure(self, what: Callable[[SequenceModel], dict[str, float]]) -> dict[str, float]:
         self.model.eval()

@@ -105,7 +105,9 @@ class Recall(Stream):
         self.epochs = state["epochs"]
 
 
-def make_trainer(folder, *, model=None, stream=None, evaluate=True, test=None, **config) -> Trainer:
+def make_trainer(
+    folder, *, model=None, stream=None, evaluate=True, test=None, fidelity=None, **config
+) -> Trainer:
     """A trainer whose checkpoints come by count alone."""
     held_out = TextStream(text(50, seed=2), 4, 0)
     common = dict(lr=0.01, estimator_lr=0.01, checkpoint_seconds=None, log_every=4)
@@ -116,6 +118,7 @@ def make_trainer(folder, *, model=None, stream=None, evaluate=True, test=None, *
         folder,
         (lambda model: measure(model, held_out, 16)) if evaluate is True else evaluate or None,
         test=test,
+        fidelity=fidelity,
     )
 
 

@@ -19,7 +19,7 @@ ORDER = [
     {"cells"},
     {"stacks", "hierarchy"},
     {"model"},
-    {"trainer"},
+    {"fidelity", "trainer"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 PACKAGE = sorted(p for p in (ROOT / "dnirnn").rglob("*.py") if p.name != "__init__.py")
