@@ -1,29 +1,30 @@
 """make bench: every figure beside what a user would take instead, in one run.
 
-python -m benchmarks [op] [step] [--quick] [--seconds S] [--out FILE]
+python -m benchmarks [op] [step] [cost] [stacks] [--quick] [--seconds S] [--out FILE]
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from benchmarks import op, steps
+from benchmarks import cost, op, stacks, steps
 from benchmarks.timing import alternate, machine
 
+PARTS = ("op", "step", "cost", "stacks")
 STEP_HIDDEN, STEP_BATCH, STEP_LENGTH = (256, 512, 1024), (32, 128), 8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", default=[], help="op, step (default: both)")
+    parser.add_argument("parts", nargs="*", default=[], help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="a few points, a minute or two")
     parser.add_argument("--seconds", type=float, default=0.7, help="a side and point (default 0.7)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"))
     options = parser.parse_args()
-    unknown = set(options.parts) - {"op", "step"}
+    unknown = set(options.parts) - set(PARTS)
     if unknown:
-        parser.error(f"parts are op and step; got {', '.join(sorted(unknown))}")
-    parts = options.parts or ["op", "step"]
+        parser.error(f"parts are {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
+    parts = options.parts or PARTS
 
     found: dict[str, object] = {"machine": machine()}
     for name, value in found["machine"].items():
@@ -35,6 +36,10 @@ def main() -> None:
         found["op"] = bench_op(options, rates)
     if "step" in parts:
         found["step"] = bench_step(options)
+    if "cost" in parts:
+        found["cost"] = bench_cost(options)
+    if "stacks" in parts:
+        found["stacks"] = bench_stacks(options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     print(f"\nwritten to {options.out}")
@@ -109,6 +114,49 @@ def bench_step(options: argparse.Namespace) -> list[dict]:
                 f" {row['rate_of_bptt_40_5_chunks']:9.2f}",
                 flush=True,
             )
+    return rows
+
+
+def bench_cost(options: argparse.Namespace) -> dict:
+    print("\n5 chunks of 8 steps in one call over our own backpropagation through 40 steps, H 256")
+    side = [cost.chunks_side_by_side(batch, options.seconds) for batch in (1, 2, 4, 8)]
+    print(", ".join(f"B {row['batch']}: {row['ratio']:.2f}" for row in side))
+    print("\nTime = fixed + each * n, H 256, forward with backward, n in", cost.SIZES)
+    lines = [cost.line(along, options.seconds / 4) for along in cost.LINES]
+    for one in lines:
+        print(
+            f"{one.along:32} {one.fixed:6.2f} +{one.each:6.2f} n ms,"
+            f" at most {one.worst:.0%} off"
+        )
+    print("\nPeak memory: what another chunk's length takes, over the histories it keeps")
+    memory = [
+        cost.memory_of_a_chunk(*sizes) for sizes in ((512, 32, 64), (1024, 32, 40), (1024, 128, 8))
+    ]
+    for row in memory:
+        print(f"H {row['hidden']}, B {row['batch']}, T {row['steps']}: x{row['ratio']:.3f}")
+    counts = (100, 1000) if options.quick else (100, 10_000)
+    peaks = {count: cost.memory_of_updates(count) for count in counts}
+    said = ", ".join(f"{count}: {peak / 2**20:.1f} MiB" for count, peak in peaks.items())
+    print(f"peak of a process after so many DNI updates (H 128, B 32, T 8): {said}")
+    return {
+        "chunks_side_by_side": side,
+        "lines": [one._asdict() for one in lines],
+        "memory": memory,
+        "peak_after_updates": peaks,
+    }
+
+
+def bench_stacks(options: argparse.Namespace) -> list[dict]:
+    sizes = f"T {stacks.STEPS}, B {stacks.BATCH}, input {stacks.INPUT}, H {stacks.HIDDEN} a layer"
+    print(f"\nStacks against a Python loop of torch's cells, forward with backward, {sizes}")
+    print(f"{'':24} {'ours ms':>8} {'loop ms':>8} {'x loop':>7}")
+    rows = []
+    for name in stacks.PEERS:
+        row = stacks.point(name, options.seconds)
+        rows.append(row)
+        print(
+            f"{name:24} {row['ours_ms']:8.2f} {row['loop_ms']:8.2f} {row['vs_loop']:7.2f}", flush=True
+        )
     return rows
 
 
