@@ -1,4 +1,4 @@
-"""Clockwork: the paper's recurrence over one matrix with zero blocks; what does not tick is free."""
+"""Clockwork: the paper's recurrence over one matrix with zero blocks; no tick, no cost."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""FastSlow: the paper's loop, cell by cell; the same masks wherever it is cut; its published sizes."""
+"""FastSlow: the paper's loop, cell by cell; the same masks wherever it is cut; published sizes."""
 
 import pytest
 import torch

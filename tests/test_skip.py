@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Counter, assert_close, problems, seeds
+from strategies import Clock, Counter, assert_close, problems, seeds
 from torch import nn
 
 from dnirnn import GRU, LSTM, Deep, Skip, SyntheticGradient, Truncated, backward
@@ -33,7 +33,7 @@ def paper(skip, s, held, soft, x):
     return torch.stack(outputs), torch.stack(gates), s, held, soft
 
 
-@pytest.mark.parametrize("cell", [LSTM, GRU])
+@pytest.mark.parametrize("cell", [LSTM, GRU, Clock])
 @given(
     steps=st.integers(1, 9),
     batch=st.integers(1, 3),
@@ -78,8 +78,8 @@ def counter(bias: float) -> Skip:
 @pytest.mark.parametrize(
     ("increment", "expected"),
     [
-        (0.7, [1, 1, 1, 1, 1, 1, 1]),
-        (0.3, [1, 0, 1, 0, 1, 0, 1]),
+        (0.52, [1, 1, 1, 1, 1, 1, 1]),
+        (0.48, [1, 0, 1, 0, 1, 0, 1]),
         (0.2, [1, 0, 0, 1, 0, 0, 1]),
         (0.01, [1, 0, 0, 0, 0, 0, 0]),
     ],
@@ -91,6 +91,13 @@ def test_updates_come_when_the_increments_are_over_a_half(increment, expected):
     assert torch.stack(updates).T.tolist() == [expected] * 2
     assert output[:, 0, 0].tolist() == torch.tensor(expected).cumsum(0).tolist()
     assert state[:, 0].tolist() == [sum(expected)] * 2
+
+
+def test_a_fresh_one_updates_nearly_always():
+    skip = Skip(LSTM(3, 8))
+    with skip.recording() as updates:
+        skip(torch.randn(50, 4, 3), skip.initial_state(4))
+    assert torch.stack(updates).mean() > 0.9
 
 
 def test_u_never_passes_one():

@@ -99,7 +99,7 @@ class Clockwork(Core):
         if reset is not None or isinstance(t0, Tensor):
             return super().forward(x_TBI, state_BS, t0, reset)
         steps, states = len(x_TBI), list(state_BS.chunk(len(self.periods), 1))
-        said: list[Tensor] = []  # [T + 1, B, n] of each slower module: before step 0, then after each
+        said: list[Tensor] = []  # [T + 1, B, n] of each slower module: before step 0, after each
         for i in reversed(range(len(self.periods))):
             period = self.periods[i]
             first = -t0 % period
@@ -129,4 +129,5 @@ class Clockwork(Core):
         return blocks.view(gates * self.hidden_size, self.hidden_size)
 
     def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}, periods={list(self.periods)}, cell={self.cell}"
+        sizes = f"{self.input_size}, {self.hidden_size}"
+        return f"{sizes}, periods={list(self.periods)}, cell={self.cell}"

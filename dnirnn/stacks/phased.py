@@ -10,7 +10,7 @@ from dnirnn.core import Core
 
 
 class PhasedLSTM(Core):
-    """An LSTM layer behind a time gate k: a unit is updated where its gate is open, else it is kept.
+    """An LSTM layer behind a time gate k: where a unit's gate is shut, the unit is kept as it is.
 
     Each unit has a period tau and a shift s, learnt, and all an open ratio r:
 

@@ -42,8 +42,8 @@ class Skip(Core):
     gradient of u_t needs it.
 
     core: S.
-    bias: b at the start. At 1, as in the authors' program, a fresh Skip updates at every step;
-        below 0, at fewer.
+    bias: b at the start. At 1, as in the authors' program, a fresh Skip updates at nearly every
+        step; below 0, at fewer.
 
     Source: Campos et al., Skip RNN: Learning to Skip State Updates in Recurrent Neural Networks,
     ICLR 2018, section 3.
