@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 
 from dnirnn.tasks import compare, detectors, doctor, training
 from dnirnn.tasks.char_lm import CharLMOptions
+from dnirnn.tasks.cores import for_each
 from dnirnn.tasks.digits import TRAININGS
-from dnirnn.tasks.options import add_arguments, flag, from_arguments
+from dnirnn.tasks.options import CORES, add_arguments, flag, from_arguments
 from dnirnn.tasks.training import TASKS
 from dnirnn.trainer import Interrupted, NonFinite
 from dnirnn.version import __version__
@@ -28,7 +29,7 @@ SUMMARIES = {
     "copy": "read a sequence of random bits, then say it again; the sequences grow as it learns",
     "digits": "two networks of two rates count the odd ones and the 3s of a stream of pictures",
 }
-COMPARED = ("truncation", "estimator", "training", "seed", "threads")
+COMPARED = ("core", "truncation", "estimator", "training", "seed", "threads")
 DEMO_MINUTES = 4.2
 
 
@@ -105,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     add_sample(command(commands, "sample", "let a trained char-lm write", run_sample))
     summary = "where the layers of an hm-lstm detect an end in a text"
     add_detectors(command(commands, "detectors", summary, run_detectors))
-    summary = "train with several truncations and estimators (char-lm where no task is named)"
+    summary = "train with several cores, truncations, estimators (char-lm where no task is named)"
     add_compare(command(commands, "compare", summary, None))
     summary = "a comparison of a few minutes, nothing to download"
     add_demo(command(commands, "demo", summary, run_demo))
@@ -245,6 +246,7 @@ def add_run_folder(parent: argparse.ArgumentParser) -> None:
 def add_compare(parent: argparse.ArgumentParser) -> None:
     for name, task in task_parsers(parent, run_compare).items():
         group = task.add_argument_group("comparison")
+        add_cores(group)
         if name == "digits":
             add_trainings(group)
         else:
@@ -275,6 +277,18 @@ def add_compare(parent: argparse.ArgumentParser) -> None:
         )
         add_jobs(group)
         add_arguments(task, TASKS[name].Options, omit=COMPARED)
+
+
+def add_cores(group: Any) -> None:
+    group.add_argument(
+        "--cores",
+        nargs="+",
+        choices=CORES,
+        default=["lstm"],
+        metavar="CORE",
+        help=f"recurrent networks, of {', '.join(CORES)} (dnirnn train TASK --help explains them);"
+        " an option goes to those that it goes with (default: lstm)",
+    )
 
 
 def add_truncations(group: Any) -> None:
@@ -336,20 +350,27 @@ def run_compare(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--jobs must be at least 1; got {jobs}")
     kind = TASKS[arguments.task].Options
     # One thread a run where runs fill the cores; what is left over is shared.
-    options = from_arguments(kind, arguments, threads=max(1, cores // jobs))
-    folder = arguments.out or compare_folder(arguments.task, options)
+    threads = max(1, cores // jobs)
+    networks = [
+        from_arguments(kind, arguments, threads=threads, **own)
+        for own in for_each(list(dict.fromkeys(arguments.cores)))
+    ]
+    options = networks[0]
+    folder = arguments.out or compare_folder(arguments.task, networks)
     if arguments.task == "digits":
         ways = [dataclasses.replace(options, training=way) for way in arguments.trainings]
         arms = [(way.truncation, way.estimator) for way in ways]
     else:
         arms = list(product(arguments.truncations, arguments.estimators))
-    runs = compare.plan(options, folder, arms, arguments.seeds, dict(arguments.lrs))
+    runs = compare.plan(networks, folder, arms, arguments.seeds, dict(arguments.lrs))
     return finish(compare.compare(arguments.task, runs, folder, jobs, options.quiet))
 
 
-def compare_folder(task: str, options: Any) -> Path:
-    name = training.default_folder(task, options).name
-    return Path("runs") / f"compare-{name.rsplit('-T', 1)[0]}"
+def compare_folder(task: str, networks: Sequence[Any]) -> Path:
+    """runs/compare- and the run folders' names without what is compared."""
+    name = training.default_folder(task, networks[0]).name.rsplit("-T", 1)[0]
+    others = (options.core for options in networks[1:])
+    return Path("runs") / "-".join(("compare", name, *others))
 
 
 def finish(failures: Sequence[str]) -> int:
@@ -389,7 +410,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
         evaluate_every=100_000,
         lr=3e-3,  # a minute a run wants larger steps than the usual ten
     )
-    runs = compare.plan(options, arguments.out, arms, (0,), {})
+    runs = compare.plan([options], arguments.out, arms, (0,), {})
     return finish(compare.compare("char-lm", runs, arguments.out, jobs, False))
 
 

@@ -1,4 +1,4 @@
-"""compare: truncations and estimators on one task, a run folder each, and what came out of it."""
+"""compare: cores, truncations and estimators on one task, a run folder each, and what came out."""
 
 import csv
 import dataclasses
@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import IO, Any, NamedTuple
@@ -18,7 +19,7 @@ from typing import IO, Any, NamedTuple
 from dnirnn.log import read_log
 from dnirnn.tasks import plots
 from dnirnn.tasks.cores import described
-from dnirnn.tasks.options import to_arguments
+from dnirnn.tasks.options import CoreOptions, to_arguments
 from dnirnn.tasks.progress import bar, fraction, move
 from dnirnn.tasks.task import Figure, steps_per_update
 from dnirnn.tasks.training import TASKS, figures_of
@@ -45,14 +46,15 @@ class Run(NamedTuple):
 
 
 def plan(
-    options: Any,
+    cores: Sequence[Any],
     folder: Path,
     arms: Sequence[tuple[int, str]],
     seeds: Sequence[int],
     rates: dict[tuple[str | None, int], float],
 ) -> list[Run]:
-    """A run for each arm and seed, seed by seed.
+    """A run for each core, arm and seed, seed by seed.
 
+    cores: the options of each core.
     arms: pairs of a truncation and an estimator.
     rates: learning rates of arms, by (estimator, truncation), or (None, truncation) for both.
 
@@ -65,7 +67,7 @@ def plan(
             raise ValueError(f"--lrs gives a rate for {arm}, which is not compared")
     runs = []
     for seed in dict.fromkeys(seeds):
-        for truncation, estimator in dict.fromkeys(arms):
+        for options, (truncation, estimator) in product(cores, dict.fromkeys(arms)):
             rate = rates.get((None, truncation), options.lr)
             own = dataclasses.replace(
                 options,
@@ -77,6 +79,7 @@ def plan(
             )
             steps_per_update(own)
             name = f"T{truncation}-{estimator}-seed{seed}"
+            name = f"{options.core}-{name}" if len(cores) > 1 else name
             runs.append(Run(name, own, folder / name))
     return runs
 
@@ -91,7 +94,8 @@ def compare(task: str, runs: Sequence[Run], folder: Path, jobs: int, quiet: bool
     """
     ready = TASKS[task].build(runs[0].options)
     for run in runs:
-        own = {name: getattr(run.options, name) for name in ARM}
+        names = {*ARM, *(field.name for field in dataclasses.fields(CoreOptions))}
+        own = {name: getattr(run.options, name) for name in names}
         check_config(run.folder, json.loads(json.dumps({**ready.config, **own})))
     folder.mkdir(parents=True, exist_ok=True)
     missing = [run for run in runs if run.result() is None]
@@ -211,13 +215,16 @@ def report(task: str, runs: Sequence[Run], folder: Path, notice: str) -> None:
     paths = [folder / name for name in ("results.csv", "log.jsonl", "curves.png")]
     write_csv(paths[0], done, figures)
     write_log(paths[1], [run for run, _ in done])
+    networks = {described(run.options) for run in runs}
+    several = len(networks) > 1
+    title = f"{len(networks)} cores" if several else described(runs[0].options)
     curve = next((f for f in figures if not f.key.startswith("test_")), figures[0])
     plots.learning_curves(
-        [curve_of(run, curve.key) for run, _ in done],
+        [curve_of(run, curve.key, several) for run, _ in done],
         paths[2],
         curve.label,
         unit,
-        f"{described(runs[0].options)} on {notice.split(' (')[0]}",
+        f"{title} on {notice.split(' (')[0]}",
         curve.lower_is_better,
     )
     print(table(done, figures, unit))
@@ -226,12 +233,13 @@ def report(task: str, runs: Sequence[Run], folder: Path, notice: str) -> None:
         print(path)
 
 
-def curve_of(run: Run, key: str) -> plots.Curve:
+def curve_of(run: Run, key: str, named: bool) -> plots.Curve:
     points = [
         plots.Point(row["symbols"], row["seconds"], row[key])
         for row in read_log(run.folder / "log.jsonl", "valid")
     ]
-    return plots.Curve(run.options.truncation, run.options.estimator, points)
+    core = run.options.core if named else ""
+    return plots.Curve(run.options.truncation, run.options.estimator, points, core)
 
 
 def write_csv(path: Path, done: Sequence[tuple[Run, dict]], figures: Sequence[Figure]) -> None:
@@ -255,7 +263,7 @@ def write_csv(path: Path, done: Sequence[tuple[Run, dict]], figures: Sequence[Fi
     write_whole(path, write)
 
 
-ARM = ("truncation", "estimator", "seed", "lr")
+ARM = ("core", "truncation", "estimator", "seed", "lr")
 SPENT = ("update", "symbols", "epochs", "seconds", "stopped")
 
 
@@ -281,17 +289,19 @@ def table(done: Sequence[tuple[Run, dict]], figures: Sequence[Figure], unit: str
     """A line an arm: its figures, mean and standard deviation over the seeds, and its speed."""
     arms: dict[tuple, list[dict]] = {}
     for run, result in done:
-        key = (run.options.truncation, run.options.estimator, run.options.lr)
+        options = run.options
+        key = (options.core, options.truncation, options.estimator, options.lr)
         arms.setdefault(key, []).append(result)
-    header = ["steps", "estimator", "rate", "seeds", *(figure.label for figure in figures)]
+    header = ["core", "steps", "estimator", "rate", "seeds", *(figure.label for figure in figures)]
     header += [f"{unit} seen", "seconds", f"{unit}/s"]
     lines = [header]
-    for (truncation, estimator, rate), results in sorted(arms.items()):
+    for (core, truncation, estimator, rate), results in sorted(arms.items()):
         found = [figures_of(result) for result in results]
         symbols = fmean(result["symbols"] for result in results)
         seconds = fmean(result["seconds"] for result in results)
         lines.append(
             [
+                core,
                 str(truncation),
                 estimator,
                 f"{rate:g}",

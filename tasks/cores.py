@@ -1,7 +1,8 @@
 """The cores that ``--core`` names, made from the options that go with each."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -176,6 +177,26 @@ def sized(
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle) <= wanted else (low, middle)
     return with_hidden(min(low, high, key=lambda multiple: abs(count(multiple) - wanted)))
+
+
+def for_each(cores: Sequence[str]) -> list[dict[str, Any]]:
+    """For each of ``cores``, its name and, at its default, what goes with others of them only.
+
+    So one set of options serves them all: each reads its own.
+    """
+    return [
+        {
+            "core": core,
+            **{
+                field.name: field.default
+                for field in dataclasses.fields(CoreOptions)
+                if field.metadata["where"]
+                and core not in field.metadata["where"][1]
+                and set(cores) & set(field.metadata["where"][1])
+            },
+        }
+        for core in cores
+    ]
 
 
 def described(options: CoreOptions) -> str:

@@ -281,7 +281,7 @@ class CoreOptions(Checked):
     )
     skip_bias: float = option(
         1.0,
-        "its gate's bias at the start: above 0 it begins by updating at every step, below by skipping",
+        "its gate's bias at the start: above 0 it begins by updating at every step, below it skips",
         where=("core", ("skip",)),
     )
     slope_growth: float = option(

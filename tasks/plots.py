@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 STYLES = {"none": "--", "dni": "-"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^v"  # at a line's end: where there are more lines than colours
 
 
 class Point(NamedTuple):
@@ -17,11 +18,15 @@ class Point(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """One run's evaluations; curves of the same truncation and estimator are seeds of one arm."""
+    """One run's evaluations; curves alike in all but their points are seeds of one arm.
+
+    core: "" where all are of one.
+    """
 
     truncation: int
     estimator: str
     points: list[Point]
+    core: str = ""
 
 
 def learning_curves(
@@ -29,8 +34,8 @@ def learning_curves(
 ) -> None:
     """Writes a PNG of two panels: the value against symbols trained on, and against seconds.
 
-    One line an arm: the colour is the truncation, dashed without and solid with synthetic
-    gradients; the mean over the seeds, in a band from the lowest to the highest seed.
+    One line an arm: the colour is the core and the truncation, dashed without and solid with
+    synthetic gradients; the mean over the seeds, in a band from the lowest to the highest seed.
 
     label: names the value. unit: names the symbols. lower: whether a lower value is better.
     """
@@ -43,12 +48,17 @@ def learning_curves(
     arms = defaultdict(list)
     for curve in curves:
         if curve.points:
-            arms[curve.truncation, curve.estimator].append(curve.points)
-    truncations = sorted({truncation for truncation, _ in arms})
-    colours = {t: COLOURS[i % len(COLOURS)] for i, t in enumerate(truncations)}
+            arms[curve.core, curve.truncation, curve.estimator].append(curve.points)
+    networks = sorted({(core, truncation) for core, truncation, _ in arms})
+    looks = {
+        network: (COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)])
+        for i, network in enumerate(networks)
+    }
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
-    for (truncation, estimator), seeds in sorted(arms.items()):
+    for (core, truncation, estimator), seeds in sorted(arms.items()):
+        colour, marker = looks[core, truncation]
+        name = f"{core}, {truncation}" if core else f"{truncation}"
         # Seeds may stop at different evaluations: the mean ends with the shortest.
         rows = list(zip(*seeds))
         values = [[point.value for point in row] for row in rows]
@@ -59,17 +69,17 @@ def learning_curves(
                 x,
                 means,
                 STYLES.get(estimator, ":"),
-                color=colours[truncation],
+                color=colour,
                 linewidth=1.8,
-                marker="o",
+                marker=marker,
                 markevery=[-1],
                 markersize=4,
-                label=f"{truncation} steps, {NAMES.get(estimator, estimator)}",
+                label=f"{name} steps, {NAMES.get(estimator, estimator)}",
                 solid_capstyle="round",
             )
             if len(seeds) > 1:
                 low, high = [min(row) for row in values], [max(row) for row in values]
-                axis.fill_between(x, low, high, color=colours[truncation], alpha=0.15, linewidth=0)
+                axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     limits(axes[0], [[p.value for p in curve.points] for curve in curves if curve.points], lower)
     axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
     for axis, name in zip(axes, (f"{unit} seen", "seconds of training")):

@@ -42,7 +42,7 @@ def compared(text, tmp_path_factory):
 def plan(tmp_path, **change):
     arms = [(truncation, estimator) for truncation in (2, 8) for estimator in ("none", "dni")]
     given = dict(arms=arms, seeds=[0, 1], rates={})
-    return compare.plan(CharLMOptions(), tmp_path, **(given | change))
+    return compare.plan([CharLMOptions()], tmp_path, **(given | change))
 
 
 def test_a_run_for_each_arm_seed_by_seed(tmp_path):
@@ -211,7 +211,7 @@ def test_an_arm_has_the_mean_and_the_spread_of_its_seeds():
 def test_one_seed_has_no_spread():
     said = compare.table([finished(0, 1.25), finished(0, 1.5, truncation=2)], FIGURES, "characters")
     lines = said.splitlines()[2:]
-    assert [line.split()[0] for line in lines] == ["2", "8"]
+    assert [line.split()[:2] for line in lines] == [["lstm", "2"], ["lstm", "8"]]
     assert "1.2500" in lines[1] and "±" not in said
 
 

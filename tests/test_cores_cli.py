@@ -301,3 +301,30 @@ def test_runs_without_detectors_are_refused(train, tmp_path, capsys):
     assert train("--hidden", "6", "--updates", "1") == 0
     assert main(["detectors", str(tmp_path / "run")]) == 2
     assert "needs a run of char-lm with --core hm-lstm" in capsys.readouterr().err
+
+
+# compare
+
+
+def test_cores_are_compared_each_with_its_own_options(text, tmp_path, capsys):
+    words = ["--cores", "rnn", "clockwork", "dilated", "--periods", "1", "2", "--dilations", "2"]
+    words += "--truncations 5 --estimators none --parameters 900 --embedding 4 --batch 4".split()
+    words += ["--updates", "3", "--quiet", "--corpus", text]
+    compared = ["compare", "char-lm", *words, "--out", str(tmp_path / "all")]
+    assert main(compared) == 0
+    said = capsys.readouterr().out
+    for core in ("rnn", "clockwork", "dilated"):
+        config = read_config(tmp_path / "all" / f"{core}-T5-none-seed0")
+        assert config["core"] == core
+        assert config["periods"] == ([1, 2] if core == "clockwork" else [1, 2, 4, 8])
+        assert config["dilations"] == ([2] if core == "dilated" else [1, 2, 4, 8])
+        assert re.search(rf"^ *{core}  +5  +none", said, re.M), said
+    assert main(compared) == 0
+    assert "3 of them done before" in capsys.readouterr().out
+
+
+def test_an_option_that_no_compared_core_reads_is_refused(text, tmp_path, capsys):
+    words = ["compare", "char-lm", "--corpus", text, "--out", str(tmp_path / "all")]
+    assert main([*words, "--cores", "lstm", "gru", "--periods", "1", "2"]) == 2
+    assert "--periods goes with --core clockwork or clockwork-lstm only" in capsys.readouterr().err
+    assert not (tmp_path / "all").exists()
