@@ -306,6 +306,12 @@ def test_masks_are_the_same_in_a_loop_of_steps_and_wherever_it_is_cut(
     )
     assert_close(chunked, output)
     assert_close(sent[-1], state)
+    probe = torch.zeros(problem.steps, *case.state.shape, dtype=torch.float64)
+    dense, sent, _ = core.unroll_dense(
+        case.x, case.state, probe, problem.truncation, case.t0, case.reset
+    )
+    assert_close(dense, output)
+    assert_close(sent[-1], state)
 
     if 0 < split < problem.steps:
         resets = (None, None) if case.reset is None else (case.reset[:split], case.reset[split:])

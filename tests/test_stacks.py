@@ -42,6 +42,10 @@ class Recorder(Core):
         self.calls.append(("unroll_chunks", *x_TBI.shape))
         return self.core.unroll_chunks(x_TBI, *arguments)
 
+    def unroll_dense(self, x_TBI, *arguments):
+        self.calls.append(("unroll_dense", *x_TBI.shape))
+        return self.core.unroll_dense(x_TBI, *arguments)
+
 
 def sequences(case):
     """(row, begin, end) of every sequence of a case in which each row starts one at step 0."""
@@ -146,8 +150,13 @@ def test_deep_calls_each_core_once():
     x, state = torch.randn(7, 2, 3), torch.randn(2, 13)
     core(x, state, 3)
     core.unroll_chunks(x, state, None, 2)
-    assert core.cores[0].calls == [("forward", 7, 2, 3, 3), ("unroll_chunks", 7, 2, 3)]
-    assert core.cores[1].calls == [("forward", 7, 2, 4, 3), ("unroll_chunks", 7, 2, 4)]
+    core.unroll_dense(x, state, torch.zeros(7, 2, 13), 2)
+    for layer, inputs in zip(core.cores, (3, 4)):
+        assert layer.calls == [
+            ("forward", 7, 2, inputs, 3),
+            ("unroll_chunks", 7, 2, inputs),
+            ("unroll_dense", 7, 2, inputs),
+        ]
 
 
 # Every.

@@ -74,6 +74,17 @@ class WeightDrop(Core):
             "unroll_chunks", x_TBI, state_BS, probe_NBS, truncation, t0, reset, estimator
         )
 
+    def unroll_dense(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe_TBS: Tensor,
+        truncation: int,
+        t0: int | Tensor = 0,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.dropped("unroll_dense", x_TBI, state_BS, probe_TBS, truncation, t0, reset)
+
     def dropped(self, method: str, *arguments):
         """``core.method(*arguments)``, with the weights that a mask has gone over."""
         if not self.training:

@@ -125,6 +125,28 @@ class Deep(Core):
                 synthetic = (estimator.scale * estimator(sent.detach())).to(sent.dtype)
         return output, sent, synthetic
 
+    def unroll_dense(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe_TBS: Tensor,
+        truncation: int,
+        t0: int | Tensor = 0,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        states, probes = state_BS.split(self.sizes, 1), probe_TBS.split(self.sizes, 2)
+        entered = []
+
+        def run(layer: int, reads: Tensor) -> tuple[Tensor, Tensor]:
+            output, sent, at = self.cores[layer].unroll_dense(
+                reads, states[layer], probes[layer], truncation, t0, reset
+            )
+            entered.append(at)
+            return output, sent
+
+        output, sent = self.through(x_TBI, t0, reset, run)
+        return output, sent, torch.cat(entered, 2)
+
     def through(
         self,
         x_TBI: Tensor,
