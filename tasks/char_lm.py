@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dnirnn.data import TextStream, Vocabulary
+from dnirnn.data import Batch, TextStream, Vocabulary
 from dnirnn.model import SequenceModel, symbol_nats
 from dnirnn.tasks.corpus import SPLITS, Corpus, builtin, load, penn_treebank
 from dnirnn.tasks.network import make_model, unroll
@@ -160,7 +160,14 @@ def build(options: CharLMOptions) -> Task:
         count if steps is None else options.batch * steps,
         config,
         corpus.describe(),
+        lambda steps: stretch(symbols["valid"], newline, steps),
     )
+
+
+def stretch(symbols: Tensor, first_input: int, steps: int, rows: int = 16) -> Batch:
+    """The first steps of a text in parallel rows; of fewer rows where the text is short."""
+    rows = max(1, min(rows, len(symbols) // steps))
+    return TextStream(symbols, rows, first_input).next(steps)
 
 
 def load_corpus(options: CharLMOptions) -> Corpus:

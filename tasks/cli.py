@@ -1,4 +1,4 @@
-"""The command line ``dnirnn``: train, eval, sample, detectors, compare, demo, doctor."""
+"""The command line ``dnirnn``: train, eval, sample, fidelity, detectors, compare, demo, doctor."""
 
 import argparse
 import dataclasses
@@ -17,7 +17,7 @@ from dnirnn.tasks import compare, detectors, doctor, training
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.cores import for_each
 from dnirnn.tasks.digits import TRAININGS
-from dnirnn.tasks.options import CORES, add_arguments, flag, from_arguments
+from dnirnn.tasks.options import CORES, FITTED, add_arguments, flag, from_arguments
 from dnirnn.tasks.training import TASKS
 from dnirnn.trainer import Interrupted, NonFinite
 from dnirnn.version import __version__
@@ -104,6 +104,8 @@ def parser() -> argparse.ArgumentParser:
     add_train(command(commands, "train", "train a model; the same command resumes it", None))
     add_eval(command(commands, "eval", "measure a trained model", run_eval))
     add_sample(command(commands, "sample", "let a trained char-lm write", run_sample))
+    summary = "how near what a run's estimator says is to the true gradient; a plot of its log"
+    add_fidelity(command(commands, "fidelity", summary, run_fidelity))
     summary = "where the layers of an hm-lstm detect an end in a text"
     add_detectors(command(commands, "detectors", summary, run_detectors))
     summary = "train with several cores, truncations, estimators (char-lm where no task is named)"
@@ -233,6 +235,22 @@ def run_detectors(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def add_fidelity(parent: argparse.ArgumentParser) -> None:
+    add_run_folder(parent)
+    parent.add_argument(
+        "--lookahead",
+        type=at_least_one,
+        default=40,
+        metavar="STEPS",
+        help="how far the true gradient looks ahead, rounded up to whole chunks (default: 40)",
+    )
+
+
+def run_fidelity(arguments: argparse.Namespace) -> int:
+    training.report_fidelity(arguments.run, arguments.weights, arguments.lookahead)
+    return OK
+
+
 def add_run_folder(parent: argparse.ArgumentParser) -> None:
     parent.add_argument("run", type=Path, metavar="RUN", help="the run folder of dnirnn train")
     parent.add_argument(
@@ -303,7 +321,7 @@ def add_truncations(group: Any) -> None:
     group.add_argument(
         "--estimators",
         nargs="+",
-        choices=("none", "dni"),
+        choices=("none", *FITTED),
         default=["none", "dni"],
         help="plain truncated backpropagation, synthetic gradients (default: none dni)",
     )

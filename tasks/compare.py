@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 from dnirnn.log import read_log
 from dnirnn.tasks import plots
 from dnirnn.tasks.cores import described
-from dnirnn.tasks.options import CoreOptions, to_arguments
+from dnirnn.tasks.options import NetworkOptions, to_arguments, with_value
 from dnirnn.tasks.progress import bar, fraction, move
 from dnirnn.tasks.task import Figure, steps_per_update
 from dnirnn.tasks.training import TASKS, figures_of
@@ -71,8 +71,8 @@ def plan(
             rate = rates.get((None, truncation), options.lr)
             own = dataclasses.replace(
                 options,
+                **with_value(options, "estimator", estimator),
                 truncation=truncation,
-                estimator=estimator,
                 seed=seed,
                 lr=rates.get((estimator, truncation), rate),
                 quiet=True,
@@ -94,7 +94,7 @@ def compare(task: str, runs: Sequence[Run], folder: Path, jobs: int, quiet: bool
     """
     ready = TASKS[task].build(runs[0].options)
     for run in runs:
-        names = {*ARM, *(field.name for field in dataclasses.fields(CoreOptions))}
+        names = {*ARM, *(field.name for field in dataclasses.fields(NetworkOptions))}
         own = {name: getattr(run.options, name) for name in names}
         check_config(run.folder, json.loads(json.dumps({**ready.config, **own})))
     folder.mkdir(parents=True, exist_ok=True)

@@ -222,6 +222,8 @@ def build(options: CopyOptions) -> Task:
         options.batch * counted,
         {"task": "copy", **remembered(options)},
         notice(options),
+        # Whole sequences of the present length, but not so short that they are not cut.
+        lambda steps: fresh_batch(max(stream.length, options.truncation), options),
     )
 
 

@@ -5,13 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dnirnn import SyntheticGradient, Truncated, ZeroGradient
+from dnirnn import BPLambda, SyntheticGradient, Truncated, ZeroGradient
 from dnirnn.core import Core
 from dnirnn.data import Batch
+from dnirnn.estimators import GradientEstimator
 from dnirnn.interface import Interface
 from dnirnn.model import SequenceModel
 from dnirnn.tasks.cores import make_core, sized
-from dnirnn.tasks.options import NetworkOptions
+from dnirnn.tasks.options import NetworkOptions, flag
 
 
 class BFloat16Model(SequenceModel):
@@ -48,8 +49,22 @@ def model_class(options: NetworkOptions) -> type[SequenceModel]:
 
 
 def make_truncated(options: NetworkOptions, core: Core) -> Truncated:
+    return Truncated(core, options.truncation, make_estimator(options, core))
+
+
+def make_estimator(options: NetworkOptions, core: Core) -> GradientEstimator:
     if options.estimator == "none":
-        return Truncated(core, options.truncation, ZeroGradient())
+        return ZeroGradient()
+    common = dict(
+        scale=options.scale,
+        discount=options.discount,
+        terminal_target=not options.no_terminal_target,
+    )
+    if options.estimator == "bp-lambda":
+        if options.micro_batch is not None:
+            raise ValueError("--estimator bp-lambda follows its sequences: no --micro-batch")
+        decay = 0.9 if options.trace_decay is None else options.trace_decay
+        return BPLambda(core.state_size, options.batch, decay, **common)
     widths = options.estimator_hidden
     if widths is None:
         widths = (options.hidden,)
@@ -57,8 +72,22 @@ def make_truncated(options: NetworkOptions, core: Core) -> Truncated:
         if len(widths) > 1:
             raise ValueError("--estimator-hidden must be widths, or the word linear alone")
         widths = ()
-    estimator = SyntheticGradient(core.state_size, widths, options.scale, options.discount)
-    return Truncated(core, options.truncation, estimator)
+    for name in ("trace_decay", "auxiliary"):
+        if getattr(options, name) and options.update_steps in (None, options.truncation):
+            raise ValueError(
+                f"{flag(name)} needs several chunks an update: --update-steps of at least"
+                f" {2 * options.truncation}"
+            )
+    return SyntheticGradient(
+        core.state_size,
+        widths,
+        **common,
+        context_size=core.input_size if options.next_input else 0,
+        dense=options.dense,
+        normalise=options.normalise,
+        trace_decay=options.trace_decay or 0.0,
+        auxiliary=options.auxiliary,
+    )
 
 
 def unroll(

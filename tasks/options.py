@@ -303,8 +303,105 @@ class CoreOptions(Checked):
             raise ValueError("--same-mask goes with --layer-dropout only")
 
 
+FITTED = ("dni", "bp-lambda")  # estimators that learn
+
+
 @dataclasses.dataclass(frozen=True)
-class NetworkOptions(CoreOptions):
+class EstimatorOptions(Checked):
+    """estimator"""
+
+    estimator: str = option(
+        "dni",
+        "what stands at a cut for the gradient of the future: zero (none: plain truncated"
+        " backpropagation) or a learned prediction of it (dni: synthetic gradients; bp-lambda: the"
+        " same, linear and learned by eligibility traces, for small networks)",
+        choices=("none", *FITTED),
+    )
+    estimator_hidden: tuple | None = option(
+        None,
+        "widths of the hidden layers of the predictor, or the word linear for none",
+        "UNITS",
+        at_least=1,
+        parse=number_or("linear"),
+        many=True,
+        shown="one layer as wide as the core",
+        where=("estimator", ("none", "dni")),
+    )
+    scale: float = option(
+        0.1, "multiplies a synthetic gradient where it is injected into the core", at_least=0
+    )
+    discount: float = option(
+        0.1, "multiplies a synthetic gradient where it enters the predictor's target", at_least=0
+    )
+    next_input: bool = option(
+        False, "tell the predictor the next step's input too", where=("estimator", ("dni",))
+    )
+    dense: bool = option(
+        False,
+        "fit the predictor at every step, not at the first of a chunk only",
+        where=("estimator", ("dni",)),
+    )
+    normalise: bool = option(
+        False,
+        "predict in units of the targets' running size, so that --estimator-lr means the same"
+        " whatever it is",
+        where=("estimator", ("dni",)),
+    )
+    trace_decay: float | None = option(
+        None,
+        "lambda of the predictor's targets, 0 to 1: how much they go by the losses of later chunks"
+        " and not by its own word; with dni, chunks of the same update",
+        "FRACTION",
+        at_least=0,
+        shown="0; 0.9 in bp-lambda",
+        where=("estimator", FITTED),
+    )
+    auxiliary: float = option(
+        0.0,
+        "weight of the auxiliary task: to say at a cut what the predictor will say at the next one",
+        "WEIGHT",
+        at_least=0,
+        where=("estimator", ("dni",)),
+    )
+    no_terminal_target: bool = option(
+        False,
+        "do not teach the predictor that nothing comes after a sequence's end",
+        where=("estimator", FITTED),
+    )
+    warm_up: int = option(
+        0,
+        "updates in which the predictor learns but is not used",
+        "UPDATES",
+        at_least=0,
+        where=("estimator", FITTED),
+    )
+    blend: int = option(
+        0,
+        "updates after them over which it comes into full use",
+        "UPDATES",
+        at_least=0,
+        where=("estimator", FITTED),
+    )
+    fidelity_every: int | None = option(
+        None,
+        "training symbols between two comparisons of what the predictor says with the true"
+        " gradient, on held-out sequences",
+        "SYMBOLS",
+        at_least=1,
+        shown="never",
+        where=("estimator", FITTED),
+    )
+    fidelity_lookahead: int = option(
+        40,
+        "how far the true gradient looks ahead in them, rounded up to whole chunks",
+        "STEPS",
+        at_least=1,
+        where=("estimator", FITTED),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOptions(EstimatorOptions, CoreOptions):
     """network"""
 
     dropout: float = option(
@@ -316,27 +413,6 @@ class NetworkOptions(CoreOptions):
     )
     truncation: int = option(
         8, "steps a chunk: how far back a gradient is carried exactly", "STEPS", at_least=1
-    )
-    estimator: str = option(
-        "dni",
-        "what stands at a cut for the gradient of the future: zero (none: plain truncated"
-        " backpropagation) or a learned prediction of it (dni: synthetic gradients)",
-        choices=("none", "dni"),
-    )
-    estimator_hidden: tuple | None = option(
-        None,
-        "widths of the hidden layers of the predictor, or the word linear for none",
-        "UNITS",
-        at_least=1,
-        parse=number_or("linear"),
-        many=True,
-        shown="one layer as wide as the core",
-    )
-    scale: float = option(
-        0.1, "multiplies a synthetic gradient where it is injected into the core", at_least=0
-    )
-    discount: float = option(
-        0.1, "multiplies a synthetic gradient where it enters the predictor's target", at_least=0
     )
     dtype: str = option(
         "float32",
@@ -374,6 +450,10 @@ class TrainingOptions(Checked):
         1.0, "longest gradient (Euclidean norm) of the core in an update; 0: no limit", "NORM",
         at_least=0,
     )
+    lift: float = option(
+        0.0, "shortest gradient of the core in an update: a shorter one is scaled up; 0: no limit",
+        "NORM", at_least=0,
+    )
     decay: str | None = option(
         None,
         "how the core's learning rate falls to zero over the budget (minutes, updates or symbols)",
@@ -396,6 +476,10 @@ class TrainingOptions(Checked):
     estimator_lr: float = option(1e-4, "the predictor's learning rate", "RATE", above=0)
     estimator_clip: float = option(
         0.0, "longest gradient of the predictor in an update; 0: no limit", "NORM", at_least=0
+    )
+    estimator_lift: float = option(
+        0.0, "shortest gradient of the predictor in an update; 0: no limit", "NORM", at_least=0,
+        where=("estimator", FITTED),
     )
     evaluate_every: int = option(
         500_000, "training symbols between two evaluations on validation", "SYMBOLS", at_least=1
@@ -460,6 +544,16 @@ class RunOptions(Checked):
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def with_value(options: Any, name: str, value: Any) -> dict[str, Any]:
+    """An option's value, and the defaults of those options that do not go with it."""
+    rules = {field.name: field.metadata["where"] for field in dataclasses.fields(options)}
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    apart = [other for other, rule in rules.items() if rule and rule[0] == name]
+    return {
+        name: value, **{other: defaults[other] for other in apart if value not in rules[other][1]}
+    }
 
 
 def annotations(kind: type) -> set[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dnirnn.data import Stream
+from dnirnn.data import Batch, Stream
 from dnirnn.model import SequenceModel
 from dnirnn.tasks.progress import minutes
 from dnirnn.trainer import TrainerConfig
@@ -19,6 +19,8 @@ class Task(NamedTuple):
     symbols_per_update: targets in an update, about.
     config: what distinguishes this run from others, JSON values.
     notice: a line that says what the figures are figures of.
+    stretch: a batch of held-out sequences from their starts, to measure the estimator on, of about
+        so many steps. None: it can't be measured.
     """
 
     model: SequenceModel
@@ -28,6 +30,7 @@ class Task(NamedTuple):
     symbols_per_update: float
     config: dict[str, Any]
     notice: str
+    stretch: Callable[[int], Batch] | None = None
 
 
 class Figure(NamedTuple):
@@ -84,11 +87,16 @@ def trainer_config(options: Any, symbols_per_update: float, decay: str) -> Train
         estimator_options=dict(options.estimator_optimizer_options),
         clip=options.clip or None,
         estimator_clip=options.estimator_clip or None,
+        lift=options.lift or None,
+        estimator_lift=options.estimator_lift or None,
+        warm_up=options.warm_up,
+        blend=options.blend,
         micro_batch=options.micro_batch,
         decay=None if decay == "none" else decay,
         schedule=options.schedule,
         schedule_options=dict(options.schedule_options),
         evaluate_every=updates(options.evaluate_every),
+        fidelity_every=None if options.fidelity_every is None else updates(options.fidelity_every),
         checkpoint_seconds=options.checkpoint_seconds,
         log_every=updates(options.log_every),
         patience=options.patience,

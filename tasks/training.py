@@ -8,6 +8,7 @@ import torch
 
 from dnirnn.tasks import char_lm, copy, digits
 from dnirnn.tasks.cores import annealing, described
+from dnirnn.tasks.fidelity import measurement, report
 from dnirnn.tasks.options import flag
 from dnirnn.tasks.progress import RunProgress
 from dnirnn.tasks.task import Task, trainer_config
@@ -40,6 +41,7 @@ def train(name: str, options: Any, folder: Path) -> None:
         task.config,
         task.test,
         annealing(options),
+        measurement(task, options),
     )
     if not options.quiet:
         print(task.notice)
@@ -119,6 +121,13 @@ def sample(
     model, vocabulary = char_lm.restore(config)
     load_weights(run, model, weights)
     print(prime + char_lm.sample(model, vocabulary, length, temperature, prime, seed))
+
+
+def report_fidelity(run: Path, weights: str, steps: int) -> None:
+    """Prints, and plots, how near what a run's estimator says is to the true gradient."""
+    config = read_config(run)
+    module = TASKS[task_of(config, run)]
+    report(run, weights, module.build(module.options_of(config)), steps)
 
 
 def task_of(config: dict, run: Path) -> str:

@@ -1,0 +1,123 @@
+"""The estimator's options on the command line: what they make, refuse, and what fidelity says."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_runs import one_thread  # noqa: F401
+from test_cli import refused
+
+from dnirnn import BPLambda, SyntheticGradient
+from dnirnn.log import read_log
+from dnirnn.tasks import compare
+from dnirnn.tasks.cli import main
+from dnirnn.tasks.copy import CopyOptions, build
+from dnirnn.tasks.options import EstimatorOptions, to_arguments, with_value
+
+COPY = "--bits 1 --hidden 4 --batch 4 --truncation 2 --max-length 3 --quiet".split()
+
+
+def estimator(**options):
+    given = dict(bits=1, hidden=4, batch=4, truncation=2, max_length=3)
+    return build(CopyOptions(**given, **options)).model.truncated.estimator
+
+
+def test_every_option_reaches_the_estimator():
+    made = estimator(
+        scale=0.3, discount=0.4, estimator_hidden=(6,), next_input=True, normalise=True,
+        trace_decay=0.5, auxiliary=0.2, no_terminal_target=True, update_steps=4,
+    )  # fmt: skip
+    assert isinstance(made, SyntheticGradient)
+    assert (made.scale, made.discount, made.context_size) == (0.3, 0.4, 2)
+    assert (made.normalise, made.trace_decay, made.auxiliary) == (True, 0.5, 0.2)
+    assert not made.terminal_target and not made.dense and estimator(dense=True).dense
+    traced = estimator(estimator="bp-lambda", discount=0.4)
+    assert isinstance(traced, BPLambda) and traced.trace.shape == (4, 8, 72)
+    assert (traced.trace_decay, traced.discount) == (0.9, 0.4)
+    assert estimator(estimator="bp-lambda", trace_decay=0.0).trace_decay == 0
+
+
+BAD = {
+    "dense, traced": ("--dense --trace-decay 0.5 --update-steps 4", "dense targets have no trace"),
+    "lambda of one": ("--trace-decay 0.5", "--trace-decay needs several .*--update-steps .*4"),
+    "lambda above 1": ("--trace-decay 1.5 --update-steps 4", "trace_decay must be at most 1"),
+    "no next cut": ("--auxiliary 0.5 --update-steps 2", "--auxiliary needs several chunks"),
+    "no estimator": ("--estimator none --dense", "--dense goes with --estimator dni only"),
+    "nothing to warm up": ("--estimator none --warm-up 5", "--warm-up goes with --estimator dni or"),
+    "no lifting": ("--estimator none --estimator-lift 1", "--estimator-lift goes with"),
+    "traces of pieces": ("--estimator bp-lambda --micro-batch 2", "no --micro-batch"),
+    "a large trace": ("--estimator bp-lambda --hidden 512", r"takes 17\.\d+ GB"),
+    "widths of a trace": ("--estimator bp-lambda --estimator-hidden 3", "--estimator-hidden goes"),
+    "lookahead alone": ("--fidelity-lookahead 8", "goes with --fidelity-every only"),
+    "lift above clip": ("--lift 2", "lift must be at most clip, 1.0; got 2.0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words, message", BAD.values(), ids=BAD)
+def test_what_does_nothing_is_refused(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, ["train", "copy", *COPY, *words.split()], message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_arm_of_a_comparison_gets_the_options_that_go_with_it(tmp_path):
+    options = CopyOptions(dense=True, warm_up=5, estimator_hidden=(3,), update_steps=16)
+    arms = [(2, name) for name in ("none", "dni", "bp-lambda")]
+    plain, dni, traced = (r.options for r in compare.plan([options], tmp_path, arms, (0,), {}))
+    assert (plain.dense, plain.warm_up, plain.estimator) == (False, 0, "none")
+    assert (dni.dense, dni.warm_up, dni.estimator_hidden) == (True, 5, (3,))
+    assert (traced.dense, traced.warm_up, traced.estimator_hidden) == (False, 5, None)
+
+
+@given(value=st.sampled_from(["none", "dni", "bp-lambda"]))
+def test_with_value_changes_nothing_that_goes_with_it(value):
+    options = EstimatorOptions(scale=0.5, discount=0.2)
+    assert with_value(options, "estimator", value)["estimator"] == value
+    assert EstimatorOptions(**{**vars(options), **with_value(options, "estimator", value)})
+
+
+@pytest.mark.parametrize("words", [
+    "--next-input --normalise", "--dense --warm-up 3 --blend 4",
+    "--auxiliary 0.1 --trace-decay 0.5 --update-steps 4", "--estimator bp-lambda",
+    "--update-steps sequence --auxiliary 0.1 --lift 0.1 --estimator-lift 0.01",
+])  # fmt: skip
+def test_trains_measures_and_says_so(words, tmp_path, capsys):
+    folder = tmp_path / "run"
+    words = ["--out", str(folder), "--updates", "12", "--fidelity-every", "20", *words.split()]
+    assert main(["train", "copy", *COPY, *words]) == 0
+    rows = read_log(folder / "log.jsonl", "fidelity")
+    assert rows and all(-1 <= row["cosine"] <= 1 for row in rows)
+    capsys.readouterr()
+    assert main(["fidelity", str(folder), "--weights", "latest", "--lookahead", "6"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"latest model, update 12 of .*; \d+ boundaries", said), said
+    assert said.count("against the true gradient of 6 steps at discount") == 2
+    assert (folder / "fidelity.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_fidelity_of_a_text(tmp_path, capsys):
+    path = tmp_path / "text.txt"
+    path.write_text("tick tock the clock\n" * 150)
+    folder = tmp_path / "run"
+    words = "--hidden 8 --embedding 4 --batch 4 --truncation 5 --updates 30 --next-input --quiet"
+    words += " --fidelity-every 100 --fidelity-lookahead 10"
+    where = ["--corpus", str(path), "--out", str(folder)]
+    assert main(["train", "char-lm", *where, *words.split()]) == 0
+    rows = read_log(folder / "log.jsonl", "fidelity")
+    assert [row["update"] for row in rows] == [5, 10, 15, 20, 25, 30]
+    assert {row["boundaries"] for row in rows} == {16}
+    assert main(["fidelity", str(folder)]) == 0
+
+
+def test_a_run_without_an_estimator_has_nothing_to_measure(tmp_path, capsys):
+    folder = str(tmp_path / "run")
+    words = ["--estimator", "none", "--updates", "2", "--out", folder]
+    assert main(["train", "copy", *COPY, *words]) == 0
+    refused(capsys, ["fidelity", folder], "no estimator to measure: .*--estimator none")
+
+
+def test_its_words_are_read_back():
+    options = CopyOptions(trace_decay=0.5, auxiliary=0.25, next_input=True, warm_up=3)
+    words = " ".join(to_arguments(options))
+    assert words == "--next-input --trace-decay 0.5 --auxiliary 0.25 --warm-up 3"
