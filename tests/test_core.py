@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import Counter, any_reset, any_t0, assert_close, problems
+from strategies import Counter, any_reset, any_t0, assert_close, own_loss, problems
 from torch.func import functional_call
 
 from dnirnn import LSTM, Core
@@ -63,7 +63,7 @@ def test_splitting_anywhere_changes_nothing(build, problem, where):
 
 @given(problem=problems(t0=any_t0, reset=("anywhere",)))
 def test_a_ragged_batch_gives_what_each_sequence_gives_alone(build, problem):
-    """Sequences of any lengths end to end in each row; outputs, last states, gradients of inputs."""
+    """Sequences of any lengths end to end in each row: outputs, states, gradients of inputs."""
     core = build(problem.input_size, problem.hidden_size, problem.seed)
     case = problem.case(core)
     case.reset[0] = True
@@ -130,6 +130,22 @@ def test_probe_is_added_to_the_state_that_a_chunk_starts_from(build, problem):
         assert_close(output[rows], outputs)
         assert_close(sent[n], states[-1])
         state = sent[n]
+
+
+@given(problem=problems(t0=any_t0, reset=any_reset))
+def test_a_faster_unrolling_of_dense_targets_is_the_generic_one(build, problem):
+    core = build(problem.input_size, problem.hidden_size, problem.seed)
+    case = problem.case(core)
+    probe = torch.zeros(
+        problem.steps, *case.state.shape, dtype=torch.float64, requires_grad=True
+    )
+    arguments = (case.x, case.state, probe, problem.truncation, case.t0, case.reset)
+    unrolled = core.unroll_dense(*arguments), Core.unroll_dense(core, *arguments)
+    results = []
+    for output, sent, entered in unrolled:
+        loss = own_loss(output, case.y) + sent.square().sum()
+        results.append((output, sent, entered, torch.autograd.grad(loss, probe)[0]))
+    assert_close(*results)
 
 
 @given(problem=problems(reset=("none", "anywhere")))
