@@ -60,8 +60,8 @@ def fidelity(
         count = len(said) if batch.final else len(said) + 1 - (lookahead or 1)
         if count < 1:
             raise ValueError(
-                f"a stretch must have a boundary and {lookahead or 1} chunks of {length} steps after"
-                f" it; got {len(batch.x)} steps"
+                f"a stretch must have a boundary and {lookahead or 1} chunks of {length} steps"
+                f" after it; got {len(batch.x)} steps"
             )
         boundaries += count
         sums += torch.stack([products(said[:count], true[:count].double()) for true in found]).cpu()

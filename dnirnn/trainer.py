@@ -504,7 +504,7 @@ class Trainer:
         return True
 
     def measure_fidelity(self) -> None:
-        """Writes what fidelity says; random numbers, if it draws any, are none of the training's."""
+        """Writes what fidelity says; random numbers that it draws are none of the training's."""
         rng = get_rng(self.device)
         found = self.measure(self.fidelity)
         set_rng(rng, self.device)

@@ -80,7 +80,9 @@ class Truncated(nn.Module):
         state = state_BS.detach()
         estimator = None if isinstance(self.estimator, ZeroGradient) else self.estimator
         if estimator is None or not torch.is_grad_enabled():
-            output, sent, _ = self.core.unroll_chunks(x_TBI, state, None, self.truncation, t0, reset)
+            output, sent, _ = self.core.unroll_chunks(
+                x_TBI, state, None, self.truncation, t0, reset
+            )
             entered = torch.cat([state[None], sent.detach()[:-1]])
             cut = Interface(sent, None, entered, None, self.estimator)
             return output, sent[-1].detach(), [cut]

@@ -152,7 +152,8 @@ class DigitStream(Stream):
         self.seen += (end - start) * self.batch_size
         x = self.pixels[self.sequence[start:end]].float() / self.white
         y = counts(self.labels[self.sequence], self.period)[start:end]
-        return Batch(x, y, None, start == 0, final)
+        following = None if final else self.pixels[self.sequence[end]].float() / self.white
+        return Batch(x, y, None, start == 0, final, following)
 
     def state_dict(self) -> dict:
         state = {
@@ -286,6 +287,7 @@ def build(options: DigitsOptions) -> Task:
             "images_sha256": known.fingerprint(),
         },
         notice(known, options),
+        lambda steps: held_out(known, "valid", options).next(steps),
     )
 
 

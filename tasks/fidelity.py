@@ -79,10 +79,10 @@ def draw(rows: list[dict], path: Path, discount: float) -> None:
 
     figure, axes = plt.subplots(1, len(FIGURES), figsize=(11, 3.6), layout="constrained")
     for axis, name in zip(axes, FIGURES):
-        for suffix, label, style in (("", f"discount {discount:g}", "-"), ("_1", "discount 1", "--")):
-            points = [(row["update"], row[name + suffix]) for row in rows]
-            points = [(update, value) for update, value in points if value is not None]
-            axis.plot(*zip(*points), style, label=label) if points else None
+        for suffix, at, style in (("", discount, "-"), ("_1", 1, "--")):
+            known = [row for row in rows if row[name + suffix] is not None]
+            x, y = [row["update"] for row in known], [row[name + suffix] for row in known]
+            axis.plot(x, y, style, label=f"discount {at:g}")
         axis.set_xlabel("updates")
         axis.set_title(name.replace("_", " "))
         axis.set_yscale("linear" if name == "cosine" else "log")

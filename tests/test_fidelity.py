@@ -32,7 +32,10 @@ def stretch(steps=12, final=False) -> Batch:
 def with_estimator(estimator, truncation=3) -> SequenceModel:
     torch.manual_seed(0)
     return SequenceModel(
-        nn.Embedding(7, 4), Truncated(LSTM(4, 5), truncation, estimator), nn.Linear(5, 7), symbol_nats
+        nn.Embedding(7, 4),
+        Truncated(LSTM(4, 5), truncation, estimator),
+        nn.Linear(5, 7),
+        symbol_nats,
     ).double()
 
 
@@ -91,7 +94,8 @@ def test_it_is_what_backpropagation_says(options):
             g.norm() / truth.norm(),
             (g - truth).norm() / truth.norm(),
         )
-        assert [found[name + suffix] for name in FIGURES] == pytest.approx(list(map(float, expected)))
+        expected = pytest.approx([float(value) for value in expected])
+        assert [found[name + suffix] for name in FIGURES] == expected
 
 
 def test_stretches_are_taken_together():

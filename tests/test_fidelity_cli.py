@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import one_thread  # noqa: F401
@@ -10,7 +11,7 @@ from test_cli import refused
 
 from dnirnn import BPLambda, SyntheticGradient
 from dnirnn.log import read_log
-from dnirnn.tasks import compare
+from dnirnn.tasks import char_lm, compare, copy, digits
 from dnirnn.tasks.cli import main
 from dnirnn.tasks.copy import CopyOptions, build
 from dnirnn.tasks.options import EstimatorOptions, to_arguments, with_value
@@ -44,7 +45,7 @@ BAD = {
     "lambda above 1": ("--trace-decay 1.5 --update-steps 4", "trace_decay must be at most 1"),
     "no next cut": ("--auxiliary 0.5 --update-steps 2", "--auxiliary needs several chunks"),
     "no estimator": ("--estimator none --dense", "--dense goes with --estimator dni only"),
-    "nothing to warm up": ("--estimator none --warm-up 5", "--warm-up goes with --estimator dni or"),
+    "nothing to warm up": ("--estimator none --warm-up 5", "--warm-up goes with --estimator dni"),
     "no lifting": ("--estimator none --estimator-lift 1", "--estimator-lift goes with"),
     "traces of pieces": ("--estimator bp-lambda --micro-batch 2", "no --micro-batch"),
     "a large trace": ("--estimator bp-lambda --hidden 512", r"takes 17\.\d+ GB"),
@@ -121,3 +122,21 @@ def test_its_words_are_read_back():
     options = CopyOptions(trace_decay=0.5, auxiliary=0.25, next_input=True, warm_up=3)
     words = " ".join(to_arguments(options))
     assert words == "--next-input --trace-decay 0.5 --auxiliary 0.25 --warm-up 3"
+
+
+@pytest.mark.parametrize("module, options", [
+    (copy, dict(bits=1, truncation=3)), (char_lm, dict(truncation=5)), (digits, dict(period=2)),
+], ids=["copy", "char-lm", "digits"])  # fmt: skip
+def test_a_task_measures_on_the_same_sequences_every_time(module, options):
+    stretch = module.build(module.Options(hidden=4, batch=2, **options)).stretch
+    one, other = stretch(10), stretch(10)
+    assert one.first and torch.equal(one.x, other.x) and torch.equal(one.y, other.y)
+
+
+def test_digits_are_measured_too(tmp_path):
+    folder = tmp_path / "run"
+    words = "--period 2 --windows 2 --hidden 4 --front 8 --batch 4 --updates 4 --next-input --quiet"
+    words += " --fidelity-every 1 --fidelity-lookahead 4"
+    assert main(["train", "digits", "--out", str(folder), *words.split()]) == 0
+    assert read_log(folder / "log.jsonl", "fidelity")
+    assert main(["fidelity", str(folder), "--weights", "latest"]) == 0

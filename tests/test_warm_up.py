@@ -1,4 +1,4 @@
-"""Warm-up: fitted before it is used, then blended in; and gradients scaled into a range of norms."""
+"""Warm-up: fitted before it is used, then blended in; gradients scaled into a range of norms."""
 
 import pytest
 import torch
