@@ -62,8 +62,11 @@ def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> di
         learns the same whatever the batch size.
 
     Returns detached 0-d tensors, without waiting for the device: ``estimator_error`` (half the
-    squared error, summed over S, meaned over rows and interfaces); nothing where no cut has an
-    estimator.
+    squared error, summed over S, meaned over rows and interfaces), and ``auxiliary_error`` likewise
+    where there is an auxiliary task; nothing where no cut has an estimator.
+
+    Estimators whose scale and discount differ, with lambda targets, an auxiliary task or BPLambda
+    take further passes through the chunks, before the one that fills .grad.
 
     Raises ValueError where ``loss`` is not a scalar or ``unit`` not positive and finite.
 

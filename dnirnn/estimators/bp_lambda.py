@@ -37,8 +37,7 @@ class BPLambda(GradientEstimator):
     Raises ValueError for sizes below 1, numbers outside their range, or a trace above the limit,
     saying its size.
 
-    Source: Pemberton and Costa, BP(lambda): Online Learning via Synthetic Gradients, TMLR 2024,
-    section 3.
+    Source: Pemberton and Costa, BP(lambda): Online Learning via Synthetic Gradients, TMLR 2024.
     """
 
     needs_jacobian = True

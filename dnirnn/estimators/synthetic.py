@@ -61,7 +61,7 @@ class SyntheticGradient(GradientEstimator):
     negative or not finite, a trace_decay outside [0, 1], or one with ``dense``.
 
     Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017,
-    sections 2.1 and 2.2 (cDNI: 2.3 and 3.1; the auxiliary task: 3.1). Lambda targets: Sutton and
+    sections 2.1 and 2.2, and section 3 for cDNI and the auxiliary task. Lambda targets: Sutton and
     Barto, Reinforcement Learning, 2018, section 12.1, as Pemberton and Costa 2024 have them for
     gradients (see BPLambda).
     """
