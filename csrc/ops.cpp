@@ -15,6 +15,15 @@ TORCH_LIBRARY(dnirnn, m) {
       "lstm_tbptt_backward(Tensor? grad_output, Tensor? grad_sent, Tensor x, Tensor h, Tensor c, "
       "Tensor gates, Tensor between, Tensor[] weights, Tensor? reset, int truncation, "
       "int probe_rows, bool with_grad_x, bool with_grad_state) -> (Tensor, Tensor, Tensor, Tensor[])");
+  // One layer, plain or of gated units: (output, the history of gated units, else empty).
+  m.def(
+      "recurrent(Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, "
+      "bool gated) -> (Tensor, Tensor)");
+  // (grad_x, grad_h, grad_w_ih, grad_w_hh, grad_b_ih, grad_b_hh); grad_x is empty where not asked for.
+  m.def(
+      "recurrent_backward(Tensor grad_output, Tensor x, Tensor h, Tensor output, Tensor gates, "
+      "Tensor w_ih, Tensor w_hh, bool gated, bool with_grad_x) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   // (error, gradients)
   m.def("regression(Tensor entered, Tensor target, Tensor[] estimator) -> (Tensor, Tensor[])");
 }

@@ -123,6 +123,33 @@ def autocast(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     return x.to(dtype), [weight.to(dtype) for weight in weights]
 
 
+def recurrent(
+    x: Tensor,
+    h: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor,
+    b_hh: Tensor,
+    gated: bool,
+) -> Tensor:
+    """One layer of torch.nn.RNN (tanh) or, ``gated``, of torch.nn.GRU over T steps.
+
+    In one line of torch: ``torch.nn.GRU(I, H)(x, h[None])[0]``.
+
+    x: inputs [T, B, I], float32, float64 or bfloat16. Under autocast, everything is cast.
+    h: the state [B, H] to start from, of x's dtype.
+    w_ih, w_hh, b_ih, b_hh: [G H, I], [G H, H], [G H], [G H], with G = 1, or 3 (r, z, n).
+
+    Returns the outputs [T, B, H]; the last one is the state.
+
+    Raises ValueError or TypeError naming the argument that does not fit.
+    """
+    tensors = [x, h, w_ih, w_hh, b_ih, b_hh]
+    if torch.is_autocast_enabled(x.device.type):
+        tensors = [tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in tensors]
+    return torch.ops.dnirnn.recurrent(*tensors, gated)[0]
+
+
 def accumulate_regression(entered: Tensor, target: Tensor, weights: list[Tensor]) -> Tensor:
     """Adds to the .grad of an MLP's weights the gradient of its regression; returns the error.
 
@@ -206,7 +233,28 @@ def fake_regression(entered, target, estimator):
     return entered.new_empty(()), [torch.empty_like(weight) for weight in estimator]
 
 
+def fake_recurrent(x, h, w_ih, w_hh, b_ih, b_hh, gated):
+    steps, batch = x.shape[:2]
+    held = torch.promote_types(x.dtype, torch.float32)
+    gates = x.new_empty(steps if gated else 0, batch, 4, h.shape[1], dtype=held)
+    return x.new_empty(steps, batch, h.shape[1]), gates
+
+
+def fake_recurrent_backward(grad_output, x, h, output, gates, w_ih, w_hh, gated, with_grad_x):
+    bias = w_ih.new_empty(w_ih.shape[0])
+    return (
+        x.new_empty(x.shape[0] if with_grad_x else 0, *x.shape[1:]),
+        h.new_empty(h.shape),
+        w_ih.new_empty(w_ih.shape),
+        w_hh.new_empty(w_hh.shape),
+        bias,
+        torch.empty_like(bias),
+    )
+
+
 if built:
+    torch.library.register_fake("dnirnn::recurrent", fake_recurrent)
+    torch.library.register_fake("dnirnn::recurrent_backward", fake_recurrent_backward)
     torch.library.register_fake("dnirnn::lstm_tbptt", fake_forward)
     torch.library.register_fake("dnirnn::regression", fake_regression)
     torch.library.register_fake("dnirnn::lstm_tbptt_backward", fake_backward)

@@ -51,6 +51,38 @@ struct CellBackward {
   int64_t lanes;
 };
 
+// One step of some columns of a plain recurrent layer or of a layer of gated units, for M rows.
+// Pointers are to the first of the columns; strides are between rows.
+template <typename T>
+struct UnitForward {
+  const T* zx;     // products of the input, gate after gate `gate` apart, stride `wide`
+  const T* zh;     // products of h, likewise
+  const T* bias_x; // gate after gate `width` apart
+  const T* bias_h;
+  const T* h;      // h before the step, stride `width`; gated units only
+  T* output;       // h', stride `width`
+  T* gates;        // [M, 4, H]: r, z, n, zh_n, kept for the backward pass; gated units only
+  int64_t gate;
+  int64_t wide;
+  int64_t width;   // H
+  int64_t columns;
+};
+
+template <typename T>
+struct UnitBackward {
+  const T* output;       // h', stride `width`; plain only
+  const T* gates;        // [M, 4, H]; gated units only
+  const T* h;            // h before the step, stride `width`; gated units only
+  const T* grad_output;  // stride `width`
+  const T* back;         // what came back to h' through the products, stride `width`
+  T* carry;              // gated units: in: what came back to h' by z; out: the same for h
+  T* d;                  // blocks [rows][W] of each unit, `block` apart: plain dz; gated n, r, z, zh_n
+  int64_t block;
+  int64_t gate;          // from a gate's blocks to the next gate's
+  int64_t width;
+  int64_t columns;
+};
+
 template <typename T>
 struct Kernels {
   const char* name;
@@ -77,6 +109,10 @@ struct Kernels {
   // P a panel [K][vectors * W].
   void (*transposed_product)(int64_t k, const T* a, const T* panel, T* c, int64_t ldc, int64_t rows,
                              int64_t columns, bool accumulate);
+  void (*plain_forward)(int64_t m, const UnitForward<T>& unit);
+  void (*plain_backward)(int64_t m, const UnitBackward<T>& unit);
+  void (*gated_forward)(int64_t m, const UnitForward<T>& unit);
+  void (*gated_backward)(int64_t m, const UnitBackward<T>& unit);
 };
 
 // The table for the best vector path of this CPU, no better than ATen's own choice

@@ -8,6 +8,7 @@
 
 #include "cpu/kernels.h"
 #include "lstm_cell.h"
+#include "recurrent_cell.h"
 
 namespace dnirnn::cpu::PATH {
 namespace {
@@ -395,6 +396,81 @@ void transposed_product(int64_t k, const T* a, const T* panel, T* c, int64_t ldc
   }
 }
 
+template <typename T>
+void plain_forward(int64_t m, const UnitForward<T>& unit) {
+  using M = typename MathOf<T>::type;
+  for (int64_t row = 0; row < m; row++) {
+    for (int64_t j = 0; j < unit.columns; j += W<T>) {
+      const int64_t lanes = unit.columns - j, from = row * unit.wide + j;
+      const Vec<T> z = load(unit.zx + from, lanes) + load(unit.zh + from, lanes) +
+                       load(unit.bias_x + j, lanes) + load(unit.bias_h + j, lanes);
+      store(unit.output + row * unit.width + j, M::tanh(z), lanes);
+    }
+  }
+}
+
+template <typename T>
+void plain_backward(int64_t m, const UnitBackward<T>& unit) {
+  for (int64_t row = 0; row < m; row++) {
+    T* to = unit.d + row * W<T>;
+    for (int64_t j = 0; j < unit.columns; j += W<T>, to += unit.block) {
+      const int64_t lanes = unit.columns - j, from = row * unit.width + j;
+      const Vec<T> h = load(unit.output + from, lanes);
+      const Vec<T> dh = load(unit.grad_output + from, lanes) + load(unit.back + from, lanes);
+      store(to, dh * (Vec<T>{} + 1 - h * h), W<T>);
+    }
+  }
+}
+
+template <typename T>
+void gated_forward(int64_t m, const UnitForward<T>& unit) {
+  for (int64_t row = 0; row < m; row++) {
+    for (int64_t j = 0; j < unit.columns; j += W<T>) {
+      const int64_t lanes = unit.columns - j;
+      const auto x = [&](int64_t gate) {
+        return load(unit.zx + row * unit.wide + gate * unit.gate + j, lanes) +
+               load(unit.bias_x + gate * unit.width + j, lanes);
+      };
+      const auto h = [&](int64_t gate) {
+        return load(unit.zh + row * unit.wide + gate * unit.gate + j, lanes) +
+               load(unit.bias_h + gate * unit.width + j, lanes);
+      };
+      UnitGates<Vec<T>> gates{x(0) + h(0), x(1) + h(1), x(2), h(2)};
+      const Vec<T> out = unit_forward<typename MathOf<T>::type>(
+          gates, load(unit.h + row * unit.width + j, lanes));
+      store(unit.output + row * unit.width + j, out, lanes);
+      T* to = unit.gates + row * 4 * unit.width + j;
+      store(to, gates.r, lanes);
+      store(to + unit.width, gates.z, lanes);
+      store(to + 2 * unit.width, gates.n, lanes);
+      store(to + 3 * unit.width, gates.zh_n, lanes);
+    }
+  }
+}
+
+template <typename T>
+void gated_backward(int64_t m, const UnitBackward<T>& unit) {
+  for (int64_t row = 0; row < m; row++) {
+    T* to = unit.d + row * W<T>;
+    for (int64_t j = 0; j < unit.columns; j += W<T>, to += unit.block) {
+      const int64_t lanes = unit.columns - j, from = row * unit.width + j;
+      const T* kept = unit.gates + row * 4 * unit.width + j;
+      const UnitGates<Vec<T>> gates{load(kept, lanes), load(kept + unit.width, lanes),
+                                    load(kept + 2 * unit.width, lanes),
+                                    load(kept + 3 * unit.width, lanes)};
+      Vec<T> dh = load(unit.grad_output + from, lanes) + load(unit.back + from, lanes) +
+                  load(unit.carry + from, lanes);
+      const auto d =
+          unit_backward<typename MathOf<T>::type>(gates, load(unit.h + from, lanes), dh);
+      store(unit.carry + from, dh, lanes);
+      store(to, d.n, W<T>);
+      store(to + unit.gate, d.r, W<T>);
+      store(to + 2 * unit.gate, d.z, W<T>);
+      store(to + 3 * unit.gate, d.zh_n, W<T>);
+    }
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -410,6 +486,10 @@ const Kernels<T>& table() {
       cell_backward_rows<T>,
       product<T>,
       transposed_product<T>,
+      plain_forward<T>,
+      plain_backward<T>,
+      gated_forward<T>,
+      gated_backward<T>,
   };
   return kernels;
 }

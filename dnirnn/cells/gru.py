@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from dnirnn.from_torch import FromTorch
+from dnirnn.cells.units import Units
 
 
-class GRU(FromTorch):
+class GRU(Units):
     """L layers of gated recurrent units; each, with gates r, z, n in the rows of the weights:
 
         r, z = sigmoid(W_i x + b_i + W_h h + b_h),  n = tanh(W_in x + b_in + r * (W_hn h + b_hn))

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from dnirnn.from_torch import FromTorch
+from dnirnn.cells.units import Units
 
 
-class RNN(FromTorch):
+class RNN(Units):
     """L layers of the plain recurrent network: h' = tanh(W_ih x + b_ih + W_hh h + b_hh).
 
     The state [B, L H] is h_0, h_1, ...; the output [B, H] the last layer's h'. The parameters are
