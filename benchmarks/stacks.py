@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import dnirnn
 from benchmarks.timing import alternate
@@ -154,7 +155,10 @@ PEERS: dict[str, Callable[[], Peer]] = {
 
 
 def point(name: str, seconds: float) -> dict:
-    """Forward with backward, gradients None before each call."""
+    """Forward with backward, gradients None before each call.
+
+    flops: of the loop's matrix products, so that what no implementation could pass is known.
+    """
     torch.manual_seed(0)
     peer = PEERS[name]()
     x = torch.randn(STEPS, BATCH, INPUT)
@@ -171,10 +175,13 @@ def point(name: str, seconds: float) -> dict:
     def ours(x: Tensor) -> Tensor:
         return peer.core(x, peer.core.initial_state(BATCH))[0]
 
+    with FlopCounterMode(display=False) as counter:
+        run(peer.loop)()
     times = alternate({"ours": run(ours), "loop": run(peer.loop)}, seconds)
     return {
         "stack": name,
         "fused": peer.fused,
         **{f"{side}_ms": 1e3 * value for side, value in times.items()},
         "vs_loop": times["loop"] / times["ours"],
+        "flops": counter.get_total_flops(),
     }
