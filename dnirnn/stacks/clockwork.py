@@ -99,18 +99,20 @@ class Clockwork(Core):
         if reset is not None or isinstance(t0, Tensor):
             return super().forward(x_TBI, state_BS, t0, reset)
         steps, states = len(x_TBI), list(state_BS.chunk(len(self.periods), 1))
-        said: list[Tensor] = []  # [T + 1, B, n] of each slower module: before step 0, after each
+        # What the modules so far said, [T + 1, B, n of each]: before step 0, then after each.
+        said = x_TBI.new_empty(steps + 1, x_TBI.shape[1], 0)
         for i in reversed(range(len(self.periods))):
             period = self.periods[i]
             first = -t0 % period
             held = states[i][:, : self.size].to(x_TBI.dtype).expand(min(first, steps) + 1, -1, -1)
             if first < steps:
                 ticks = slice(first, steps, period)
-                x = torch.cat([x_TBI[ticks], *(h[ticks] for h in said)], 2)
+                x = torch.cat([x_TBI[ticks], said[ticks]], 2)
                 output, states[i] = self.parts[i](x, states[i], (t0 + first) // period)
-                held = torch.cat([held, output.repeat_interleave(period, 0)])[: steps + 1]
-            said.insert(0, held)
-        return torch.cat(said, 2)[1:], torch.cat(states, 1)
+                output = output if period == 1 else output.repeat_interleave(period, 0)
+                held = torch.cat([held, output])[: steps + 1]
+            said = torch.cat([held, said], 2)
+        return said[1:], torch.cat(states, 1)
 
     def recurrent_weight(self) -> Tensor:
         """The recurrence of all units as one matrix, [H, H], or [4 H, H] for an LSTM.
