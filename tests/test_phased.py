@@ -13,7 +13,7 @@ from dnirnn import LSTM, PhasedLSTM
 
 def gate(t, period, shift, ratio, leak):
     """One unit's time gate at t, of 0-d tensors."""
-    phase = torch.remainder(t - shift, period) / period
+    phase = torch.remainder(t - shift, period.detach()) / period
     if phase < ratio / 2:
         return 2 * phase / ratio
     if phase < ratio:
@@ -70,6 +70,21 @@ def test_equals_the_papers_loop(steps, batch, size, t0, ratio, leak, training, s
     wanted = [x, state, *core.parameters()]
     expected = torch.autograd.grad((outputs * y).sum(), wanted)
     assert_close(torch.autograd.grad((output * y).sum(), wanted), expected)
+
+
+def test_the_gradient_of_a_period_does_not_grow_with_time():
+    core = PhasedLSTM(1, 4, open_ratio=0.5).double()
+    with torch.no_grad():
+        core.log_period.fill_(math.log(8))
+        core.shift.copy_(torch.tensor([0.5, 2.5, 4.5, 6.5]))
+
+    def gradients(t):
+        wanted = [core.log_period, core.shift]
+        return list(torch.autograd.grad(core.openness(t).sum(), wanted))
+
+    early = gradients(3)
+    assert all(part.any() for part in early)
+    assert_close(gradients(3 + 8 * 10**6), early, 1e-6)
 
 
 def test_the_gate_opens_closes_and_leaks():

@@ -24,8 +24,10 @@ class PhasedLSTM(Core):
 
     with :class:`dnirnn.LSTM`'s gates i, f, g, o: without the paper's peepholes from c to the gates.
     t is the number of steps since the sequence's start; the phase is computed in float64, however
-    long the sequence. The state [B, 2 H] is h, c. Where all rows are at one t (an int) and none is
-    reset, ``forward`` computes the inputs' products and the gates k of all steps at once.
+    long the sequence. The gradient of tau is that of the cycle at hand, d phi / d tau = -phi / tau:
+    the whole derivative, -(t - s) / tau^2, grows with t, and late in a long stream drowns all
+    others. The state [B, 2 H] is h, c. Where all rows are at one t (an int) and none is reset,
+    ``forward`` computes the inputs' products and the gates k of all steps at once.
 
     periods: (shortest, longest): tau starts log-uniform between them, exp(U(log a, log b)), and s
         uniform in (0, tau). tau is kept positive: the parameter is ``log_period``, its logarithm.
@@ -87,8 +89,8 @@ class PhasedLSTM(Core):
     def openness(self, t: int | Tensor) -> Tensor:
         """k of each unit at t: [H] for an int, [..., H] for a LongTensor [...]."""
         t = torch.as_tensor(t, device=self.shift.device)[..., None]
-        turns = (t - self.shift.double()) * torch.exp(-self.log_period.double())
-        phase = turns - turns.floor()
+        period = torch.exp(self.log_period.double())
+        phase = torch.remainder(t - self.shift.double(), period.detach()) / period
         rising = 2 * phase / self.open_ratio
         leak = (self.leak if self.training else 0.0) * phase
         gate = torch.where(phase < self.open_ratio / 2, rising, 2 - rising)
