@@ -73,8 +73,8 @@ class Core(nn.Module, abc.ABC):
 
         Chunk 0 starts from ``state``, chunk n from ``sent[n-1].detach()``, each with ``probe[n]``
         added (None: nothing is added). Returns (outputs [T, B, O], sent [N, B, S], synthetic
-        [N, B, S]), where synthetic = estimator.scale * estimator(sent), detached, or None without
-        an estimator. A core that can emit it on the way overrides this method.
+        [N, B, S] or None). A core that overrides this method may compute synthetic = estimator.scale
+        * estimator(sent), detached, on the way; with None it leaves that to Truncated.
         """
         outputs, sent, state = [], [], state_BS
         for n, x_KBI in enumerate(x_TBI.split(truncation)):
@@ -85,12 +85,7 @@ class Core(nn.Module, abc.ABC):
             outputs.append(output)
             sent.append(end)
             state = end.detach()
-        sent_NBS = torch.stack(sent)
-        with torch.no_grad():
-            synthetic = None
-            if estimator is not None:  # autocast would have it in its own dtype
-                synthetic = (estimator.scale * estimator(sent_NBS.detach())).to(sent_NBS.dtype)
-        return torch.cat(outputs), sent_NBS, synthetic
+        return torch.cat(outputs), torch.stack(sent), None
 
     def unroll_dense(
         self,

@@ -131,12 +131,7 @@ class LSTM(Core):
         output, sent, synthetic = ops.lstm_tbptt(
             x_TBI, state_BS, probe_NBS, self.weights, emitted, truncation, scale, reset
         )
-        if estimator is None:
-            synthetic = None
-        elif not emitted:
-            with torch.no_grad():
-                synthetic = (estimator.scale * estimator(sent.detach())).to(sent.dtype)
-        return output, sent, synthetic
+        return output, sent, synthetic if emitted else None
 
     def unroll_dense(
         self,

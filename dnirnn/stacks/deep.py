@@ -119,11 +119,7 @@ class Deep(Core):
             )[:2]
 
         output, sent = self.through(x_TBI, t0, reset, run)
-        synthetic = None
-        if estimator is not None:
-            with torch.no_grad():
-                synthetic = (estimator.scale * estimator(sent.detach())).to(sent.dtype)
-        return output, sent, synthetic
+        return output, sent, None
 
     def unroll_dense(
         self,
