@@ -17,6 +17,7 @@ from dnirnn.tasks.options import (
     RunOptions,
     TrainingOptions,
     changed,
+    from_config,
     option,
     remembered,
 )
@@ -204,12 +205,7 @@ def subject(options: CharLMOptions) -> str:
 def restore(config: dict) -> tuple[SequenceModel, Vocabulary]:
     """The model, with fresh weights, and the vocabulary of a run's configuration."""
     vocabulary = Vocabulary.from_json(config["vocabulary"])
-    return make(options_of(config), vocabulary), vocabulary
-
-
-def options_of(config: dict) -> CharLMOptions:
-    names = {field.name for field in dataclasses.fields(CharLMOptions)}
-    return CharLMOptions(**{name: value for name, value in config.items() if name in names})
+    return make(from_config(CharLMOptions, config), vocabulary), vocabulary
 
 
 def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
@@ -217,7 +213,7 @@ def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
 
     Raises ValueError where the text is not the one that the run was trained on.
     """
-    corpus = load_corpus(options_of(config))
+    corpus = load_corpus(from_config(CharLMOptions, config))
     if corpus.fingerprint() != config["corpus_sha256"]:
         raise ValueError(f"corpus {corpus.name} is not the text that the run was trained on")
     vocabulary = Vocabulary.from_json(config["vocabulary"])

@@ -27,6 +27,7 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 SUMMARIES = {
     "char-lm": "a language model that predicts each character of a text from those before it",
     "copy": "read a sequence of random bits, then say it again; the sequences grow as it learns",
+    "repeat-copy": "read a sequence of random bits, then say it so many times, then that it is over",
     "digits": "two networks of two rates count the odd ones and the 3s of a stream of pictures",
 }
 COMPARED = ("core", "truncation", "estimator", "training", "seed", "threads")

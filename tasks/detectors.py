@@ -8,6 +8,7 @@ from torch import Tensor
 from dnirnn.data import Vocabulary
 from dnirnn.model import SequenceModel
 from dnirnn.tasks import char_lm
+from dnirnn.tasks.options import from_config
 from dnirnn.trainer import load_weights, read_config
 
 WIDTH = 80  # characters a line
@@ -32,7 +33,7 @@ def detectors(
     model, vocabulary = char_lm.restore(config)
     known = load_weights(run, model, weights)
     if text is None:
-        options = char_lm.options_of(config)
+        options = from_config(char_lm.CharLMOptions, config)
         text = char_lm.load_corpus(options).splits["test"][: length or 400]
     text = text[:length]
     if not text:

@@ -30,6 +30,7 @@ from dnirnn.tasks.options import (
     NetworkOptions,
     RunOptions,
     TrainingOptions,
+    from_config,
     option,
     remembered,
 )
@@ -322,14 +323,9 @@ def subject(options: DigitsOptions) -> str:
     return f"{options.digits}{options.period}"
 
 
-def options_of(config: dict) -> DigitsOptions:
-    names = {field.name for field in dataclasses.fields(DigitsOptions)}
-    return DigitsOptions(**{name: value for name, value in config.items() if name in names})
-
-
 def restore(config: dict) -> tuple[SequenceModel, None]:
     """The model, with fresh weights, of a run's configuration; there is no vocabulary."""
-    return make(options_of(config), config["pixels"]), None
+    return make(from_config(DigitsOptions, config), config["pixels"]), None
 
 
 def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
@@ -337,7 +333,7 @@ def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
 
     Raises ValueError where the images are not those that the run was trained on.
     """
-    options = options_of(config)
+    options = from_config(DigitsOptions, config)
     known = images.load(options.digits, options.data_dir)
     if known.fingerprint() != config["images_sha256"]:
         raise ValueError(f"{known.name}: these are not the images that the run was trained on")

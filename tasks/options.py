@@ -615,6 +615,12 @@ def from_arguments(options: type[Options], arguments: argparse.Namespace, **give
     return options(**{**{name: getattr(arguments, name) for name in names}, **given})
 
 
+def from_config(options: type[Options], config: dict) -> Options:
+    """The options object of a run's configuration, which has other things beside."""
+    names = {field.name for field in dataclasses.fields(options)}
+    return options(**{name: value for name, value in config.items() if name in names})
+
+
 def to_arguments(options: Any) -> list[str]:
     """The flags that give these options: those that differ from the defaults."""
     words: list[str] = []

@@ -6,15 +6,20 @@ from typing import Any
 
 import torch
 
-from dnirnn.tasks import char_lm, copy, digits
+from dnirnn.tasks import char_lm, copy, digits, repeat_copy
 from dnirnn.tasks.cores import annealing, described
 from dnirnn.tasks.fidelity import measurement, report
-from dnirnn.tasks.options import flag
+from dnirnn.tasks.options import flag, from_config
 from dnirnn.tasks.progress import RunProgress
 from dnirnn.tasks.task import Task, trainer_config
 from dnirnn.trainer import Trainer, load_weights, read_config
 
-TASKS: dict[str, ModuleType] = {"char-lm": char_lm, "copy": copy, "digits": digits}
+TASKS: dict[str, ModuleType] = {
+    "char-lm": char_lm,
+    "copy": copy,
+    "repeat-copy": repeat_copy,
+    "digits": digits,
+}
 
 
 def default_folder(name: str, options: Any) -> Path:
@@ -102,11 +107,11 @@ def evaluate(run: Path, split: str | None, weights: str, data: dict[str, str | N
     for name in given.keys() - task.DATA:
         tasks = " and ".join(other for other in TASKS if name in TASKS[other].DATA)
         raise ValueError(f"{flag(name)} goes with {tasks} runs only")
-    if task is copy:
-        lines = copy.evaluate(config, model)
-    else:
+    if "split" in task.DATA:
         split = given.pop("split", "test")
         lines = task.evaluate({**config, **given}, model, split)
+    else:
+        lines = task.evaluate(config, model)
     print(f"{weights} model, update {known['update']:,} of {run}")
     print("\n".join(lines))
 
@@ -127,7 +132,7 @@ def report_fidelity(run: Path, weights: str, steps: int) -> None:
     """Prints, and plots, how near what a run's estimator says is to the true gradient."""
     config = read_config(run)
     module = TASKS[task_of(config, run)]
-    report(run, weights, module.build(module.options_of(config)), steps)
+    report(run, weights, module.build(from_config(module.Options, config)), steps)
 
 
 def task_of(config: dict, run: Path) -> str:

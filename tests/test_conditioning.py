@@ -18,7 +18,7 @@ from strategies import (
 
 from dnirnn import LSTM, SyntheticGradient, Truncated, backward
 from dnirnn.data import Batch
-from dnirnn.tasks.copy import CopyStream
+from dnirnn.tasks.copy import CopyOptions, CopyStream
 
 few = settings(max_examples=10)
 
@@ -138,7 +138,7 @@ def test_at_a_sequence_s_end_there_is_no_next_input():
 
 
 def test_copy_says_what_comes_next():
-    stream = CopyStream(2, 3, 3, 4, 0.1, 0)
+    stream = CopyStream(CopyOptions(batch=2, bits=3, start_length=3))
     first, second = stream.next(4), stream.next(None)
     assert torch.equal(first.following, second.x[0]) and second.following is None
     part = first.rows(1, 2)

@@ -11,7 +11,7 @@ from test_cli import refused
 
 from dnirnn import BPLambda, SyntheticGradient
 from dnirnn.log import read_log
-from dnirnn.tasks import char_lm, compare, copy, digits
+from dnirnn.tasks import char_lm, compare, copy, digits, repeat_copy
 from dnirnn.tasks.cli import main
 from dnirnn.tasks.copy import CopyOptions, build
 from dnirnn.tasks.options import EstimatorOptions, to_arguments, with_value
@@ -125,8 +125,9 @@ def test_its_words_are_read_back():
 
 
 @pytest.mark.parametrize("module, options", [
-    (copy, dict(bits=1, truncation=3)), (char_lm, dict(truncation=5)), (digits, dict(period=2)),
-], ids=["copy", "char-lm", "digits"])  # fmt: skip
+    (copy, dict(bits=1, truncation=3)), (repeat_copy, dict(bits=1, truncation=9)),
+    (char_lm, dict(truncation=5)), (digits, dict(period=2)),
+], ids=["copy", "repeat-copy", "char-lm", "digits"])  # fmt: skip
 def test_a_task_measures_on_the_same_sequences_every_time(module, options):
     stretch = module.build(module.Options(hidden=4, batch=2, **options)).stretch
     one, other = stretch(10), stretch(10)
