@@ -482,7 +482,8 @@ class Trainer:
         metrics = self.measure(self.evaluate)
         if "bits" not in metrics:
             raise ValueError(f'evaluate must return a dict with "bits"; got {metrics!r}')
-        self.write_row("valid", **metrics, seconds=self.seconds)
+        epochs = float(self.stream.epochs)
+        self.write_row("valid", **metrics, epochs=epochs, seconds=self.seconds)
         bits = metrics["bits"]
         if not math.isfinite(bits):
             self.save()

@@ -238,6 +238,13 @@ def test_the_first_budget_reached_ends_the_run_with_an_evaluation(tmp_path, budg
     assert [row["update"] for row in read_log(tmp_path / "log.jsonl", "valid")] == [update]
 
 
+def test_an_evaluation_says_how_often_the_text_was_seen(tmp_path):
+    """Rows of 51 symbols, 3 of each an update."""
+    make_trainer(tmp_path, updates=9, evaluate_every=4).run()
+    rows = read_log(tmp_path / "log.jsonl", "valid")
+    assert [row["epochs"] for row in rows] == pytest.approx([12 / 51, 24 / 51, 27 / 51])
+
+
 def test_rows_say_the_means_since_the_row_before(tmp_path):
     reported = []
     make_trainer(tmp_path / "some", updates=10, evaluate_every=7).run(reported.append)
