@@ -18,6 +18,7 @@ from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.cores import for_each
 from dnirnn.tasks.digits import TRAININGS
 from dnirnn.tasks.options import CORES, FITTED, add_arguments, flag, from_arguments
+from dnirnn.tasks.runs import Failure
 from dnirnn.tasks.training import TASKS
 from dnirnn.trainer import Interrupted, NonFinite
 from dnirnn.version import __version__
@@ -392,9 +393,9 @@ def compare_folder(task: str, networks: Sequence[Any]) -> Path:
     return Path("runs") / "-".join(("compare", name, *others))
 
 
-def finish(failures: Sequence[str]) -> int:
+def finish(failures: Sequence[Failure]) -> int:
     for failure in failures:
-        say(failure)
+        say(f"{failure.run}: {failure.reason}")
     return FAILED if failures else OK
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from dnirnn.log import read_log
-from dnirnn.tasks import compare, plots
+from dnirnn.tasks import compare, plots, runs
 from dnirnn.tasks.char_lm import FIGURES, CharLMOptions
 from dnirnn.tasks.cli import main
 
@@ -109,7 +109,7 @@ def test_runs_are_of_the_threads_that_are_left(compared):
 
 def test_what_is_done_is_not_run_again(compared, capsys, monkeypatch):
     folder, words = compared
-    monkeypatch.setattr(compare, "Child", None)
+    monkeypatch.setattr(runs, "Child", None)
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "2 runs of char-lm" in said and "2 of them done before" in said
@@ -120,14 +120,14 @@ def test_what_is_done_is_not_run_again(compared, capsys, monkeypatch):
 
 def test_without_a_task_it_is_of_language_models(compared, monkeypatch):
     folder, words = compared
-    monkeypatch.setattr(compare, "Child", None)
+    monkeypatch.setattr(runs, "Child", None)
     assert main(["compare", *words[2:]]) == 0
 
 
 def test_a_larger_budget_runs_on(compared):
     folder, words = compared
     options = CharLMOptions(updates=12)
-    run = compare.Run("T2-dni-seed0", options, folder / "T2-dni-seed0")
+    run = runs.Run("T2-dni-seed0", options, folder / "T2-dni-seed0")
     assert run.result() is not None
     longer = run._replace(options=dataclasses.replace(options, updates=13))
     assert longer.result() is None
@@ -135,7 +135,7 @@ def test_a_larger_budget_runs_on(compared):
 
 def test_another_configuration_is_refused_before_anything_runs(compared, capsys, monkeypatch):
     _, words = compared
-    monkeypatch.setattr(compare, "Child", None)
+    monkeypatch.setattr(runs, "Child", None)
     assert main([*words, "--hidden", "5", "--updates", "99"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "hidden (4 there, 5 here)" in said
@@ -186,13 +186,13 @@ def test_ctrl_c_stops_the_runs_which_resume(text, tmp_path):
 # The table
 
 
-def finished(seed: int, bits: float, truncation: int = 8) -> tuple[compare.Run, dict]:
+def finished(seed: int, bits: float, truncation: int = 8) -> tuple[runs.Run, dict]:
     options = CharLMOptions(truncation=truncation, seed=seed)
     result = {
         "stopped": "updates", "update": 10, "symbols": 2000, "epochs": 0.5, "seconds": 4.0,
         "best": {"update": 10, "symbols": 2000, "bits": bits + 0.1}, "test": {"test_bits": bits},
     }
-    return compare.Run(f"run{seed}", options, None), result
+    return runs.Run(f"run{seed}", options, None), result
 
 
 def test_an_arm_has_the_mean_and_the_spread_of_its_seeds():
