@@ -16,7 +16,9 @@ class Batch(NamedTuple):
     weight: [T, B] float, 1 where the step's target counts and 0 where not; None where all count.
     first: every row starts a new sequence here (initial state, t = 0).
     final: every row's sequence really ends with this batch.
-    following: the next step's input, [B] or [B, I]; None where there is none, or it is not known.
+    following: the next step, a Batch of one; None where there is none, or it is not known.
+    label: [B, C], what is known of a row's whole sequence; None where nothing is. Only an estimator
+        may be told it, and of what follows.
     """
 
     x: Tensor
@@ -24,25 +26,48 @@ class Batch(NamedTuple):
     weight: Tensor | None = None
     first: bool = False
     final: bool = False
-    following: Tensor | None = None
+    following: "Batch | None" = None
+    label: Tensor | None = None
 
     def rows(self, start: int, end: int) -> "Batch":
         """The rows start to end of the batch, as a view."""
-        weight = None if self.weight is None else self.weight[:, start:end]
-        following = None if self.following is None else self.following[start:end]
         x, y = self.x[:, start:end], self.y[:, start:end]
-        return self._replace(x=x, y=y, weight=weight, following=following)
+        weight = None if self.weight is None else self.weight[:, start:end]
+        following = None if self.following is None else self.following.rows(start, end)
+        label = None if self.label is None else self.label[start:end]
+        return self._replace(x=x, y=y, weight=weight, following=following, label=label)
+
+    def steps(self, start: int, end: int) -> "Batch":
+        """The steps start to end, as a view, by themselves: nothing is said of what is around them."""
+        weight = None if self.weight is None else self.weight[start:end]
+        return Batch(self.x[start:end], self.y[start:end], weight, label=self.label)
+
+    def piece(self, start: int, end: int) -> "Batch":
+        """The steps start to end of a batch of whole sequences, as a view."""
+        following = self.steps(end, end + 1) if end < len(self.x) else None
+        part = self.steps(start, end)
+        return part._replace(first=start == 0, final=following is None, following=following)
+
+    def then(self, after: "Batch") -> "Batch":
+        """This batch and the one that comes after it, as one."""
+        weight = None
+        if self.weight is not None or after.weight is not None:
+            all_count = (torch.ones(part.x.shape[:2], device=part.x.device) for part in (self, after))
+            given = (self.weight, after.weight)
+            weight = torch.cat([b if a is None else a for a, b in zip(given, all_count)])
+        x, y = torch.cat([self.x, after.x]), torch.cat([self.y, after.y])
+        return after._replace(x=x, y=y, weight=weight, first=self.first)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on ``device``; itself where it is there."""
         if self.x.device == device:
             return self
-        moved = (
+        x, y, weight, label = (
             None if part is None else part.to(device, non_blocking=True)
-            for part in (self.x, self.y, self.weight, self.following)
+            for part in (self.x, self.y, self.weight, self.label)
         )
-        x, y, weight, following = moved
-        return Batch(x, y, weight, self.first, self.final, following)
+        following = None if self.following is None else self.following.to(device)
+        return Batch(x, y, weight, self.first, self.final, following, label)
 
 
 class Stream(abc.ABC):
@@ -121,14 +146,17 @@ class TextStream(Stream):
         start = self.position
         end = self.steps if steps is None else min(start + steps, self.steps)
         final = end == self.steps
-        weight = None
-        if final and self.long_rows:
-            weight = torch.ones(end - start, self.batch_size, device=self.layout.device)
-            weight[-1, self.long_rows :] = 0
         self.position = 0 if final else end
         self.epoch += final
-        x, y = self.layout[start:end], self.layout[start + 1 : end + 1]
-        return Batch(x, y, weight, start == 0, final, None if final else self.layout[end])
+        following = None if final else self.part(end, end + 1)
+        return self.part(start, end)._replace(first=start == 0, final=final, following=following)
+
+    def part(self, start: int, end: int) -> Batch:
+        weight = None
+        if end == self.steps and self.long_rows:
+            weight = torch.ones(end - start, self.batch_size, device=self.layout.device)
+            weight[-1, self.long_rows :] = 0
+        return Batch(self.layout[start:end], self.layout[start + 1 : end + 1], weight)
 
     def state_dict(self) -> dict:
         return {"position": self.position, "epoch": self.epoch}

@@ -44,7 +44,7 @@ def fidelity(
         context = []
         with torch.enable_grad():
             if estimator.needs_context:
-                told = model.next_inputs(batch, model.encoder(batch.x))
+                told = model.context(batch, model.encoder(batch.x))
                 context = [told[[*range(length, len(batch.x), length), len(batch.x)]]]
             try:
                 truncated.estimator = TrueGradient()

@@ -23,6 +23,11 @@ def bit_nats(logits: Tensor, y: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(-1)
 
 
+def next_input(batch: Batch, encoded: Tensor) -> Tensor:
+    """What an estimator is told of a step where nothing else is said: its encoded input."""
+    return encoded
+
+
 class SequenceModel(nn.Module):
     """encoder -> dropout -> truncated core -> dropout -> readout -> loss of every target.
 
@@ -32,6 +37,8 @@ class SequenceModel(nn.Module):
     loss: from logits and y to nats [T, B]; :func:`symbol_nats`, :func:`bit_nats`.
     dropout: probability of zeroing an element of the core's inputs and of its outputs while
         training; the masks come from torch's global generator.
+    told: what an estimator that needs a context is told, beside a state, of the step that comes
+        next: [T, B, C] of the steps of a batch and their encoded inputs [T, B, core.input_size].
 
     Raises TypeError or ValueError for a ``truncated`` that is none or a dropout outside [0, 1).
     """
@@ -43,6 +50,7 @@ class SequenceModel(nn.Module):
         readout: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
         dropout: float = 0.0,
+        told: Callable[[Batch, Tensor], Tensor] = next_input,
     ):
         super().__init__()
         if not isinstance(truncated, Truncated):
@@ -51,7 +59,7 @@ class SequenceModel(nn.Module):
             raise ValueError(f"dropout must be a probability in [0, 1); got {dropout!r}")
         self.encoder, self.truncated, self.readout = encoder, truncated, readout
         self.dropout = nn.Dropout(dropout)
-        self.loss = loss
+        self.loss, self.told = loss, told
 
     def initial_state(self, batch_size: int) -> Tensor:
         """The state [B, S] that a sequence starts from."""
@@ -68,7 +76,7 @@ class SequenceModel(nn.Module):
         encoded = self.encoder(batch.x)
         context = None
         if self.truncated.estimator.needs_context:
-            context = self.next_inputs(batch, encoded)
+            context = self.context(batch, encoded)
         inputs = self.dropout(encoded)
         outputs, state, interfaces = self.truncated(
             inputs, state, t0, batch.final, context=context
@@ -76,19 +84,20 @@ class SequenceModel(nn.Module):
         nats = self.loss(self.readout(self.dropout(outputs)), batch.y)
         return (nats if batch.weight is None else nats * batch.weight), state, interfaces
 
-    def next_inputs(self, batch: Batch, encoded: Tensor) -> Tensor:
-        """[T + 1, B, I]: what an estimator that needs a context is told, the next step's input.
+    def context(self, batch: Batch, encoded: Tensor) -> Tensor:
+        """[T + 1, B, C]: what an estimator that needs a context is told of the next step.
 
-        As the encoder has it, before dropout; zeros after a sequence's end. Raises ValueError for a
-        batch that goes on, but has no ``following``.
+        Before dropout; zeros after a sequence's end. Raises ValueError for a batch that goes on, but
+        has no ``following``.
         """
+        told = self.told(batch, encoded)
         if batch.following is not None:
-            after = self.encoder(batch.following[None])
+            after = self.told(batch.following, self.encoder(batch.following.x))
         elif batch.final:
-            after = torch.zeros_like(encoded[:1])
+            after = torch.zeros_like(told[:1])
         else:
-            raise ValueError("following must be given: the estimator is told the next step's input")
-        return torch.cat([encoded, after]).detach()
+            raise ValueError("following must be given: the estimator is told of the next step")
+        return torch.cat([told, after]).detach()
 
     def step(self, x: Tensor, state: Tensor, t: int = 0) -> tuple[Tensor, Tensor]:
         """One step without a target, for sampling: (logits [B, ...], next state) of x [B, ...]."""

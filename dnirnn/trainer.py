@@ -20,7 +20,7 @@ from torch import Tensor
 from dnirnn import checkpoint as ckpt
 from dnirnn.checkpoint import CheckpointError
 from dnirnn.data import Batch, Stream
-from dnirnn.interface import backward
+from dnirnn.interface import Interface, backward
 from dnirnn.log import Log
 from dnirnn.masks import draw_masks
 from dnirnn.model import SequenceModel
@@ -34,6 +34,7 @@ from dnirnn.optimizers import (
     scalars_of,
     set_lr,
 )
+from dnirnn.true_gradient import TrueGradient
 
 # What a run folder holds.
 CONFIG, LOG, RESULT = "config.json", "log.jsonl", "result.json"
@@ -243,6 +244,17 @@ class Trainer:
         self.device = self.core[0].device
         self.buffers = list(model.truncated.estimator.buffers())
         self.scale = model.truncated.estimator.scale
+        self.looks_ahead = isinstance(model.truncated.estimator, TrueGradient)
+        if self.looks_ahead and model.dropout.p:
+            raise ValueError(
+                "dropout must be 0 with TrueGradient, which can't foresee its masks; got"
+                f" {model.dropout.p}"
+            )
+        if self.looks_ahead and self.pieces > 1:
+            raise ValueError(
+                "micro_batch must be None with TrueGradient, which is told of whole batches; got"
+                f" {config.micro_batch}"
+            )
         if not self.estimator and (config.warm_up or config.blend or config.estimator_lift):
             raise ValueError("warm_up, blend and estimator_lift need an estimator that is fitted")
         self.optimizer = make_optimizer("", self.core, config.optimizer, config.lr, config.options)
@@ -320,6 +332,8 @@ class Trainer:
         if batch.first or state is None:
             state, t = self.model.initial_state(self.stream.batch_size), 0
             draw_masks(self.model)
+        if self.looks_ahead:
+            self.look_ahead(batch, state, t)
         state, nats, targets, error = self.add_gradients(batch, state, t)
 
         gradients = [
@@ -376,6 +390,21 @@ class Trainer:
         if batch.final:
             self.stream.observe(bits_of(self.sequence))
             self.sequence = {"nats": 0.0, "targets": 0}
+
+    def look_ahead(self, batch: Batch, state: Tensor, t: int) -> None:
+        """Tells a TrueGradient what comes after the batch; the stream stays where it is."""
+        oracle = self.model.truncated.estimator
+        if not batch.final:
+            chunks, place = oracle.lookahead, self.stream.state_dict()
+            steps = None if chunks is None else chunks * self.model.truncated.truncation
+            batch = batch.then(self.stream.next(steps).to(self.device))
+            self.stream.load_state_dict(place)
+
+        def run() -> tuple[Tensor, list[Interface]]:
+            nats, _, interfaces = self.model(batch, state, t)
+            return nats.sum(), interfaces
+
+        oracle.look(run)
 
     def add_gradients(
         self, batch: Batch, state: Tensor, t: int

@@ -92,16 +92,10 @@ class BitStream(Stream, abc.ABC):
             self.vectors = random_bits(shape, self.generator)
             self.sequence = self.lay_out(self.vectors)
             self.epochs += 1
-        whole, start = self.sequence, self.position
-        total = len(whole.x)
+        start, total = self.position, len(self.sequence.x)
         end = total if steps is None else min(start + steps, total)
-        final = end == total
-        self.position = 0 if final else end
-        part = slice(start, end)
-        following = None if final else whole.x[end]
-        return Batch(
-            whole.x[part], whole.y[part], whole.weight[part], start == 0, final, following
-        )
+        self.position = end % total
+        return self.sequence.piece(start, end)
 
     def observe(self, bits: float) -> None:
         self.recent = [*self.recent[1 - RECENT :], bits]

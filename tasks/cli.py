@@ -17,7 +17,7 @@ from dnirnn.tasks import compare, detectors, doctor, training
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.cores import for_each
 from dnirnn.tasks.digits import TRAININGS
-from dnirnn.tasks.options import CORES, FITTED, add_arguments, flag, from_arguments
+from dnirnn.tasks.options import CORES, ESTIMATORS, add_arguments, flag, from_arguments
 from dnirnn.tasks.runs import Failure
 from dnirnn.tasks.training import TASKS
 from dnirnn.trainer import Interrupted, NonFinite
@@ -323,9 +323,10 @@ def add_truncations(group: Any) -> None:
     group.add_argument(
         "--estimators",
         nargs="+",
-        choices=("none", *FITTED),
+        choices=ESTIMATORS,
         default=["none", "dni"],
-        help="plain truncated backpropagation, synthetic gradients (default: none dni)",
+        help="what stands at a cut: plain truncated backpropagation, synthetic gradients, the true"
+        " gradient (default: none dni)",
     )
 
 

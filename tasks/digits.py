@@ -24,7 +24,7 @@ from dnirnn.model import SequenceModel
 from dnirnn.tasks import images
 from dnirnn.tasks.cores import make_core
 from dnirnn.tasks.images import Images
-from dnirnn.tasks.network import make_truncated, model_class, unroll
+from dnirnn.tasks.network import assemble, make_truncated, unroll
 from dnirnn.tasks.options import (
     Checked,
     NetworkOptions,
@@ -151,10 +151,12 @@ class DigitStream(Stream):
         final = end == self.steps
         self.position = 0 if final else end
         self.seen += (end - start) * self.batch_size
+        following = None if final else self.part(end, end + 1)
+        return self.part(start, end)._replace(first=start == 0, final=final, following=following)
+
+    def part(self, start: int, end: int) -> Batch:
         x = self.pixels[self.sequence[start:end]].float() / self.white
-        y = counts(self.labels[self.sequence], self.period)[start:end]
-        following = None if final else self.pixels[self.sequence[end]].float() / self.white
-        return Batch(x, y, None, start == 0, final, following)
+        return Batch(x, counts(self.labels[self.sequence], self.period)[start:end])
 
     def state_dict(self) -> dict:
         state = {
@@ -212,6 +214,15 @@ def answer_nats(logits: Tensor, y: Tensor, period: int) -> Tensor:
     return sum(nats).view(y.shape[:2])
 
 
+def spell(y: Tensor, period: int) -> Tensor:
+    """Both counts, one-hot, [T, B, all logits]; zeros where none is asked."""
+    parts = [
+        F.one_hot(count.clamp(min=0), most + 1) * (count != NOT_ASKED)[..., None]
+        for count, most in zip(y.unbind(-1), (period, period**2))
+    ]
+    return torch.cat(parts, -1)
+
+
 def make(options: DigitsOptions, pixels: int) -> SequenceModel:
     """pixels -> MLP -> A and B, truncated -> both answers."""
     layers: list[nn.Module] = []
@@ -221,10 +232,10 @@ def make(options: DigitsOptions, pixels: int) -> SequenceModel:
         message = make_core(options, 1).output_size
     fast = make_core(options, options.front[-1] + message)
     core = Hierarchy(fast, make_core(options, message), options.period)
-    truncated = make_truncated(options, core)
+    truncated = make_truncated(options, core, options.period + options.period**2 + 2)
     loss = partial(answer_nats, period=options.period)
-    encoder = nn.Sequential(*layers)
-    return model_class(options)(encoder, truncated, Answers(core), loss, options.dropout)
+    told = partial(spell, period=options.period)
+    return assemble(options, nn.Sequential(*layers), truncated, Answers(core), loss, told)
 
 
 def measure(model: SequenceModel, stream: DigitStream) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dnirnn.fidelity import fidelity
 from dnirnn.log import read_log
 from dnirnn.model import SequenceModel
 from dnirnn.tasks.task import Task
-from dnirnn.trainer import CHECKPOINTS, LOG, load_weights
+from dnirnn.trainer import CHECKPOINTS, LOG, load_weights, read_config
 
 BOUNDARIES = 16  # that are measured, of every sequence that does not end before
 FIGURES = ("cosine", "norm_ratio", "relative_error")
@@ -43,7 +43,8 @@ def report(run: Path, weights: str, task: Task, steps: int) -> None:
     Raises ValueError for a run without a learned estimator, or a task that can't be measured.
     """
     if not task.model.estimator_parameters():
-        raise ValueError(f"{run} has no estimator to measure: it was trained with --estimator none")
+        name = read_config(run)["estimator"]
+        raise ValueError(f"{run} has no estimator to measure: it was trained with --estimator {name}")
     if task.stretch is None:
         raise ValueError(f"{run}: its task has no held-out sequences to measure an estimator on")
     known = load_weights(run, task.model, weights)

@@ -1,11 +1,13 @@
 """What the options of every task say about the network: the core, its cuts, the arithmetic."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from dnirnn import BPLambda, SyntheticGradient, Truncated, ZeroGradient
+from dnirnn import BPLambda, SyntheticGradient, TrueGradient, Truncated, ZeroGradient
 from dnirnn.core import Core
 from dnirnn.data import Batch
 from dnirnn.estimators import GradientEstimator
@@ -35,29 +37,86 @@ def make_model(
     input_size: int,
     outputs: int,
     loss: Callable[[Tensor, Tensor], Tensor],
+    label_size: int = 0,
 ) -> SequenceModel:
-    """encoder -> the core that the options name, truncated -> a linear readout of ``outputs``."""
+    """encoder -> the core that the options name, truncated -> a linear readout of ``outputs``.
+
+    label_size: of what the estimator may be told of a whole sequence; 0 where there is no such thing.
+    """
     if options.parameters is not None:
-        options = sized(options, lambda o: make_model(o, encoder, input_size, outputs, loss))
-    truncated = make_truncated(options, make_core(options, input_size))
+        options = sized(
+            options, lambda o: make_model(o, encoder, input_size, outputs, loss, label_size)
+        )
+    truncated = make_truncated(options, make_core(options, input_size), outputs, label_size)
     readout = nn.Linear(truncated.core.output_size, outputs)
-    return model_class(options)(encoder, truncated, readout, loss, options.dropout)
+    return assemble(options, encoder, truncated, readout, loss, partial(vectors_of, size=outputs))
 
 
-def model_class(options: NetworkOptions) -> type[SequenceModel]:
-    return BFloat16Model if options.dtype == "bfloat16" else SequenceModel
+def vectors_of(y: Tensor, size: int) -> Tensor:
+    """Targets as an estimator is told of them: bits and numbers as they are, symbols one-hot."""
+    return y if y.is_floating_point() else F.one_hot(y, size)
 
 
-def make_truncated(options: NetworkOptions, core: Core) -> Truncated:
-    return Truncated(core, options.truncation, make_estimator(options, core))
+def make_truncated(
+    options: NetworkOptions, core: Core, target_size: int, label_size: int = 0
+) -> Truncated:
+    """The core, cut, with its estimator, which may be told vectors of these sizes."""
+    sizes = {"input": core.input_size, "target": target_size, "label": label_size}
+    return Truncated(core, options.truncation, make_estimator(options, core, sizes))
 
 
-def make_estimator(options: NetworkOptions, core: Core) -> GradientEstimator:
+def assemble(
+    options: NetworkOptions,
+    encoder: nn.Module,
+    truncated: Truncated,
+    readout: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    spell: Callable[[Tensor], Tensor],
+) -> SequenceModel:
+    """The model of these parts.
+
+    spell: from y to the vectors [T, B, C] that an estimator is told of a target.
+    """
+    kind = BFloat16Model if options.dtype == "bfloat16" else SequenceModel
+    told = partial(tell, spell=spell, names=options.context)
+    return kind(encoder, truncated, readout, loss, options.dropout, told)
+
+
+def tell(
+    batch: Batch, encoded: Tensor, spell: Callable[[Tensor], Tensor], names: tuple[str, ...]
+) -> Tensor:
+    """What the names of --context say of each step, [T, B, C]."""
+    parts = []
+    for name in names:
+        if name == "input":
+            parts.append(encoded)
+        elif name == "target":
+            target = spell(batch.y).to(encoded.dtype)
+            parts.append(target if batch.weight is None else target * batch.weight[..., None])
+        else:
+            parts.append(batch.label.expand(len(batch.x), -1, -1).to(encoded.dtype))
+    return torch.cat(parts, -1)
+
+
+def make_estimator(
+    options: NetworkOptions, core: Core, sizes: dict[str, int]
+) -> GradientEstimator:
+    """sizes: of what the names of --context tell of a step; 0 where the task has no such thing."""
+    for name in options.context:
+        if not sizes[name]:
+            raise ValueError(f"--context {name}: this task's sequences have none")
+    usual = 1.0 if options.estimator == "true" else 0.1
+    scale = usual if options.scale is None else options.scale
+    discount = usual if options.discount is None else options.discount
     if options.estimator == "none":
         return ZeroGradient()
+    if options.estimator == "true":
+        steps = options.lookahead
+        chunks = None if steps == "sequence" else -(-steps // options.truncation)
+        return TrueGradient(chunks, scale, discount)
     common = dict(
-        scale=options.scale,
-        discount=options.discount,
+        scale=scale,
+        discount=discount,
         terminal_target=not options.no_terminal_target,
     )
     if options.estimator == "bp-lambda":
@@ -82,7 +141,7 @@ def make_estimator(options: NetworkOptions, core: Core) -> GradientEstimator:
         core.state_size,
         widths,
         **common,
-        context_size=core.input_size if options.next_input else 0,
+        context_size=sum(sizes[name] for name in options.context),
         dense=options.dense,
         normalise=options.normalise,
         trace_decay=options.trace_decay or 0.0,

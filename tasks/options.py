@@ -304,6 +304,8 @@ class CoreOptions(Checked):
 
 
 FITTED = ("dni", "bp-lambda")  # estimators that learn
+ESTIMATORS = ("none", *FITTED, "true")
+CONTEXTS = ("input", "target", "label")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,9 +315,19 @@ class EstimatorOptions(Checked):
     estimator: str = option(
         "dni",
         "what stands at a cut for the gradient of the future: zero (none: plain truncated"
-        " backpropagation) or a learned prediction of it (dni: synthetic gradients; bp-lambda: the"
-        " same, linear and learned by eligibility traces, for small networks)",
-        choices=("none", *FITTED),
+        " backpropagation), a learned prediction of it (dni: synthetic gradients; bp-lambda: the"
+        " same, linear and learned by eligibility traces, for small networks) or itself (true: every"
+        " update looks ahead, at the price of all the steps that it looks at)",
+        choices=ESTIMATORS,
+    )
+    lookahead: int | str = option(
+        40,
+        "how far it looks ahead from a cut, rounded up to whole chunks, or the word sequence for to"
+        " the sequence's end",
+        "STEPS",
+        at_least=1,
+        parse=number_or("sequence"),
+        where=("estimator", ("true",)),
     )
     estimator_hidden: tuple | None = option(
         None,
@@ -327,14 +339,28 @@ class EstimatorOptions(Checked):
         shown="one layer as wide as the core",
         where=("estimator", ("none", "dni")),
     )
-    scale: float = option(
-        0.1, "multiplies a synthetic gradient where it is injected into the core", at_least=0
+    scale: float | None = option(
+        None,
+        "multiplies a synthetic gradient where it is injected into the core",
+        at_least=0,
+        shown="0.1; 1 with true",
     )
-    discount: float = option(
-        0.1, "multiplies a synthetic gradient where it enters the predictor's target", at_least=0
+    discount: float | None = option(
+        None,
+        "multiplies a synthetic gradient where it enters the predictor's target; with true, the loss"
+        " of each further chunk",
+        at_least=0,
+        shown="0.1; 1 with true",
     )
-    next_input: bool = option(
-        False, "tell the predictor the next step's input too", where=("estimator", ("dni",))
+    context: tuple = option(
+        (),
+        "what the predictor is told beside the state, one or more: the next step's input, its target"
+        " (what is to be said there; zeros where nothing counts), the label of the whole sequence,"
+        " of a task that has one",
+        choices=CONTEXTS,
+        many=True,
+        shown="nothing",
+        where=("estimator", ("dni",)),
     )
     dense: bool = option(
         False,
@@ -398,6 +424,12 @@ class EstimatorOptions(Checked):
         at_least=1,
         where=("estimator", FITTED),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # In one order, so that the same context is the same run.
+        context = tuple(name for name in CONTEXTS if name in self.context)
+        object.__setattr__(self, "context", context)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,7 +101,7 @@ def learning_curves(
     plt.close(figure)
 
 
-NAMES = {"none": "BPTT", "dni": "DNI"}
+NAMES = {"none": "BPTT", "dni": "DNI", "true": "true gradient"}
 
 
 def limits(axis, curves: list[list[float]], lower: bool) -> None:

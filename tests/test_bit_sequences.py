@@ -32,7 +32,7 @@ def test_pieces_put_together_are_the_sequences(task, steps, length, sequences):
         pieces = [stream.next(steps)]
         while not pieces[-1].final:
             pieces.append(stream.next(steps))
-            assert torch.equal(pieces[-2].following, pieces[-1].x[0])
+            assert torch.equal(pieces[-2].following.x, pieces[-1].x[:1])
         assert [piece.first for piece in pieces] == [True] + [False] * (len(pieces) - 1)
         expected = whole.next(None)
         assert expected.first and expected.final

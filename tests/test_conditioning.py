@@ -1,4 +1,6 @@
-"""What an estimator is told beside the state: the next step's input, or a label."""
+"""What an estimator is told beside the state: the next step's input or target, or a label."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from strategies import (
 
 from dnirnn import LSTM, SyntheticGradient, Truncated, backward
 from dnirnn.data import Batch
+from dnirnn.tasks import char_lm, copy, digits, network, repeat_copy
 from dnirnn.tasks.copy import CopyOptions, CopyStream
 
 few = settings(max_examples=10)
@@ -117,7 +120,7 @@ def test_a_model_tells_the_next_step_s_input():
     model = conditioned()
     stream = small_stream()
     batch, following = stream.next(7), stream.next(1)
-    assert torch.equal(batch.following, following.x[0])
+    assert torch.equal(batch.following.x, following.x)
     _, _, (cut,) = model(batch, model.initial_state(4))
     x = torch.cat([batch.x, following.x])
     said = model.encoder(x)[[0, 3, 6, 7]]
@@ -137,12 +140,79 @@ def test_at_a_sequence_s_end_there_is_no_next_input():
         model(batch._replace(final=False), model.initial_state(4))
 
 
+def told(module, size, **options):
+    """(the context of a task's next batch, the batch, what came after it, the encoder)."""
+    task = module.build(module.Options(hidden=4, batch=3, estimator="dni", **options))
+    assert task.model.truncated.estimator.context_size == size
+    batch = task.stream.next(5)
+    after = task.stream.next(1)
+    return task.model.context(batch, task.model.encoder(batch.x)), batch, after, task.model.encoder
+
+
+def test_what_copy_tells():
+    context, batch, after, _ = told(copy, 4 + 3, bits=3, start_length=4, context=("target", "input"))
+    both = batch.then(after)
+    # Five steps are the vectors and the delimiter, the sixth says the first vector again.
+    assert torch.equal(context, torch.cat([both.x, both.y], -1))
+    assert not context[:5, :, 4:].any() and torch.equal(context[5, :, 4:], batch.x[0, :, :3])
+
+
+def test_what_counts_for_nothing_is_told_as_zeros():
+    batch = Batch(torch.zeros(2, 1), torch.ones(2, 1, 3), torch.tensor([[0.0], [1.0]]))
+    said = network.tell(batch, torch.zeros(2, 1, 4), lambda y: y, ("target",))
+    assert said.tolist() == [[[0, 0, 0]], [[1, 1, 1]]]
+
+
+def test_what_repeat_copy_tells():
+    context, batch, after, _ = told(repeat_copy, 4, bits=3, start_length=3, context=("target",))
+    both = batch.then(after)
+    assert torch.equal(context, both.y) and torch.equal(context[5, :, :3], both.x[1, :, :3])
+
+
+def test_what_a_text_tells():
+    task = char_lm.build(char_lm.CharLMOptions(hidden=4, embedding=2, batch=3))
+    symbols = len(task.config["vocabulary"])
+    given = dict(embedding=2, context=("input", "target"))
+    context, batch, after, encoder = told(char_lm, 2 + symbols, **given)
+    both = batch.then(after)
+    assert torch.equal(context[..., :2], encoder(both.x))
+    assert torch.equal(context[..., 2:].argmax(-1), both.y)
+    assert torch.equal(context[..., 2:].sum(-1), torch.ones(6, 3))
+
+
+def test_what_digits_tell():
+    context, batch, after, _ = told(
+        digits, 3 + 5, period=2, windows=2, front=(4,), context=("target",)
+    )
+    for t, step in enumerate(batch.then(after).y.tolist()):
+        for row, counts in enumerate(step):
+            odd, threes = context[t, row].split([3, 5])
+            for part, count in ((odd, counts[0]), (threes, counts[1])):
+                expected = torch.zeros(len(part))
+                if count >= 0:
+                    expected[count] = 1
+                assert torch.equal(part, expected)
+    assert context[1, :, :3].any() and not context[0].any() and context[3, :, 3:].any()
+
+
+def test_a_label_is_told_at_every_step_but_not_after_the_end():
+    label, y = torch.rand(2, 3), torch.zeros(4, 2, dtype=torch.long)
+    whole = Batch(y, y, None, True, True, label=label)
+    model = make_model()
+    model.told = partial(network.tell, spell=None, names=("label",))
+    for batch, ended in ((whole.piece(0, 2), False), (whole, True)):
+        context = model.context(batch, torch.zeros(1))
+        expected = label.expand(len(batch.x), 2, 3)
+        last = torch.zeros(1, 2, 3) if ended else label[None]
+        assert torch.equal(context, torch.cat([expected, last]))
+
+
 def test_copy_says_what_comes_next():
     stream = CopyStream(CopyOptions(batch=2, bits=3, start_length=3))
     first, second = stream.next(4), stream.next(None)
-    assert torch.equal(first.following, second.x[0]) and second.following is None
+    assert torch.equal(first.following.x, second.x[:1]) and second.following is None
     part = first.rows(1, 2)
-    assert torch.equal(part.following, first.following[1:2])
+    assert torch.equal(part.following.x, first.following.x[:, 1:2])
     assert first.to(torch.device("cpu")) is first
 
 

@@ -53,7 +53,59 @@ def test_a_stream_goes_on_from_where_its_state_was_taken(length, rows, steps, ta
         assert torch.equal(one.x, other.x) and torch.equal(one.y, other.y)
         assert one[3:5] == other[3:5]
         assert (one.following is None) == one.final == (other.following is None)
-        assert one.final or torch.equal(one.following, other.following)
+        for part in () if one.final else ("x", "y"):
+            assert torch.equal(getattr(one.following, part), getattr(other.following, part))
+
+
+@given(st.integers(9, 90), sizes, st.integers(1, 12))
+def test_what_follows_a_batch_is_the_next_one_s_first_step(length, rows, steps):
+    stream = TextStream(torch.arange(length), rows, 0)
+    batches = epoch_of(stream, [steps])
+    for batch, after in zip(batches, batches[1:]):
+        first = after.steps(0, 1)
+        assert torch.equal(batch.following.x, first.x) and torch.equal(batch.following.y, first.y)
+        if len(after.x) == 1 and after.weight is not None:
+            assert torch.equal(batch.following.weight, first.weight)
+        else:
+            assert batch.following.weight is None
+    assert batches[-1].following is None
+
+
+@given(sizes, sizes, st.lists(st.integers(1, 8)), st.booleans(), st.integers(0, 9))
+def test_pieces_one_after_the_other_are_the_whole(length, rows, cuts, weighted, seed):
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.rand(length, rows, generator=draw) if weighted else None
+    x, label = torch.rand(length, rows, 2, generator=draw), torch.rand(rows, 3, generator=draw)
+    whole = Batch(x, 2 * x, weight, True, True, label=label)
+    cuts = sorted({0, length, *(cut for cut in cuts if cut < length)})
+    pieces = [whole.piece(*ends) for ends in zip(cuts, cuts[1:])]
+    joined = pieces[0]
+    for piece in pieces[1:]:
+        assert torch.equal(joined.following.x, piece.x[:1]) and not joined.final
+        joined = joined.then(piece)
+    for one, other in zip(joined, whole):
+        assert torch.equal(one, other) if isinstance(other, torch.Tensor) else one == other
+
+
+def test_a_batch_all_of_which_counts_goes_on_in_one_of_which_a_part_does():
+    first = Batch(torch.zeros(2, 3), torch.zeros(2, 3), None, True)
+    after = Batch(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([[0.0, 1, 0]]), final=True)
+    both = first.then(after)
+    assert both.weight.tolist() == [[1, 1, 1], [1, 1, 1], [0, 1, 0]]
+    assert both.first and both.final and first.then(first).weight is None
+
+
+def test_rows_of_a_batch_are_rows_of_all_its_parts():
+    whole = Batch(torch.rand(4, 3, 2), torch.rand(4, 3), torch.rand(4, 3), label=torch.rand(3, 1))
+    part = whole.piece(1, 3)
+    row = part.rows(1, 2)
+    for one, other in ((row, part), (row.following, part.following)):
+        for name in ("x", "y", "weight"):
+            assert torch.equal(getattr(one, name), getattr(other, name)[:, 1:2])
+        assert torch.equal(one.label, other.label[1:2])
+    assert part.to(torch.device("cpu")) is part
+    there = part.to(torch.device("meta"))
+    assert there.label.device == there.following.weight.device == torch.device("meta")
 
 
 def test_the_stream_of_the_tests_goes_on_too():

@@ -6,15 +6,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_runs import one_thread  # noqa: F401
+from small_runs import end_of, one_thread  # noqa: F401
 from test_cli import refused
 
-from dnirnn import BPLambda, SyntheticGradient
+from dnirnn import BPLambda, SyntheticGradient, TrueGradient
 from dnirnn.log import read_log
 from dnirnn.tasks import char_lm, compare, copy, digits, repeat_copy
 from dnirnn.tasks.cli import main
 from dnirnn.tasks.copy import CopyOptions, build
-from dnirnn.tasks.options import EstimatorOptions, to_arguments, with_value
+from dnirnn.tasks.options import CONTEXTS, ESTIMATORS, EstimatorOptions, to_arguments, with_value
+from dnirnn.tasks.task import trainer_config
+from dnirnn.trainer import Trainer
 
 COPY = "--bits 1 --hidden 4 --batch 4 --truncation 2 --max-length 3 --quiet".split()
 
@@ -26,17 +28,22 @@ def estimator(**options):
 
 def test_every_option_reaches_the_estimator():
     made = estimator(
-        scale=0.3, discount=0.4, estimator_hidden=(6,), next_input=True, normalise=True,
+        scale=0.3, discount=0.4, estimator_hidden=(6,), context=("target", "input"), normalise=True,
         trace_decay=0.5, auxiliary=0.2, no_terminal_target=True, update_steps=4,
     )  # fmt: skip
     assert isinstance(made, SyntheticGradient)
-    assert (made.scale, made.discount, made.context_size) == (0.3, 0.4, 2)
+    assert (made.scale, made.discount, made.context_size) == (0.3, 0.4, 3)
     assert (made.normalise, made.trace_decay, made.auxiliary) == (True, 0.5, 0.2)
     assert not made.terminal_target and not made.dense and estimator(dense=True).dense
     traced = estimator(estimator="bp-lambda", discount=0.4)
     assert isinstance(traced, BPLambda) and traced.trace.shape == (4, 8, 72)
     assert (traced.trace_decay, traced.discount) == (0.9, 0.4)
     assert estimator(estimator="bp-lambda", trace_decay=0.0).trace_decay == 0
+    assert (traced.scale, estimator().discount) == (0.1, 0.1)
+    true = estimator(estimator="true", lookahead=5)
+    assert isinstance(true, TrueGradient) and (true.scale, true.discount) == (1, 1)
+    assert true.lookahead == 3 and estimator(estimator="true", scale=0.5).scale == 0.5
+    assert estimator(estimator="true", lookahead="sequence").lookahead is None
 
 
 BAD = {
@@ -51,6 +58,13 @@ BAD = {
     "a large trace": ("--estimator bp-lambda --hidden 512", r"takes 17\.\d+ GB"),
     "widths of a trace": ("--estimator bp-lambda --estimator-hidden 3", "--estimator-hidden goes"),
     "lookahead alone": ("--fidelity-lookahead 8", "goes with --fidelity-every only"),
+    "lookahead of what learns": ("--lookahead 8", "--lookahead goes with --estimator true only"),
+    "the truth fitted": ("--estimator true --warm-up 3", "--warm-up goes with --estimator dni or"),
+    "the truth in pieces": ("--estimator true --micro-batch 2", "micro_batch must be None"),
+    "dropout foreseen": ("--estimator true --dropout 0.1", "dropout must be 0 with TrueGradient"),
+    "the truth told more": ("--estimator true --context input", "--context goes with --estimator"),
+    "no label": ("--context input label", "--context label: this task's sequences have none"),
+    "another context": ("--context output", "invalid choice: 'output'"),
     "lift above clip": ("--lift 2", "lift must be at most clip, 1.0; got 2.0"),
 }  # fmt: skip
 
@@ -71,7 +85,7 @@ def test_an_arm_of_a_comparison_gets_the_options_that_go_with_it(tmp_path):
     assert (traced.dense, traced.warm_up, traced.estimator_hidden) == (False, 5, None)
 
 
-@given(value=st.sampled_from(["none", "dni", "bp-lambda"]))
+@given(value=st.sampled_from(ESTIMATORS))
 def test_with_value_changes_nothing_that_goes_with_it(value):
     options = EstimatorOptions(scale=0.5, discount=0.2)
     assert with_value(options, "estimator", value)["estimator"] == value
@@ -79,7 +93,8 @@ def test_with_value_changes_nothing_that_goes_with_it(value):
 
 
 @pytest.mark.parametrize("words", [
-    "--next-input --normalise", "--dense --warm-up 3 --blend 4",
+    "--context input --normalise", "--context target input --estimator-hidden linear",
+    "--dense --warm-up 3 --blend 4",
     "--auxiliary 0.1 --trace-decay 0.5 --update-steps 4", "--estimator bp-lambda",
     "--update-steps sequence --auxiliary 0.1 --lift 0.1 --estimator-lift 0.01",
 ])  # fmt: skip
@@ -97,11 +112,51 @@ def test_trains_measures_and_says_so(words, tmp_path, capsys):
     assert (folder / "fidelity.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.parametrize("task, words", [
+    ("copy", "--lookahead sequence"), ("repeat-copy", "--lookahead 3 --update-steps 4"),
+    ("repeat-copy", "--update-steps sequence"), ("char-lm", "--lookahead 6 --embedding 4"),
+    ("digits", "--lookahead sequence --period 2 --windows 2 --front 4"),
+])  # fmt: skip
+def test_the_truth_trains_and_resumes_to_the_bit(task, words, tmp_path, capsys):
+    words = "--hidden 4 --batch 4 --truncation 2 --estimator true --log-every 8 --quiet".split() + [
+        *words.split(), *("--bits 1 --max-length 3".split() if "copy" in task else [])
+    ]  # fmt: skip
+    words += ["--decay", "none"]
+    if task == "char-lm":
+        (tmp_path / "text").write_text("tick tock the clock\n" * 30)
+        words += ["--corpus", str(tmp_path / "text")]
+    for name, updates in (("run", 7), ("run", 30), ("whole", 30)):
+        where = ["--out", str(tmp_path / name), "--updates", str(updates)]
+        assert main(["train", task, *where, *words]) == 0
+    (tensors, known), (other, expected) = (end_of(tmp_path / name) for name in ("run", "whole"))
+    assert known["stream"] == expected["stream"]
+    assert all(torch.equal(tensors[name], other[name]) for name in other)
+    message = "no estimator to measure: .*--estimator true"
+    refused(capsys, ["fidelity", str(tmp_path / "run")], message)
+    assert main(["eval", str(tmp_path / "run")]) == 0
+
+
+def test_at_a_short_truncation_the_truth_learns_what_nothing_does_not(tmp_path):
+    """Sequences of 3 and a delimiter, gradients carried back 2 steps."""
+    solved = {}
+    for name in ("none", "true"):
+        options = CopyOptions(
+            bits=1, hidden=32, truncation=2, lr=1e-2, batch=16, updates=600, start_length=3,
+            estimator=name, seed=1,
+        )  # fmt: skip
+        task = build(options)
+        config = trainer_config(options, task.symbols_per_update, copy.DECAY)
+        trainer = Trainer(task.model, task.stream, config, tmp_path / name, test=task.test)
+        # Without evaluations, the last model is the one that counts.
+        solved[name] = trainer.run()["test"]["solved"]
+    assert solved["none"] == 0 and solved["true"] >= 3
+
+
 def test_fidelity_of_a_text(tmp_path, capsys):
     path = tmp_path / "text.txt"
     path.write_text("tick tock the clock\n" * 150)
     folder = tmp_path / "run"
-    words = "--hidden 8 --embedding 4 --batch 4 --truncation 5 --updates 30 --next-input --quiet"
+    words = "--hidden 8 --embedding 4 --batch 4 --truncation 5 --updates 30 --context input --quiet"
     words += " --fidelity-every 100 --fidelity-lookahead 10"
     where = ["--corpus", str(path), "--out", str(folder)]
     assert main(["train", "char-lm", *where, *words.split()]) == 0
@@ -119,9 +174,9 @@ def test_a_run_without_an_estimator_has_nothing_to_measure(tmp_path, capsys):
 
 
 def test_its_words_are_read_back():
-    options = CopyOptions(trace_decay=0.5, auxiliary=0.25, next_input=True, warm_up=3)
+    options = CopyOptions(trace_decay=0.5, auxiliary=0.25, context=("input",), warm_up=3)
     words = " ".join(to_arguments(options))
-    assert words == "--next-input --trace-decay 0.5 --auxiliary 0.25 --warm-up 3"
+    assert words == "--context input --trace-decay 0.5 --auxiliary 0.25 --warm-up 3"
 
 
 @pytest.mark.parametrize("module, options", [
@@ -136,7 +191,7 @@ def test_a_task_measures_on_the_same_sequences_every_time(module, options):
 
 def test_digits_are_measured_too(tmp_path):
     folder = tmp_path / "run"
-    words = "--period 2 --windows 2 --hidden 4 --front 8 --batch 4 --updates 4 --next-input --quiet"
+    words = "--period 2 --windows 2 --hidden 4 --front 8 --batch 4 --updates 4 --context input --quiet"
     words += " --fidelity-every 1 --fidelity-lookahead 4"
     assert main(["train", "digits", "--out", str(folder), *words.split()]) == 0
     assert read_log(folder / "log.jsonl", "fidelity")

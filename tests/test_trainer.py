@@ -23,11 +23,12 @@ from small_runs import (  # noqa: F401
 )
 from torch import nn
 
+from dnirnn import TrueGradient, Truncated, true_gradients
 from dnirnn.checkpoint import CheckpointError, StorageError, checkpoints, load
 from dnirnn.data import TextStream
 from dnirnn.log import read_log
 from dnirnn.model import measure
-from dnirnn.trainer import NonFinite, TrainerConfig, load_weights, read_config
+from dnirnn.trainer import NonFinite, Trainer, TrainerConfig, load_weights, read_config
 
 PLAIN = dict(optimizer="SGD", estimator_optimizer="SGD", lr=0.1, estimator_lr=0.1, clip=None)
 
@@ -70,6 +71,69 @@ def by_hand(model, stream, chunks, updates):
             state = tuple(part.detach() for part in state)
         optimizer.step()
     return encoder, lstm, readout
+
+
+def oracle_trainer(folder, stream, chunks, lookahead=None, discount=1.0) -> Trainer:
+    """One that looks ahead, in float64, whose optimiser keeps the weights and the gradients."""
+    model = make_model("none").double()
+    oracle = TrueGradient(lookahead, discount=discount)
+    model.truncated = Truncated(model.truncated.core, 3, oracle)
+    config = dict(chunks=chunks, updates=1, clip=None)
+    trainer = make_trainer(folder, model=model, stream=stream, evaluate=None, **config)
+    trainer.found = []
+    trainer.optimizer.step = lambda: trainer.found.append([p.grad.clone() for p in trainer.core])
+    return trainer
+
+
+@pytest.mark.parametrize("chunks", [1, 2, "sequence"])
+@pytest.mark.parametrize("make_stream", [small_stream, Recall])
+def test_with_the_end_in_sight_updates_add_up_to_full_backpropagation(
+    tmp_path, chunks, make_stream
+):
+    trainer, whole = oracle_trainer(tmp_path, make_stream(), chunks), make_stream().next(None)
+    while trainer.t < len(whole.x):
+        trainer.learn()
+    expected = make_model("none").double()
+    expected.truncated.truncation = len(whole.x)
+    nats, _, _ = expected(whole, expected.initial_state(4))
+    (nats.sum() * trainer.unit).backward()
+    for name, found in zip(dict(expected.named_parameters()), zip(*trainer.found), strict=True):
+        true = expected.get_parameter(name).grad
+        torch.testing.assert_close(sum(found), true, msg=lambda text: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("lookahead", [1, 3])
+def test_looking_ahead_leaves_the_stream_where_it_is(tmp_path, lookahead):
+    """What is told are the gradients of so many chunks from each cut, whatever is in the call."""
+    trainer, stream = oracle_trainer(tmp_path, small_stream(), 2, lookahead, 0.5), small_stream()
+    model, state, t = trainer.model, None, 0
+    for _ in range(12):
+        trainer.learn()
+        batch = stream.next(6)
+        if batch.first:
+            state, t = model.initial_state(4), 0
+        after = small_stream()
+        after.load_state_dict(stream.state_dict())
+        ahead = batch if batch.final else batch.then(after.next(3 * lookahead))
+        told = model.truncated.estimator.told
+        nats, _, (cut,) = model(ahead, state, t)
+        true = true_gradients(nats.sum(), cut, lookahead, 0.5)
+        torch.testing.assert_close(told, true)
+        state, t = cut.sent[-(-len(batch.x) // 3) - 1].detach(), t + len(batch.x)
+        assert trainer.stream.state_dict() == stream.state_dict()
+        torch.testing.assert_close(trainer.state, state)
+
+
+@pytest.mark.parametrize("config, dropout, says", [
+    (dict(), 0.1, "dropout must be 0 with TrueGradient, .*got 0.1"),
+    (dict(micro_batch=2), 0.0, "micro_batch must be None with TrueGradient, .*got 2"),
+    (dict(warm_up=2), 0.0, "warm_up, .*need an estimator that is fitted"),
+])  # fmt: skip
+def test_what_can_not_be_foreseen_is_refused(tmp_path, config, dropout, says):
+    model = make_model("none", dropout=dropout)
+    model.truncated.estimator = TrueGradient()
+    with pytest.raises(ValueError, match=says):
+        make_trainer(tmp_path, model=model, updates=1, **config)
 
 
 @pytest.mark.parametrize("chunks", [1, 4, "sequence"])
