@@ -23,6 +23,14 @@ def bit_nats(logits: Tensor, y: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(-1)
 
 
+def squared_error(outputs: Tensor, y: Tensor) -> Tensor:
+    """The squared error [T, B] of outputs for numbers y [T, B, O], summed over O.
+
+    It is the nats of y under a Gaussian of variance 1/2 around the output, but for a constant.
+    """
+    return (outputs - y).square().sum(-1)
+
+
 def next_input(batch: Batch, encoded: Tensor) -> Tensor:
     """What an estimator is told of a step where nothing else is said: its encoded input."""
     return encoded
@@ -34,7 +42,8 @@ class SequenceModel(nn.Module):
     encoder: from x [T, B] or [T, B, I] to the core's inputs [T, B, core.input_size].
     truncated: the core, its truncation and its estimator.
     readout: from the core's outputs [T, B, O] to logits.
-    loss: from logits and y to nats [T, B]; :func:`symbol_nats`, :func:`bit_nats`.
+    loss: from logits and y to nats [T, B]: :func:`symbol_nats`, :func:`bit_nats`; or, for numbers,
+        :func:`squared_error`.
     dropout: probability of zeroing an element of the core's inputs and of its outputs while
         training; the masks come from torch's global generator.
     told: what an estimator that needs a context is told, beside a state, of the step that comes

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnirnn.data import Batch, Stream
+from dnirnn.data import Batch
 from dnirnn.model import SequenceModel, bit_nats
+from dnirnn.tasks.drawn import DrawnStream
 from dnirnn.tasks.network import make_model, unroll
 from dnirnn.tasks.options import Checked, NetworkOptions, option, remembered
 from dnirnn.tasks.task import Task
@@ -39,7 +40,7 @@ class SequenceOptions(Checked):
     )
 
 
-class BitStream(Stream, abc.ABC):
+class BitStream(DrawnStream):
     """Sequences of N vectors of random bits, and what a task asks about them.
 
     They grow by a stage where the mean error of the last ones of this size falls under
@@ -55,13 +56,11 @@ class BitStream(Stream, abc.ABC):
 
     def __init__(self, options: SequenceOptions):
         check_start("length", options.start_length, options.max_length)
-        self.batch_size, self.bits = options.batch, options.bits
+        super().__init__(options.batch, options.seed)
+        self.bits = options.bits
         self.length, self.max_length = options.start_length, options.max_length
         self.solved_below = options.solved_below
-        self.generator = torch.Generator().manual_seed(options.seed)
         self.recent: list[float] = []
-        self.position, self.epochs = 0, 0.0
-        self.vectors: Tensor | None = None
         self.figures = dict.fromkeys(self.FIGURES, 0)
 
     @property
@@ -82,20 +81,9 @@ class BitStream(Stream, abc.ABC):
         """Goes on to the next stage."""
         self.length += 1
 
-    @abc.abstractmethod
-    def lay_out(self, vectors: Tensor) -> Batch:
-        """A whole sequence of this size, whose vectors are [N, B, bits]."""
-
-    def next(self, steps: int | None) -> Batch:
-        if self.position == 0:
-            shape = (self.length, self.batch_size, self.bits)
-            self.vectors = random_bits(shape, self.generator)
-            self.sequence = self.lay_out(self.vectors)
-            self.epochs += 1
-        start, total = self.position, len(self.sequence.x)
-        end = total if steps is None else min(start + steps, total)
-        self.position = end % total
-        return self.sequence.piece(start, end)
+    def draw(self) -> Tensor:
+        """Vectors [N, B, bits]."""
+        return random_bits((self.length, self.batch_size, self.bits), self.generator)
 
     def observe(self, bits: float) -> None:
         self.recent = [*self.recent[1 - RECENT :], bits]
@@ -107,27 +95,20 @@ class BitStream(Stream, abc.ABC):
             self.recent = []
 
     def state_dict(self) -> dict:
-        state = {
+        return {
+            **super().state_dict(),
             **{name: getattr(self, name) for name in self.SIZE},
             **self.figures,
             "recent": list(self.recent),
-            "position": self.position,
-            "epochs": self.epochs,
-            "generator": self.generator.get_state(),
         }
-        if self.position:
-            state["sequence"] = self.vectors
-        return state
 
     def load_state_dict(self, state: dict) -> None:
-        for name in (*self.SIZE, "position", "epochs"):
+        # The size first: what is under way is laid out by it.
+        for name in self.SIZE:
             setattr(self, name, state[name])
+        super().load_state_dict(state)
         self.figures = {name: state[name] for name in self.FIGURES}
         self.recent = list(state["recent"])
-        self.generator.set_state(state["generator"])
-        if self.position:
-            self.vectors = state["sequence"]
-            self.sequence = self.lay_out(self.vectors)
 
 
 def check_start(what: str, start: int, largest: int) -> None:

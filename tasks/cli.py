@@ -29,6 +29,7 @@ SUMMARIES = {
     "char-lm": "a language model that predicts each character of a text from those before it",
     "copy": "read a sequence of random bits, then say it again; the sequences grow as it learns",
     "repeat-copy": "read a sequence of random bits, then say it so many times, then that it is over",
+    "adding": "the sum of the two marked numbers of a long sequence, said at its end",
     "digits": "two networks of two rates count the odd ones and the 3s of a stream of pictures",
 }
 COMPARED = ("core", "truncation", "estimator", "training", "seed", "threads")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dnirnn.tasks import char_lm, copy, digits, repeat_copy
+from dnirnn.tasks import adding, char_lm, copy, digits, repeat_copy
 from dnirnn.tasks.cores import annealing, described
 from dnirnn.tasks.fidelity import measurement, report
 from dnirnn.tasks.options import flag, from_config
@@ -18,6 +18,7 @@ TASKS: dict[str, ModuleType] = {
     "char-lm": char_lm,
     "copy": copy,
     "repeat-copy": repeat_copy,
+    "adding": adding,
     "digits": digits,
 }
 

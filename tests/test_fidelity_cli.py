@@ -11,7 +11,7 @@ from test_cli import refused
 
 from dnirnn import BPLambda, SyntheticGradient, TrueGradient
 from dnirnn.log import read_log
-from dnirnn.tasks import char_lm, compare, copy, digits, repeat_copy
+from dnirnn.tasks import adding, char_lm, compare, copy, digits, repeat_copy
 from dnirnn.tasks.cli import main
 from dnirnn.tasks.copy import CopyOptions, build
 from dnirnn.tasks.options import CONTEXTS, ESTIMATORS, EstimatorOptions, to_arguments, with_value
@@ -114,7 +114,7 @@ def test_trains_measures_and_says_so(words, tmp_path, capsys):
 
 @pytest.mark.parametrize("task, words", [
     ("copy", "--lookahead sequence"), ("repeat-copy", "--lookahead 3 --update-steps 4"),
-    ("repeat-copy", "--update-steps sequence"), ("char-lm", "--lookahead 6 --embedding 4"),
+    ("adding", "--length 9"), ("char-lm", "--lookahead 6 --embedding 4"),
     ("digits", "--lookahead sequence --period 2 --windows 2 --front 4"),
 ])  # fmt: skip
 def test_the_truth_trains_and_resumes_to_the_bit(task, words, tmp_path, capsys):
@@ -181,8 +181,8 @@ def test_its_words_are_read_back():
 
 @pytest.mark.parametrize("module, options", [
     (copy, dict(bits=1, truncation=3)), (repeat_copy, dict(bits=1, truncation=9)),
-    (char_lm, dict(truncation=5)), (digits, dict(period=2)),
-], ids=["copy", "repeat-copy", "char-lm", "digits"])  # fmt: skip
+    (char_lm, dict(truncation=5)), (digits, dict(period=2)), (adding, dict(length=12)),
+], ids=["copy", "repeat-copy", "char-lm", "digits", "adding"])  # fmt: skip
 def test_a_task_measures_on_the_same_sequences_every_time(module, options):
     stretch = module.build(module.Options(hidden=4, batch=2, **options)).stretch
     one, other = stretch(10), stretch(10)
