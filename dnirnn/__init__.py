@@ -2,7 +2,13 @@
 
 from dnirnn.cells import GRU, RNN, NormLSTM, WeightDrop
 from dnirnn.core import Core
-from dnirnn.estimators import BPLambda, GradientEstimator, SyntheticGradient, ZeroGradient
+from dnirnn.estimators import (
+    BPLambda,
+    GradientEstimator,
+    LeastSquares,
+    SyntheticGradient,
+    ZeroGradient,
+)
 from dnirnn.from_torch import FromTorch
 from dnirnn.hierarchy import Hierarchy
 from dnirnn.interface import Interface, backward
@@ -28,6 +34,7 @@ __all__ = [
     "Hierarchy",
     "Interface",
     "LSTM",
+    "LeastSquares",
     "Masks",
     "NormLSTM",
     "PhasedLSTM",

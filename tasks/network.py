@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnirnn import BPLambda, SyntheticGradient, TrueGradient, Truncated, ZeroGradient
+from dnirnn import (
+    BPLambda,
+    LeastSquares,
+    SyntheticGradient,
+    TrueGradient,
+    Truncated,
+    ZeroGradient,
+)
 from dnirnn.core import Core
 from dnirnn.data import Batch
 from dnirnn.estimators import GradientEstimator
@@ -98,6 +105,9 @@ def tell(
     return torch.cat(parts, -1)
 
 
+USUAL = {"least-squares": (1.0, 0.9), "true": (1.0, 1.0)}  # scale and discount, where not 0.1
+
+
 def make_estimator(
     options: NetworkOptions, core: Core, sizes: dict[str, int]
 ) -> GradientEstimator:
@@ -105,9 +115,9 @@ def make_estimator(
     for name in options.context:
         if not sizes[name]:
             raise ValueError(f"--context {name}: this task's sequences have none")
-    usual = 1.0 if options.estimator == "true" else 0.1
-    scale = usual if options.scale is None else options.scale
-    discount = usual if options.discount is None else options.discount
+    usual = USUAL.get(options.estimator, (0.1, 0.1))
+    scale = usual[0] if options.scale is None else options.scale
+    discount = usual[1] if options.discount is None else options.discount
     if options.estimator == "none":
         return ZeroGradient()
     if options.estimator == "true":
@@ -124,6 +134,25 @@ def make_estimator(
             raise ValueError("--estimator bp-lambda follows its sequences: no --micro-batch")
         decay = 0.9 if options.trace_decay is None else options.trace_decay
         return BPLambda(core.state_size, options.batch, decay, **common)
+    for name in ("trace_decay", "auxiliary"):
+        if getattr(options, name) and options.update_steps in (None, options.truncation):
+            raise ValueError(
+                f"{flag(name)} needs several chunks an update: --update-steps of at least"
+                f" {2 * options.truncation}"
+            )
+    common.update(
+        context_size=sum(sizes[name] for name in options.context),
+        dense=options.dense,
+        trace_decay=options.trace_decay or 0.0,
+    )
+    if options.estimator == "least-squares":
+        return LeastSquares(
+            core.state_size,
+            **common,
+            forgetting=options.forgetting,
+            ridge=options.ridge,
+            solve_every=options.solve_every,
+        )
     widths = options.estimator_hidden
     if widths is None:
         widths = (options.hidden,)
@@ -131,21 +160,8 @@ def make_estimator(
         if len(widths) > 1:
             raise ValueError("--estimator-hidden must be widths, or the word linear alone")
         widths = ()
-    for name in ("trace_decay", "auxiliary"):
-        if getattr(options, name) and options.update_steps in (None, options.truncation):
-            raise ValueError(
-                f"{flag(name)} needs several chunks an update: --update-steps of at least"
-                f" {2 * options.truncation}"
-            )
     return SyntheticGradient(
-        core.state_size,
-        widths,
-        **common,
-        context_size=sum(sizes[name] for name in options.context),
-        dense=options.dense,
-        normalise=options.normalise,
-        trace_decay=options.trace_decay or 0.0,
-        auxiliary=options.auxiliary,
+        core.state_size, widths, **common, normalise=options.normalise, auxiliary=options.auxiliary
     )
 
 

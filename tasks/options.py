@@ -303,7 +303,7 @@ class CoreOptions(Checked):
             raise ValueError("--same-mask goes with --layer-dropout only")
 
 
-FITTED = ("dni", "bp-lambda")  # estimators that learn
+FITTED = ("dni", "least-squares", "bp-lambda")  # estimators that learn
 ESTIMATORS = ("none", *FITTED, "true")
 CONTEXTS = ("input", "target", "label")
 
@@ -315,9 +315,10 @@ class EstimatorOptions(Checked):
     estimator: str = option(
         "dni",
         "what stands at a cut for the gradient of the future: zero (none: plain truncated"
-        " backpropagation), a learned prediction of it (dni: synthetic gradients; bp-lambda: the"
-        " same, linear and learned by eligibility traces, for small networks) or itself (true: every"
-        " update looks ahead, at the price of all the steps that it looks at)",
+        " backpropagation), a learned prediction of it (dni: synthetic gradients; least-squares: the"
+        " same, linear and solved for; bp-lambda: linear and learned by eligibility traces, for small"
+        " networks) or itself (true: every update looks ahead, at the price of all the steps that it"
+        " looks at)",
         choices=ESTIMATORS,
     )
     lookahead: int | str = option(
@@ -343,14 +344,14 @@ class EstimatorOptions(Checked):
         None,
         "multiplies a synthetic gradient where it is injected into the core",
         at_least=0,
-        shown="0.1; 1 with true",
+        shown="0.1; 1 with least-squares, true",
     )
     discount: float | None = option(
         None,
         "multiplies a synthetic gradient where it enters the predictor's target; with true, the loss"
         " of each further chunk",
         at_least=0,
-        shown="0.1; 1 with true",
+        shown="0.1; 0.9 with least-squares; 1 with true",
     )
     context: tuple = option(
         (),
@@ -360,12 +361,12 @@ class EstimatorOptions(Checked):
         choices=CONTEXTS,
         many=True,
         shown="nothing",
-        where=("estimator", ("dni",)),
+        where=("estimator", ("dni", "least-squares")),
     )
     dense: bool = option(
         False,
         "fit the predictor at every step, not at the first of a chunk only",
-        where=("estimator", ("dni",)),
+        where=("estimator", ("dni", "least-squares")),
     )
     normalise: bool = option(
         False,
@@ -376,7 +377,7 @@ class EstimatorOptions(Checked):
     trace_decay: float | None = option(
         None,
         "lambda of the predictor's targets, 0 to 1: how much they go by the losses of later chunks"
-        " and not by its own word; with dni, chunks of the same update",
+        " and not by its own word; with dni, least-squares, chunks of the same update",
         "FRACTION",
         at_least=0,
         shown="0; 0.9 in bp-lambda",
@@ -388,6 +389,29 @@ class EstimatorOptions(Checked):
         "WEIGHT",
         at_least=0,
         where=("estimator", ("dni",)),
+    )
+    forgetting: float = option(
+        0.97,
+        "what a solution leaves of the weight of older targets, each update",
+        "FRACTION",
+        at_least=0,
+        below=1,
+        where=("estimator", ("least-squares",)),
+    )
+    ridge: float = option(
+        1e-3,
+        "what is added to the squares of the state, as a fraction of them: the more, the nearer to"
+        " zero it says where the targets are noise",
+        "FRACTION",
+        above=0,
+        where=("estimator", ("least-squares",)),
+    )
+    solve_every: int = option(
+        4,
+        "updates from one solution to the next",
+        "UPDATES",
+        at_least=1,
+        where=("estimator", ("least-squares",)),
     )
     no_terminal_target: bool = option(
         False,
@@ -511,7 +535,7 @@ class TrainingOptions(Checked):
     )
     estimator_lift: float = option(
         0.0, "shortest gradient of the predictor in an update; 0: no limit", "NORM", at_least=0,
-        where=("estimator", FITTED),
+        where=("estimator", ("dni", "bp-lambda")),
     )
     evaluate_every: int = option(
         500_000, "training symbols between two evaluations on validation", "SYMBOLS", at_least=1

@@ -16,7 +16,7 @@ import torch
 import torch._dynamo  # torch.optim imports it at its first step: once here, not in every fork
 from torch import nn
 
-from dnirnn import LSTM, SyntheticGradient, Truncated, ZeroGradient
+from dnirnn import LSTM, LeastSquares, SyntheticGradient, Truncated, ZeroGradient
 from dnirnn.checkpoint import checkpoints, load
 from dnirnn.data import Batch, Stream, TextStream
 from dnirnn.log import WALL_CLOCK, read_log
@@ -43,6 +43,8 @@ def make_model(estimator="dni", truncation=3, dropout=0.0, seed=0, hidden=5) -> 
         made = SyntheticGradient(core.state_size, (6,), scale=0.5, discount=0.5)
         # Away from zero, where a synthetic gradient would change nothing.
         nn.init.normal_(made.layers[-1].weight, std=0.1)
+    elif estimator == "least-squares":
+        made = LeastSquares(core.state_size, solve_every=3)
     return SequenceModel(
         nn.Embedding(SYMBOLS, 4),
         Truncated(core, truncation, made),

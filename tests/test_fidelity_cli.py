@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from small_runs import end_of, one_thread  # noqa: F401
 from test_cli import refused
 
-from dnirnn import BPLambda, SyntheticGradient, TrueGradient
+from dnirnn import BPLambda, LeastSquares, SyntheticGradient, TrueGradient
 from dnirnn.log import read_log
 from dnirnn.tasks import adding, char_lm, compare, copy, digits, repeat_copy
 from dnirnn.tasks.cli import main
@@ -40,6 +40,14 @@ def test_every_option_reaches_the_estimator():
     assert (traced.trace_decay, traced.discount) == (0.9, 0.4)
     assert estimator(estimator="bp-lambda", trace_decay=0.0).trace_decay == 0
     assert (traced.scale, estimator().discount) == (0.1, 0.1)
+    solved = estimator(
+        estimator="least-squares", forgetting=0.5, ridge=0.1, solve_every=2, context=("input",),
+        trace_decay=0.5, update_steps=4,
+    )  # fmt: skip
+    assert isinstance(solved, LeastSquares) and (solved.scale, solved.discount) == (1, 0.9)
+    assert (solved.forgetting, solved.ridge, solved.solve_every) == (0.5, 0.1, 2)
+    assert (solved.context_size, solved.trace_decay, solved.dense) == (2, 0.5, False)
+    assert estimator(estimator="least-squares", dense=True).dense
     true = estimator(estimator="true", lookahead=5)
     assert isinstance(true, TrueGradient) and (true.scale, true.discount) == (1, 1)
     assert true.lookahead == 3 and estimator(estimator="true", scale=0.5).scale == 0.5
@@ -51,7 +59,11 @@ BAD = {
     "lambda of one": ("--trace-decay 0.5", "--trace-decay needs several .*--update-steps .*4"),
     "lambda above 1": ("--trace-decay 1.5 --update-steps 4", "trace_decay must be at most 1"),
     "no next cut": ("--auxiliary 0.5 --update-steps 2", "--auxiliary needs several chunks"),
-    "no estimator": ("--estimator none --dense", "--dense goes with --estimator dni only"),
+    "lambda of one, solved": ("--estimator least-squares --trace-decay 0.5", "several .*--update"),
+    "nothing solved": ("--ridge 0.1", "--ridge goes with --estimator least-squares only"),
+    "no end of forgetting": ("--estimator least-squares --forgetting 1", "--forgetting must be below"),
+    "nothing descends": ("--estimator least-squares --estimator-lift 1", "--estimator-lift goes"),
+    "no estimator": ("--estimator none --dense", "--dense goes with --estimator dni"),
     "nothing to warm up": ("--estimator none --warm-up 5", "--warm-up goes with --estimator dni"),
     "no lifting": ("--estimator none --estimator-lift 1", "--estimator-lift goes with"),
     "traces of pieces": ("--estimator bp-lambda --micro-batch 2", "no --micro-batch"),

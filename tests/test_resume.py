@@ -93,6 +93,7 @@ CASES = {
     "plateau": dict(schedule="ReduceLROnPlateau", schedule_options={"patience": 0, "factor": 0.5}),
     "cyclic": dict(schedule="CyclicLR", schedule_options={"base_lr": 0.001, "max_lr": 0.01}),
     "truncated only": dict(estimator="none"),
+    "least squares": dict(estimator="least-squares"),
     "four chunks": dict(chunks=4),
     "sequences": dict(chunks="sequence", stream=Recall),
     "pieces": dict(micro_batch=2, dropout=0.3),

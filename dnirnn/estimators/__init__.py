@@ -2,6 +2,7 @@
 
 from dnirnn.estimators.base import GradientEstimator, ZeroGradient
 from dnirnn.estimators.bp_lambda import BPLambda
+from dnirnn.estimators.least_squares import LeastSquares
 from dnirnn.estimators.synthetic import SyntheticGradient
 
-__all__ = ["BPLambda", "GradientEstimator", "SyntheticGradient", "ZeroGradient"]
+__all__ = ["BPLambda", "GradientEstimator", "LeastSquares", "SyntheticGradient", "ZeroGradient"]

@@ -1,0 +1,132 @@
+"""LeastSquares: a linear estimator that is solved for, not descended to."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dnirnn.estimators.base import GradientEstimator
+from dnirnn.estimators.synthetic import check_knobs
+
+
+class LeastSquares(GradientEstimator):
+    """A linear estimator g(s) = W s + b, fitted by least squares on all targets, old ones fading.
+
+    With u = [s, 1] (or [s, context, 1]) of the rows of a fit, G their targets, and means over rows,
+
+        A <- forgetting A + (1 - forgetting) mean(u u')
+        C <- forgetting C + (1 - forgetting) mean(G u')
+        [W, b] = C (A + ridge m I)^-1, m the mean of A's diagonal, each time ``solve_every`` fits
+
+    So it has no learning rate, and it tracks a core that moves: a target counts for about
+    1 / (1 - forgetting) fits. Descent on the same error needs many more, because the units of a
+    recurrent state are strongly correlated. Where the targets are noise, ridge holds what it says
+    near zero. It says zero until the first solution. It takes a matrix of S + 1 squared, and a solution takes
+    (S + 1)^3 / 3 + 2 S (S + 1)^2 flops.
+
+    state_size: S of the core.
+    scale, discount: as for SyntheticGradient, and the targets too; here a scale of 1 and a discount
+        near 1 are stable, where a descending estimator diverges.
+    forgetting: from 0 to below 1.
+    ridge: above 0.
+    solve_every: fits from one solution to the next.
+    context_size, dense, trace_decay, terminal_target: as for SyntheticGradient.
+
+    W and b are parameters without a gradient: no optimiser moves them.
+
+    Raises TypeError or ValueError for sizes below 1, numbers outside their range, or a trace_decay
+    with ``dense``.
+
+    Source: recursive least squares with a forgetting factor (Haykin, Adaptive Filter Theory, 2002,
+    chapter 9); on bootstrapped targets, as LSTD has it for values (Bradtke and Barto, Linear
+    Least-Squares Algorithms for Temporal Difference Learning, 1996), with the bootstrap of each
+    target left as it was when it was seen.
+    """
+
+    def __init__(
+        self,
+        state_size: int,
+        scale: float = 1.0,
+        discount: float = 0.9,
+        *,
+        forgetting: float = 0.97,
+        ridge: float = 1e-3,
+        solve_every: int = 4,
+        context_size: int = 0,
+        dense: bool = False,
+        trace_decay: float = 0.0,
+        terminal_target: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        sizes = (("state_size", state_size, 1), ("context_size", context_size, 0))
+        for name, size, least in (*sizes, ("solve_every", solve_every, 1)):
+            if not isinstance(size, int) or isinstance(size, bool) or size < least:
+                raise ValueError(f"{name} must be at least {least}, an int; got {size!r}")
+        check_knobs(
+            scale=scale, discount=discount, trace_decay=trace_decay, forgetting=forgetting,
+            ridge=ridge,
+        )  # fmt: skip
+        if forgetting >= 1:
+            raise ValueError(f"forgetting must be below 1; got {forgetting!r}")
+        if ridge == 0:
+            raise ValueError(f"ridge must be above 0; got {ridge!r}")
+        if dense and trace_decay:
+            raise ValueError(f"dense targets have no trace_decay; got {trace_decay!r}")
+        self.state_size, self.context_size = state_size, context_size
+        self.scale, self.discount = float(scale), float(discount)
+        self.forgetting, self.ridge = float(forgetting), float(ridge)
+        self.solve_every = solve_every
+        self.dense, self.trace_decay = dense, float(trace_decay)
+        self.terminal_target, self.needs_context = terminal_target, context_size > 0
+        made = {"device": device, "dtype": dtype}
+        told = state_size + context_size
+        self.weight = nn.Parameter(torch.zeros(state_size, told, **made), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(state_size, **made), requires_grad=False)
+        self.register_buffer("told_told", torch.zeros(told + 1, told + 1, **made))
+        self.register_buffer("target_told", torch.zeros(state_size, told + 1, **made))
+        self.register_buffer("fits", torch.zeros((), dtype=torch.int64, device=device))
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """As SyntheticGradient's: what the fused operator takes."""
+        return [] if self.needs_context else [self.weight, self.bias]
+
+    def forward(self, state: Tensor, context: Tensor | None = None) -> Tensor:
+        """The predicted gradient [..., S] at the state [..., S], with the context [..., C]."""
+        told = state if context is None else torch.cat([state, context.to(state.dtype)], -1)
+        return F.linear(told, self.weight, self.bias)
+
+    @torch.no_grad()
+    def accumulate(
+        self, entered: Tensor, target: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        """Takes the rows into A and C, and solves in its turn; nothing is added to a .grad.
+
+        Returns the regression error before that.
+        """
+        error = 0.5 * (target - self(entered, context)).square().sum(-1).mean()
+        parts = [entered] if context is None else [entered, context.to(entered.dtype)]
+        told = torch.cat([*parts, torch.ones_like(entered[:, :1])], -1)
+        share = (1 - self.forgetting) / len(told)
+        self.told_told.addmm_(told.T, told, beta=self.forgetting, alpha=share)
+        self.target_told.addmm_(target.T, told, beta=self.forgetting, alpha=share)
+        self.fits += 1
+        if self.fits % self.solve_every == 0:
+            self.solve()
+        return error
+
+    def solve(self) -> None:
+        """Sets W and b by A and C as they are; leaves them where the solution is not finite."""
+        regular = self.told_told.clone()
+        diagonal = regular.diagonal()
+        diagonal += self.ridge * diagonal.mean()
+        factor, _ = torch.linalg.cholesky_ex(regular)
+        found = torch.cholesky_solve(self.target_told.T, factor).T
+        if found.isfinite().all():
+            self.weight.copy_(found[:, :-1])
+            self.bias.copy_(found[:, -1])
+
+    def extra_repr(self) -> str:
+        said = f"scale={self.scale}, discount={self.discount}, forgetting={self.forgetting}"
+        return f"{said}, ridge={self.ridge}, solve_every={self.solve_every}"
