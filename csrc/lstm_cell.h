@@ -4,11 +4,7 @@
 //   i, f, o = sigmoid(pre),  g = tanh(pre),  c' = f c + i g,  h' = o tanh(c')
 #pragma once
 
-#if defined(__CUDACC__)
-#define DNIRNN_INLINE __host__ __device__ __forceinline__
-#else
-#define DNIRNN_INLINE inline __attribute__((always_inline))
-#endif
+#include "inline.h"
 
 namespace {
 

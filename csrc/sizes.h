@@ -1,7 +1,4 @@
-// The sizes of one call of the operator, and the checks of its arguments; for every device.
-//
-// Letters: T steps, B batch, I input, H hidden, L layers, S = 2 L H state, N chunks, K steps a
-// chunk (the last may be shorter).
+// The checks of one call's arguments, for every device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,17 +6,9 @@
 
 #include <optional>
 
+#include "shape.h"
+
 namespace dnirnn {
-
-struct Sizes {
-  int64_t T, B, I, H, L, S, N, K;
-
-  // Steps of chunk n.
-  int64_t steps(int64_t n) const { return n + 1 < N ? K : T - (N - 1) * K; }
-  // Chunks that have a step k: all, or all but the last.
-  int64_t chunks(int64_t k) const { return k < steps(N - 1) ? N : N - 1; }
-  int64_t input(int64_t layer) const { return layer == 0 ? I : H; }
-};
 
 inline Sizes sizes_of(const at::Tensor& x, at::TensorList weights, int64_t truncation) {
   TORCH_CHECK_VALUE(x.dim() == 3 && x.size(0) > 0 && x.size(1) > 0,
@@ -75,12 +64,16 @@ inline void check_state(const Sizes& s, const at::Tensor& x, const at::Tensor& s
                       "]; got ", probe->sizes());
     TORCH_CHECK_TYPE(probe->scalar_type() == state.scalar_type(), "probe must be ",
                      state.scalar_type(), " like the state; got ", probe->scalar_type());
+    TORCH_CHECK_VALUE(probe->device() == x.device(), "probe is on ", probe->device(), ", x on ",
+                      x.device(), ": they must be on one device");
   }
   if (reset) {
     TORCH_CHECK_VALUE(reset->dim() == 2 && reset->size(0) == s.T && reset->size(1) == s.B,
                       "reset must be [", s.T, ", ", s.B, "]; got ", reset->sizes());
     TORCH_CHECK_TYPE(reset->scalar_type() == at::kBool, "reset must be bool; got ",
                      reset->scalar_type());
+    TORCH_CHECK_VALUE(reset->device() == x.device(), "reset is on ", reset->device(), ", x on ",
+                      x.device(), ": they must be on one device");
   }
 }
 
