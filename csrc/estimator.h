@@ -35,10 +35,11 @@ inline void check_regression(const at::Tensor& entered, const at::Tensor& target
   check_estimator(estimator, entered.size(1));
 }
 
-namespace cpu {
-
 // scale * MLP(state), in the state's dtype, float32 or float64.
+namespace cpu {
 at::Tensor predict(const at::Tensor& state, at::TensorList estimator, double scale);
-
-}  // namespace cpu
+}
+namespace cuda {
+at::Tensor predict(const at::Tensor& state, at::TensorList estimator, double scale);
+}
 }  // namespace dnirnn

@@ -39,13 +39,26 @@ def load_extension():
 extension = load_extension()
 built = extension is not None
 
+DTYPES = {
+    "cpu": (torch.float32, torch.float64, torch.bfloat16),
+    "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+}
+DEVICES = [
+    device
+    for device in DTYPES
+    if built
+    and torch._C._dispatch_has_kernel_for_dispatch_key("dnirnn::lstm_tbptt", device.upper())
+]
+
+
+def built_for(device_type: str) -> bool:
+    """Whether the LSTM and the estimator have fused operators on "cpu" or "cuda"."""
+    return device_type in DEVICES
+
 
 def fused_for(x: Tensor) -> bool:
-    """Whether the fused operators run on tensors like ``x``."""
-    return built and x.device.type == "cpu" and x.dtype in DTYPES
-
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+    """Whether the LSTM's fused operator runs on tensors like ``x``."""
+    return built_for(x.device.type) and x.dtype in DTYPES[x.device.type]
 
 
 def describe() -> dict[str, str]:
@@ -56,7 +69,9 @@ def describe() -> dict[str, str]:
         "fused operators": f"built for torch {torch.__version__}",
         "LSTM on the CPU": f"fused, {extension.vector_path()} vectors,"
         f" {torch.get_num_threads()} thread(s)",
-        "LSTM on a GPU": "reference path (torch): no fused operator is built for it",
+        "LSTM on a GPU": "fused"
+        if built_for("cuda")
+        else "reference path (torch): no fused operator is built for it",
     }
 
 
@@ -75,8 +90,9 @@ def lstm_tbptt(
     Chunk 0 starts from ``state``, chunk n from ``sent[n-1]`` without its gradient. In one line of
     torch, for one chunk: ``output, (h, c) = torch.nn.LSTM(I, H, L)(x, (h, c))``.
 
-    x: inputs [T, B, I], float32, float64 or bfloat16. Under autocast, x and the weights are cast.
-    state: [B, 2 L H], h_0, c_0, h_1, c_1, ...; float32 where x is bfloat16, else x's dtype.
+    x: inputs [T, B, I], float32, float64 or bfloat16; on a GPU float16 too. Under autocast, x and
+        the weights are cast.
+    state: [B, 2 L H], h_0, c_0, h_1, c_1, ...; float32 where x has 16 bits, else x's dtype.
     probe: None; or [N, B, S], added to the state that chunk n starts from; or [T, B, S], added to
         the state that step t starts from. Its gradient is the future gradient of those states: the
         bootstrapped targets, one a chunk or one a step ("dense").
@@ -111,7 +127,7 @@ def lstm_dense(
         x, state, probe, weights, [], truncation, 0.0, None
     )
     # The histories are [L, K, N, B, H]; a state is h and c of each layer in turn.
-    states = torch.stack([h, c], 4).permute(2, 1, 3, 0, 4, 5)
+    states = torch.stack([h.to(c.dtype), c], 4).permute(2, 1, 3, 0, 4, 5)
     return output, sent, states.reshape(-1, *state.shape)[: len(x)]
 
 
@@ -136,7 +152,7 @@ def recurrent(
 
     In one line of torch: ``torch.nn.GRU(I, H)(x, h[None])[0]``.
 
-    x: inputs [T, B, I], float32, float64 or bfloat16. Under autocast, everything is cast.
+    x: inputs [T, B, I] on the CPU, float32, float64 or bfloat16. Under autocast, everything is cast.
     h: the state [B, H] to start from, of x's dtype.
     w_ih, w_hh, b_ih, b_hh: [G H, I], [G H, H], [G H], [G H], with G = 1, or 3 (r, z, n).
 
@@ -157,7 +173,7 @@ def accumulate_regression(entered: Tensor, target: Tensor, weights: list[Tensor]
     over S and meaned over R: a detached 0-d tensor. A weight that does not require a gradient gets
     none.
     """
-    if not built:
+    if not fused_for(entered):
         return reference_regression(entered, target, weights)
     with torch.no_grad():
         error, gradients = torch.ops.dnirnn.regression(entered, target, weights)
@@ -192,15 +208,18 @@ def sizes(x: Tensor, weights: list[Tensor], truncation: int) -> tuple[int, ...]:
 def fake_forward(x, state, probe, weights, estimator, truncation, scale, reset):
     steps, batch, _, hidden, layers, length, chunks = sizes(x, weights, truncation)
     sent = state.new_empty(chunks, *state.shape)
-    kept = state.new_empty(layers, length, chunks, batch, hidden)
+    kept = (length, chunks, batch)
+    on_gpu = x.device.type == "cuda"
     return (
         x.new_empty(steps, batch, hidden),
         sent,
         torch.empty_like(sent) if estimator else state.new_empty(0),
-        kept,
-        torch.empty_like(kept),
-        state.new_empty(layers, length, chunks, batch, 4, hidden),
-        state.new_empty(layers - 1, steps, batch, hidden),
+        (x if on_gpu else state).new_empty(layers, *kept, hidden),
+        state.new_empty(layers, *kept, hidden),
+        state.new_empty(layers, *kept, 4, hidden),
+        x.new_empty(layers - 1, *kept, hidden)
+        if on_gpu
+        else state.new_empty(layers - 1, steps, batch, hidden),
     )
 
 
@@ -223,8 +242,8 @@ def fake_backward(
     size = 2 * layers * hidden
     return (
         x.new_empty(steps if with_grad_x else 0, batch, inputs),
-        h.new_empty(batch if with_grad_state else 0, size),
-        h.new_empty(probe_rows, batch, size),
+        c.new_empty(batch if with_grad_state else 0, size),
+        c.new_empty(probe_rows, batch, size),
         [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights],
     )
 

@@ -49,6 +49,12 @@ def advise() -> Iterator[str]:
             "Install a C++ compiler and run `pip install --no-build-isolation .` in the checkout:"
             " the fused operators are faster; results are the same without."
         )
+    elif torch.version.cuda and not ops.built_for("cuda"):
+        yield (
+            f"torch has CUDA {torch.version.cuda}, and dnirnn was built without: with that CUDA's"
+            " toolkit (nvcc on the PATH, or CUDA_HOME) run `pip install --no-build-isolation ."
+            " --force-reinstall --no-deps` in the checkout, for fused operators on a GPU."
+        )
     if torch.get_num_threads() > usable_cores():
         yield (
             f"torch uses {torch.get_num_threads()} threads on {usable_cores()} cores:"

@@ -32,6 +32,18 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request, monkeypatch) -> str:
+    """Where a test's tensors are made, unless it says otherwise: each device in turn."""
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("there is no CUDA device here")
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    torch.set_default_device(request.param)
+    yield request.param
+    torch.set_default_device(None)
+
+
 @pytest.fixture(params=["fused", "reference"])
 def path(request, monkeypatch) -> str:
     """The path that dnirnn.LSTM takes."""

@@ -24,6 +24,8 @@ from strategies import (
 
 from dnirnn import GradientEstimator, SyntheticGradient, Truncated, ZeroGradient, backward
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 class Constant(GradientEstimator):
     """Predicts one number everywhere; its scale and discount are 1."""

@@ -15,13 +15,28 @@ from torch import Tensor
 
 from dnirnn import LSTM, SyntheticGradient, ops
 
-pytestmark = pytest.mark.skipif(
-    not ops.built, reason="the fused operators are not built here (dnirnn.ops.built is False)"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not ops.built, reason="the fused operators are not built here (dnirnn.ops.built is False)"
+    ),
+    pytest.mark.usefixtures("device"),
+]
 
 # The state's gradients are compared relative to their norm, however small that is.
 FLOOR = 1e-2
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+# Where a device has it.
+TOLERANCE_16 = TOLERANCE | {torch.float16: 5e-3}
+
+
+@pytest.fixture(autouse=True)
+def supported(request, device):
+    """Skips a dtype that the device's operator does not take, and a device that has none."""
+    if not ops.built_for(device):
+        pytest.skip(f"the fused operators are not built for {device} here")
+    dtype = getattr(request.node, "callspec", None) and request.node.callspec.params.get("dtype")
+    if dtype is not None and dtype not in ops.DTYPES[device]:
+        pytest.skip(f"no fused operator of {dtype} on {device}")
 
 
 class Call(NamedTuple):
@@ -119,7 +134,7 @@ def by_op(call: Call):
 
 
 def assert_equals_the_loop(call: Call):
-    tolerance = TOLERANCE[call.x.dtype]
+    tolerance = TOLERANCE_16[call.x.dtype]
     output, sent, synthetic, found = by_op(call)
     expected_output, expected_sent, expected_synthetic, expected = by_loop(call)
     assert output.dtype == call.x.dtype and sent.dtype == call.state.dtype
@@ -147,7 +162,7 @@ calls = dict(
 )
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE_16, ids=str)
 @given(**calls)
 def test_equals_the_loop_over_step(dtype, **sizes):
     assert_equals_the_loop(make_call(**sizes, dtype=dtype))
@@ -166,7 +181,7 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE_16, ids=str)
 @pytest.mark.parametrize("name", LARGE)
 def test_equals_the_loop_where_blocks_are_many(name, dtype):
     assert_equals_the_loop(make_call(**LARGE[name], dtype=dtype))
@@ -179,7 +194,9 @@ def test_equals_the_loop_where_threads_are_many(name, threads):
 
 
 @pytest.fixture
-def threads(request):
+def threads(request, device):
+    if device != "cpu":
+        pytest.skip("threads are the CPU's")
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -187,8 +204,10 @@ def threads(request):
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_equals_the_loop_on_every_vector_path(capability):
+def test_equals_the_loop_on_every_vector_path(capability, device):
     """ATen's own variable chooses; a process has one choice."""
+    if device != "cpu":
+        pytest.skip("vector paths are the CPU's")
     program = (
         "import sys; sys.path.insert(0, 'tests'); import test_op as t\n"
         "print(t.ops.extension.vector_path())\n"
@@ -283,7 +302,8 @@ def test_any_part_of_the_gradients_alone(chosen, **sizes):
     """Whatever subset of the inputs requires a gradient, and with either output unused."""
     call = make_call(**sizes)
     *_, expected = by_op(call)
-    bits = torch.randint(0, 2, (len(call.wanted),), generator=torch.Generator().manual_seed(chosen))
+    generator = torch.Generator("cpu").manual_seed(chosen)
+    bits = torch.randint(0, 2, (len(call.wanted),), generator=generator, device="cpu")
     bits[chosen % len(bits)] = 1
     for tensor, wanted in zip(call.wanted, bits.tolist()):
         tensor.requires_grad_(bool(wanted))

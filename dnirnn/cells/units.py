@@ -8,10 +8,13 @@ from dnirnn.from_torch import FromTorch
 
 
 class Units(FromTorch):
-    """An nn.GRU, or an nn.RNN with tanh, whose layers run on the fused operator where it is built."""
+    """An nn.GRU, or an nn.RNN with tanh, whose layers run on the fused operator on the CPU.
+
+    On a GPU, and where the operator is not built, they run as torch's own.
+    """
 
     def run(self, x_TBI: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        if not ops.fused_for(x_TBI):
+        if x_TBI.device.type != "cpu" or not ops.fused_for(x_TBI):
             return super().run(x_TBI, state_BS)
         output, states = x_TBI, []
         for layer, h in enumerate(state_BS.chunk(self.module.num_layers, 1)):

@@ -1,0 +1,68 @@
+// What the drivers use of torch on a GPU. tests/cuda_on_host has a header of the same name, with
+// which they run on tensors of the CPU: what a driver needs of the device goes through here.
+#pragma once
+
+#include <ATen/Context.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/mm.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <mutex>
+#include <optional>
+
+// The key that the operators are registered under.
+#define DNIRNN_DEVICE CUDA
+
+namespace dnirnn::cuda {
+
+inline CUstream_st* current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+// Raises what the launch before it was refused for.
+inline void check_launch() { C10_CUDA_KERNEL_LAUNCH_CHECK(); }
+
+// out = a b, summed in out's dtype: that of a and b, or float32 for 16-bit ones.
+inline void multiply(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+  if (a.scalar_type() == out.scalar_type())
+    at::mm_out(out, a, b);
+  else
+    at::mm_out(out, a, b, out.scalar_type());
+}
+
+// While it lives, float32 products use tf32 where torch.nn.LSTM would: matrix products have another
+// switch (torch.backends.cuda.matmul against torch.backends.cudnn), which only the thread may turn
+// off, and only the process on.
+class Tf32AsInTorchLstm {
+ public:
+  explicit Tf32AsInTorchLstm(at::ScalarType type) {
+    if (type != at::kFloat) return;
+    at::Context& context = at::globalContext();
+    if (!context.allowTF32CuDNN(at::Float32Op::RNN)) {
+      off_.emplace();
+      return;
+    }
+    alone_ = std::unique_lock(mutex());
+    before_ = context.float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL);
+    set(at::Float32Precision::TF32);
+  }
+  ~Tf32AsInTorchLstm() {
+    if (alone_.owns_lock()) set(before_);
+  }
+  Tf32AsInTorchLstm(const Tf32AsInTorchLstm&) = delete;
+
+ private:
+  static std::mutex& mutex() {
+    static std::mutex one;
+    return one;
+  }
+  static void set(at::Float32Precision precision) {
+    at::globalContext().setFloat32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL,
+                                            precision);
+  }
+
+  std::optional<at::NoTF32Guard> off_;
+  std::unique_lock<std::mutex> alone_;
+  at::Float32Precision before_{};
+};
+
+}  // namespace dnirnn::cuda

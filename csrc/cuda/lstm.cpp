@@ -1,0 +1,228 @@
+// lstm_tbptt and its backward on the GPU.
+//
+// Forward, a layer at a time: the products of all its inputs are one matrix product; then a step is
+// one product with w_hh and one kernel for all its cells.
+// Backward: given the gradients at the boundaries the N chunks are independent, so a step is one
+// kernel and one product for N B rows; the weights' gradients are one product over all steps.
+// Histories are by chunk (lstm.h), so that a step's rows are contiguous. h and `between` are of x's
+// dtype, c and the gates of the state's.
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include <tuple>
+#include <vector>
+
+#include "cuda/context.h"
+#include "cuda/lstm.h"
+#include "estimator.h"
+#include "sizes.h"
+
+namespace dnirnn::cuda {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+Type type_of(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat: return Type::kFloat;
+    case at::kDouble: return Type::kDouble;
+    case at::kBFloat16: return Type::kBFloat16;
+    case at::kHalf: return Type::kHalf;
+    default:
+      C10_THROW_ERROR(TypeError, c10::str("x must be float32, float64, bfloat16 or float16; got ",
+                                          type));
+  }
+}
+
+const void* data(const Tensor& tensor) {
+  return tensor.defined() && tensor.numel() ? tensor.const_data_ptr() : nullptr;
+}
+
+void* mutable_data(const Tensor& tensor) {
+  return tensor.defined() && tensor.numel() ? tensor.mutable_data_ptr() : nullptr;
+}
+
+Tensor contiguous(const OptionalTensor& tensor) {
+  return tensor && tensor->defined() ? tensor->contiguous() : Tensor();
+}
+
+// w_ih, w_hh, b_ih, b_hh of a layer. In rows: the same product whatever the strides were.
+std::vector<Tensor> layer_of(at::TensorList weights, int64_t layer) {
+  std::vector<Tensor> rows;
+  for (const Tensor& weight : weights.slice(4 * layer, 4)) rows.push_back(weight.contiguous());
+  return rows;
+}
+
+// [T, B, W] by time as [K N B, W] by chunk.
+Tensor by_chunk(const Sizes& s, const Tensor& by_time) {
+  const int64_t width = by_time.size(2);
+  if (s.N == 1) return by_time.contiguous().view({s.T * s.B, width});
+  Tensor padded = by_time;
+  if (s.N * s.K > s.T) {
+    padded = at::zeros({s.N * s.K, s.B, width}, by_time.options());
+    padded.narrow(0, 0, s.T).copy_(by_time);
+  }
+  return padded.reshape({s.N, s.K, s.B, width}).transpose(0, 1).reshape({-1, width});
+}
+
+// And back.
+Tensor by_time(const Sizes& s, const Tensor& by_chunk) {
+  const int64_t width = by_chunk.size(1);
+  return by_chunk.view({s.K, s.N, s.B, width})
+      .transpose(0, 1)
+      .reshape({s.N * s.K, s.B, width})
+      .narrow(0, 0, s.T);
+}
+
+using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTensor& probe,
+                         at::TensorList weights, at::TensorList estimator, int64_t truncation,
+                         double scale, const OptionalTensor& reset) {
+  const Sizes s = sizes_of(x, weights, truncation);
+  check_state(s, x, state, probe, reset);
+  const Type type = type_of(x.scalar_type());
+  const c10::DeviceGuard device(x.device());
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  CUstream_st* stream = current_stream();
+  const auto options = x.options(), held = state.options();
+  const Tensor state_in = state.contiguous(), probe_in = contiguous(probe);
+  const Tensor reset_in = contiguous(reset);
+
+  Tensor output = at::empty({s.T, s.B, s.H}, options);
+  Tensor sent = at::empty({s.N, s.B, s.S}, held);
+  Tensor h = at::empty({s.L, s.K, s.N, s.B, s.H}, options), c = at::empty(h.sizes(), held);
+  Tensor gates = at::empty({s.L, s.K, s.N, s.B, 4, s.H}, held);
+  Tensor between = at::empty({s.L - 1, s.K, s.N, s.B, s.H}, options);
+  // What a short last chunk leaves unwritten goes into products, times zero.
+  if (s.steps(s.N - 1) < s.K)
+    for (const Tensor& history : {h, c, between})
+      history.select(2, s.N - 1).slice(1, s.steps(s.N - 1)).zero_();
+
+  const Tf32AsInTorchLstm tf32(x.scalar_type());
+  Tensor product = at::empty({s.B, 4 * s.H}, held);
+  Tensor input = by_chunk(s, x);
+  for (int64_t layer = 0; layer < s.L; layer++) {
+    const std::vector<Tensor> w = layer_of(weights, layer);
+    const Tensor w_hh = w[1].t();
+    const bool last = layer + 1 == s.L;
+    const Tensor out = last ? output : between[layer];
+    const Forward pass{s,
+                       type,
+                       layer,
+                       probe && s.N != s.T && probe_in.size(0) == s.T,
+                       !last,
+                       data(state_in),
+                       data(probe_in),
+                       reset ? reset_in.const_data_ptr<bool>() : nullptr,
+                       data(w[2]),
+                       data(w[3]),
+                       h[layer].mutable_data_ptr(),
+                       c[layer].mutable_data_ptr(),
+                       gates[layer].mutable_data_ptr(),
+                       out.mutable_data_ptr(),
+                       sent.mutable_data_ptr()};
+    Tensor sums = gates[layer].view({-1, 4 * s.H});
+    multiply(sums, input, w[0].t());
+    enter(pass, stream);
+    check_launch();
+    for (int64_t t = 0; t < s.T; t++) {
+      multiply(product, h[layer][t % s.K][t / s.K], w_hh);
+      step(pass, t, product.const_data_ptr(), stream);
+      check_launch();
+    }
+    input = out.view({-1, s.H});
+  }
+  Tensor synthetic = estimator.empty() ? at::empty({0}, held) : predict(sent, estimator, scale);
+  return {output, sent, synthetic, h, c, gates, between};
+}
+
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
+                                   const OptionalTensor& grad_sent, const Tensor& x,
+                                   const Tensor& h, const Tensor& c, const Tensor& gates,
+                                   const Tensor& between, at::TensorList weights,
+                                   const OptionalTensor& reset, int64_t truncation,
+                                   int64_t probe_rows, bool with_grad_x, bool with_grad_state) {
+  const Sizes s = sizes_of(x, weights, truncation);
+  const c10::DeviceGuard device(x.device());
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  CUstream_st* stream = current_stream();
+  const auto options = x.options(), held = c.options();
+  const Tensor grad_out = contiguous(grad_output), grad_end = contiguous(grad_sent);
+  const Tensor reset_in = contiguous(reset);
+  const int64_t rows = s.N * s.B;
+
+  Tensor grad_probe = at::empty({probe_rows, s.B, s.S}, held);
+  Tensor grad_state = at::empty({with_grad_state ? s.B : 0, s.S}, held);
+  Tensor grad_x = at::empty({0, s.B, s.I}, options);
+  std::vector<Tensor> grads(weights.size());
+
+  const Tf32AsInTorchLstm tf32(x.scalar_type());
+  Tensor d = at::empty({s.K, rows, 4 * s.H}, options);
+  Tensor dh = at::empty({rows, s.H}, held), dc = at::empty({rows, s.H}, held);
+  Tensor above;
+  for (int64_t layer = s.L - 1; layer >= 0; layer--) {
+    const std::vector<Tensor> w = layer_of(weights, layer);
+    const bool top = layer + 1 == s.L;
+    const Backward pass{s,
+                        type_of(x.scalar_type()),
+                        layer,
+                        probe_rows != s.N && probe_rows == s.T,
+                        top ? data(grad_out) : nullptr,
+                        top ? nullptr : data(above),
+                        data(grad_end),
+                        reset ? reset_in.const_data_ptr<bool>() : nullptr,
+                        c[layer].const_data_ptr(),
+                        gates[layer].const_data_ptr(),
+                        d.mutable_data_ptr(),
+                        dc.mutable_data_ptr(),
+                        mutable_data(grad_probe),
+                        mutable_data(grad_state)};
+    for (int64_t k = s.K - 1; k >= 0; k--) {
+      step_back(pass, k, dh.const_data_ptr(), stream);
+      check_launch();
+      if (k > 0 || pass.grad_probe || pass.grad_state) multiply(dh, d[k], w[1]);
+    }
+    if (pass.grad_probe || pass.grad_state) {
+      leave(pass, dh.const_data_ptr(), stream);
+      check_launch();
+    }
+
+    const Tensor all = d.view({-1, 4 * s.H}), back = all.t();
+    const Tensor input =
+        layer == 0 ? by_chunk(s, x) : between[layer - 1].view({-1, s.input(layer)});
+    const Tensor inputs[2] = {input, h[layer].view({-1, s.H})};
+    for (int i = 0; i < 2; i++) {
+      Tensor grad = at::empty({4 * s.H, inputs[i].size(1)}, held);
+      multiply(grad, back, inputs[i]);
+      grads[4 * layer + i] = grad.to(x.scalar_type());
+    }
+    // Both biases have the same gradient, each a tensor of its own.
+    grads[4 * layer + 2] = at::sum(all, {0}, false, held.dtype().toScalarType()).to(x.scalar_type());
+    grads[4 * layer + 3] = grads[4 * layer + 2].clone();
+    if (layer > 0) {
+      above = at::empty({s.K * rows, s.H}, held);
+      multiply(above, all, w[0]);
+    } else if (with_grad_x) {
+      Tensor product = at::empty({s.K * rows, s.I}, options);
+      multiply(product, all, w[0]);
+      grad_x = s.N == 1 ? product.view(x.sizes()) : by_time(s, product);
+    }
+  }
+  return {grad_x, grad_state, grad_probe, grads};
+}
+
+}  // namespace
+}  // namespace dnirnn::cuda
+
+TORCH_LIBRARY_IMPL(dnirnn, DNIRNN_DEVICE, m) {
+  m.impl("lstm_tbptt", &dnirnn::cuda::lstm_tbptt);
+  m.impl("lstm_tbptt_backward", &dnirnn::cuda::lstm_tbptt_backward);
+}
