@@ -101,12 +101,11 @@ def paper(core, x, state, cases, reset=None):
     return outputs, states, states[..., 2 * layers * size :]
 
 
-def make(problem, layers, layer_norm, slope=1.0):
+def make(problem, layers, layer_norm, slope=1.0, output_size=None):
     """(core, case), the case's detectors 0 or 1."""
     torch.manual_seed(problem.seed)
-    core = HMLSTM(
-        problem.input_size, problem.hidden_size, layers, slope=slope, layer_norm=layer_norm
-    ).double()
+    sizes = problem.input_size, problem.hidden_size, layers
+    core = HMLSTM(*sizes, output_size=output_size, slope=slope, layer_norm=layer_norm).double()
     for parameter in core.parameters():  # wider than at the start: all cases occur
         torch.nn.init.normal_(parameter)
     case = problem.case(core)
@@ -117,9 +116,15 @@ def make(problem, layers, layer_norm, slope=1.0):
 sizes = st.sampled_from([2, 3, 4])
 
 
-@given(problem=problems(reset=any_reset), layers=sizes, layer_norm=st.booleans())
-def test_values_are_the_papers_cases(problem, layers, layer_norm):
-    core, case = make(problem, layers, layer_norm)
+@given(
+    problem=problems(reset=any_reset),
+    layers=sizes,
+    layer_norm=st.booleans(),
+    output_size=st.sampled_from([None, 1, 5]),
+)
+def test_values_are_the_papers_cases(problem, layers, layer_norm, output_size):
+    core, case = make(problem, layers, layer_norm, output_size=output_size)
+    assert core.output_size == (output_size or core.hidden_size)
     outputs, states, detectors = paper(core, case.x, case.state, branch, case.reset)
     output, state = core(case.x, case.state, case.t0, case.reset)
     assert_close(output, outputs)
@@ -282,6 +287,7 @@ def test_the_layer_norm_starts_as_one():
         (dict(input_size=0), "input_size must be an int of at least 1; got 0"),
         (dict(hidden_size=2.5), "hidden_size must be an int of at least 1; got 2.5"),
         (dict(num_layers=1), "num_layers must be an int of at least 2; got 1"),
+        (dict(output_size=0), "output_size must be an int of at least 1; got 0"),
         (dict(slope=0), "slope must be positive and finite; got 0"),
         (dict(slope=float("inf")), "slope must be positive and finite; got inf"),
     ],

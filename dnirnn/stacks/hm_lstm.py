@@ -31,25 +31,30 @@ class HMLSTM(Core):
         c_t = (copy + keep f) c_{t-1} + (1 - copy) i g
         h_t = copy h_{t-1} + (1 - copy) o tanh(c_t)
 
-    The output [B, H] is the paper's gated mixture of the layers, with scalar gates:
+    The output [B, O] is the paper's gated mixture of the layers, with scalar gates:
 
         r^l = sigmoid(w^l [h^1 ... h^L]),  output = relu(sum_l r^l E^l h^l)
 
     The state [B, 2 L H + L - 1] is h^1, c^1, ..., h^L, c^L, then z^1 ... z^{L-1}, which are exactly
-    0 or 1. A sequence starts from zeros, detectors included (the paper does not say): the bottom
+    0 or 1. A sequence starts from zeros, detectors included (the paper leaves it open): the bottom
     layer's first step is then the same as after a FLUSH, and a layer above keeps its zeros until
     the one below first detects something.
 
     input_size, hidden_size, num_layers: I, H, at least 1, and L, at least 2.
+    output_size: O, units of the mixture (the paper's output embedding), at least 1; None: H.
     slope: of the hard sigmoid, above 0; it changes gradients, never values. A buffer, which a
         checkpoint holds: to anneal it, ``core.slope.fill_(min(5, 1 + 0.04 * epoch))``.
     layer_norm: normalises each of the four gates' s over its H units, with a gain and a shift of
-        their own; a detector, one unit, is not normalised. (The paper does not say where it does.)
+        their own; a detector, one unit, is not normalised. (The paper normalises "the models" and
+        leaves open where.)
 
     Raises ValueError for sizes or a slope that do not fit.
 
+    The paper's models are HMLSTM(128, 512, layer_norm=True) for Penn Treebank and
+    HMLSTM(128, 1024, layer_norm=True, output_size=2048) for Text8 and Wikipedia.
+
     Source: Chung, Ahn and Bengio, Hierarchical Multiscale Recurrent Neural Networks, ICLR 2017,
-    section 3, and the output module of section 4.1.
+    equations 1 to 9, and the output module of section 4.1, 11 and 12.
     """
 
     def __init__(
@@ -58,19 +63,26 @@ class HMLSTM(Core):
         hidden_size: int,
         num_layers: int = 3,
         *,
+        output_size: int | None = None,
         slope: float = 1.0,
         layer_norm: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        sizes = {"input_size": (input_size, 1), "hidden_size": (hidden_size, 1)}
-        for name, (size, least) in (sizes | {"num_layers": (num_layers, 2)}).items():
+        output_size = hidden_size if output_size is None else output_size
+        sizes = {
+            "input_size": (input_size, 1),
+            "hidden_size": (hidden_size, 1),
+            "num_layers": (num_layers, 2),
+            "output_size": (output_size, 1),
+        }
+        for name, (size, least) in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < least:
                 raise ValueError(f"{name} must be an int of at least {least}; got {size!r}")
         if not 0 < slope < math.inf:
             raise ValueError(f"slope must be positive and finite; got {slope!r}")
-        self.input_size, self.output_size = input_size, hidden_size
+        self.input_size, self.output_size = input_size, output_size
         self.hidden_size, self.num_layers, self.layer_norm = hidden_size, num_layers, layer_norm
         self.state_size = 2 * num_layers * hidden_size + num_layers - 1
         made = {"device": device, "dtype": dtype}
@@ -90,7 +102,7 @@ class HMLSTM(Core):
                 parameter(f"gain_l{layer}", 4 * hidden_size)
                 parameter(f"shift_l{layer}", 4 * hidden_size)
         self.gates = nn.Linear(num_layers * hidden_size, num_layers, bias=False, **made)
-        self.mix = nn.Linear(num_layers * hidden_size, hidden_size, bias=False, **made)
+        self.mix = nn.Linear(num_layers * hidden_size, output_size, bias=False, **made)
         self.register_buffer("slope", torch.tensor(float(slope), device=device))
         self.reset_parameters()
 
@@ -177,7 +189,7 @@ class HMLSTM(Core):
         return torch.cat(state + detected, 1)
 
     def output(self, states: Tensor) -> Tensor:
-        """The gated mixture [..., H] of the layers' h in states [..., S]."""
+        """The gated mixture [..., O] of the layers' h in states [..., S]."""
         pairs = states[..., : 1 - self.num_layers].unflatten(-1, (self.num_layers, 2, -1))
         h = pairs[..., 0, :].to(self.mix.weight.dtype)
         gates = torch.sigmoid(self.gates(h.flatten(-2)))
