@@ -18,11 +18,17 @@ class Core(nn.Module, abc.ABC):
 
     The state is one tensor [B, S], whatever the core is made of: a stack concatenates the states of
     its parts along the last dimension.
+
+    A core that adds to the loss itself (a price for what it does) sets ``charges`` to None in its
+    constructor. While :class:`dnirnn.Truncated` runs it, or a stack that it is a part of,
+    ``charges`` is a list, to which it appends what the sequences' own losses grow by: 0-d tensors,
+    summed over rows, attached to the graph.
     """
 
     input_size: int
     output_size: int
     state_size: int
+    charges: list[Tensor] | None
 
     def initial_state(self, batch_size: int) -> Tensor:
         """The state [B, S] a sequence starts from: zeros, in at least float32."""

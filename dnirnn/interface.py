@@ -33,6 +33,8 @@ class Interface(NamedTuple):
     ahead: with an auxiliary task, the rows it is fitted on: states [R, S], and what the estimator
         says at the boundaries after them. None without one, or where no boundary has a next one.
     ends: bool [N, B]: rows whose sequence ends at that boundary. None where none does.
+    charge: 0-d, what the core itself adds to the sequences' own losses, summed over steps and rows
+        (see ``Core.charges``); attached. None where it adds nothing.
     """
 
     sent: Tensor
@@ -46,6 +48,7 @@ class Interface(NamedTuple):
     pieces: list[Tensor] | None = None
     ahead: tuple[Tensor, Tensor] | None = None
     ends: Tensor | None = None
+    charge: Tensor | None = None
 
 
 def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> dict[str, Tensor]:
@@ -55,6 +58,7 @@ def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> di
     of ``loss`` plus, for every cut, synthetic[n] carried back through chunk n; and to the .grad of
     every estimator's parameters the gradient of its regression on the bootstrapped targets
     (the loss's gradient within the chunk plus discount * estimator(sent[n]) carried back through it).
+    What a core charges (``Core.charges``) is a part of the loss, times ``unit``.
 
     unit: the factor by which ``loss`` multiplies a sequence's own loss summed over its steps: 1 / B
         for a sum over steps and a mean over the batch, 1 / (T * B) for a mean over both, times any
@@ -76,6 +80,7 @@ def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> di
         raise ValueError(f"loss must be a scalar; got shape {tuple(loss.shape)}")
     if not 0 < unit < math.inf:
         raise ValueError(f"unit must be positive and finite; got {unit!r}")
+    loss = charged(loss, interfaces, unit)
     live = [cut for cut in interfaces if cut.synthetic is not None]
     tensors = [loss, *(cut.sent for cut in live)]
 
@@ -93,6 +98,12 @@ def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> di
     found = {"estimator_error": torch.stack(errors).mean()}
     ahead = [cut.estimator.ahead.accumulate(*cut.ahead) for cut in live if cut.ahead is not None]
     return {**found, "auxiliary_error": torch.stack(ahead).mean()} if ahead else found
+
+
+def charged(loss: Tensor, interfaces: list[Interface], unit: float) -> Tensor:
+    """The loss with what the cores themselves add to it."""
+    charges = [cut.charge for cut in interfaces if cut.charge is not None]
+    return loss + unit * sum(charges) if charges else loss
 
 
 def targets_of(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dnirnn.estimators import GradientEstimator
-from dnirnn.interface import Interface
+from dnirnn.interface import Interface, charged
 
 
 def true_gradients(
@@ -48,6 +48,7 @@ def true_gradients(
             " ZeroGradient nor dense, such as TrueGradient()"
         )
     sent, probe = interface.sent, interface.probe
+    loss = charged(loss, [interface], unit)
     own = torch.autograd.grad(loss, probe, retain_graph=True, materialize_grads=True)[0] / unit
     found = own
     for _ in range(min(lookahead or len(sent), len(sent)) - 1):

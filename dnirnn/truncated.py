@@ -47,6 +47,7 @@ class Truncated(nn.Module):
                 f"estimator predicts for a state of {size}; the core's state_size is {core.state_size}"
             )
         self.core, self.truncation, self.estimator = core, truncation, estimator
+        self.charging = tuple(part for part in core.modules() if hasattr(part, "charges"))
 
     def forward(
         self,
@@ -73,6 +74,28 @@ class Truncated(nn.Module):
         Returns (outputs [T, B, O], last state [B, S], detached, interfaces): one stacked
         :class:`dnirnn.Interface`, to be given to :func:`dnirnn.backward`.
         """
+        if not self.charging:
+            return self.unroll(x_TBI, state_BS, t0, final, reset, context)
+        charges: list[Tensor] = []
+        for part in self.charging:
+            part.charges = charges
+        try:
+            output, state, (cut,) = self.unroll(x_TBI, state_BS, t0, final, reset, context)
+        finally:
+            for part in self.charging:
+                part.charges = None
+        return output, state, [cut._replace(charge=sum(charges) if charges else None)]
+
+    def unroll(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        t0: int | Tensor,
+        final: bool | Tensor,
+        reset: Tensor | None,
+        context: Tensor | None,
+    ) -> tuple[Tensor, Tensor, list[Interface]]:
+        """forward, without what the core charges."""
         steps, batch = check_inputs(self.core, x_TBI, state_BS, reset)
         check_t0(t0, batch)
         final = check_final(final, batch, x_TBI.device)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -27,9 +28,11 @@ from dnirnn import (
 from dnirnn.core import Core
 from dnirnn.model import SequenceModel
 from dnirnn.tasks.options import CoreOptions
+from dnirnn.tasks.task import Figure, Measure
 
 Builder = Callable[[CoreOptions, int], Core]
 STEEPEST = 5.0  # slope of a detector's gradient, as in the paper
+UPDATES = Figure("updates", "share of the steps that update the state", "{:.3f}", True)
 
 
 def layered(kind: Callable[..., Core]) -> Builder:
@@ -120,7 +123,8 @@ def hm_lstm(options: CoreOptions, input_size: int) -> Core:
 
 
 def skip(options: CoreOptions, input_size: int) -> Core:
-    return Skip(LSTM(input_size, options.hidden, options.layers or 1), options.skip_bias)
+    core = LSTM(input_size, options.hidden, options.layers or 1)
+    return Skip(core, options.skip_bias, options.skip_cost)
 
 
 BUILD: dict[str, Builder] = {
@@ -222,3 +226,19 @@ def annealing(options: CoreOptions) -> Callable[[SequenceModel, float], None] | 
                 part.slope.fill_(slope)
 
     return anneal
+
+
+def counting(measure: Measure) -> Measure:
+    """``measure``, and of a model with a Skip "updates": the share of steps that update its state."""
+
+    def both(model: SequenceModel) -> dict[str, float]:
+        with ExitStack() as stack:
+            skips = (part for part in model.modules() if isinstance(part, Skip))
+            updates = [stack.enter_context(skip.recording()) for skip in skips]
+            found = measure(model)
+        if updates:
+            # Calls may differ in their rows.
+            found = {**found, "updates": float(torch.cat(sum(updates, [])).mean())}
+        return found
+
+    return both

@@ -284,6 +284,13 @@ class CoreOptions(Checked):
         "its gate's bias at the start: above 0 it begins by updating at every step, below it skips",
         where=("core", ("skip",)),
     )
+    skip_cost: float = option(
+        0.0,
+        "what every update of its state adds to the loss, so that it learns to skip",
+        "NATS",
+        at_least=0,
+        where=("core", ("skip",)),
+    )
     slope_growth: float = option(
         0.04,
         "what an epoch adds to the slope of the detectors' gradient, from 1 up to 5",

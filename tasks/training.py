@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dnirnn.tasks import adding, char_lm, copy, digits, repeat_copy
-from dnirnn.tasks.cores import annealing, described
+from dnirnn.tasks.cores import UPDATES, annealing, counting, described
 from dnirnn.tasks.fidelity import measurement, report
 from dnirnn.tasks.options import flag, from_config
 from dnirnn.tasks.progress import RunProgress
@@ -43,7 +43,7 @@ def train(name: str, options: Any, folder: Path) -> None:
         task.stream,
         trainer_config(options, task.symbols_per_update, TASKS[name].DECAY),
         folder,
-        task.evaluate,
+        counting(task.evaluate),
         task.config,
         task.test,
         annealing(options),
@@ -82,7 +82,7 @@ def summary(result: dict, task: ModuleType) -> str:
     found = figures_of(result)
     parts = [
         f"{figure.label}: {figure.form.format(found[figure.key])}"
-        for figure in task.FIGURES
+        for figure in (*task.FIGURES, UPDATES)
         if figure.key in found
     ]
     if parts:

@@ -1,6 +1,7 @@
 """--core: every core that it names trains, is resumed and measured; what goes with which."""
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from dnirnn import HMLSTM
 from dnirnn.checkpoint import checkpoints, load
+from dnirnn.log import read_log
 from dnirnn.tasks import cores, detectors, training
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.cli import main
@@ -41,6 +43,7 @@ OTHER = {
     "longest_period": 9.0,
     "open_ratio": 0.25,
     "skip_bias": -1.0,
+    "skip_cost": 0.5,
     "slope_growth": 0.5,
 }
 NEEDED = {"same_mask": {"layer_dropout": 0.25}}  # what else must be given
@@ -111,6 +114,21 @@ def test_char_lm_resumed_is_the_uninterrupted_run(train, tmp_path, core):
     resumed, whole = tensors_of(tmp_path / "run"), tensors_of(tmp_path / "whole")
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_a_skip_that_pays_for_its_updates_makes_fewer(train, tmp_path, capsys):
+    """And says how many; the bits that it reports are those of the text, without the price."""
+    shares, bits = [], []
+    for cost in ("0", "5"):
+        words = ["--core", "skip", "--hidden", "8", "--lr", "0.1", "--skip-cost", cost]
+        assert train(*words, "--updates", "12", out=cost) == 0
+        said = capsys.readouterr().out
+        best = json.loads((tmp_path / cost / "result.json").read_text())["best"]
+        assert f"share of the steps that update the state: {best['updates']:.3f}" in said
+        shares.append(best["updates"])
+        bits.append(read_log(tmp_path / cost / "log.jsonl", "train")[0]["bits"])
+    assert shares[1] < 0.5 < shares[0]
+    assert max(bits) < 6
 
 
 @pytest.mark.parametrize("core", CORES)

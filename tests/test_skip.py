@@ -6,10 +6,30 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Clock, Counter, assert_close, problems, seeds
+from strategies import (
+    Clock,
+    Counter,
+    assert_close,
+    fittings,
+    gradients,
+    own_loss,
+    problems,
+    seeds,
+)
 from torch import nn
 
-from dnirnn import GRU, LSTM, Deep, Skip, SyntheticGradient, Truncated, backward
+from dnirnn import (
+    GRU,
+    LSTM,
+    Deep,
+    Skip,
+    SyntheticGradient,
+    TrueGradient,
+    Truncated,
+    ZeroGradient,
+    backward,
+)
+from dnirnn.true_gradient import true_gradients
 
 
 def rounded(soft):
@@ -130,6 +150,78 @@ def test_recording_gathers_every_step_of_a_truncated_run(problem):
     truncated(case.x, case.state)
     assert len(updates) == problem.steps, "what is run after it is not recorded"
     copy.deepcopy(truncated)
+
+
+@given(
+    problem=problems(t0=("zero", "int"), final=("no", "yes"), reset=("none", "anywhere")),
+    fitting=fittings,
+    cost=st.sampled_from([0.3, 2.0]),
+    unit=st.sampled_from([1.0, 0.25]),
+)
+def test_a_cost_is_a_part_of_the_loss(problem, fitting, cost, unit):
+    """As if written into it, for the core and for its estimator, inside another core too."""
+    found = []
+    for price in (cost, 0.0):
+        torch.manual_seed(problem.seed)
+        skip = Skip(GRU(3, 2), bias=-0.5, cost=price)
+        core = Deep([LSTM(problem.input_size, 3), skip]).double()
+        case, estimator = problem.case(core), fitting.estimator(core)
+        truncated = Truncated(core, problem.truncation, estimator)
+        with skip.recording() as updates:
+            output, _, cuts = truncated(case.x, case.state, case.t0, case.final, case.reset)
+        loss = own_loss(output, case.y)
+        if price:
+            assert_close(cuts[0].charge, cost * torch.stack(updates).sum())
+        else:
+            assert cuts[0].charge is None
+            loss = loss + cost * torch.stack(updates).sum()
+        error = backward(unit * loss, cuts, unit)["estimator_error"]
+        found.append([*gradients(truncated), cuts[0].probe.grad, error])
+    assert_close(*found)
+
+
+def test_the_true_gradient_counts_the_cost():
+    skip = Skip(GRU(2, 3), bias=-0.5, cost=0.7).double()
+    truncated = Truncated(skip, 2, TrueGradient())
+    x, state = torch.randn(6, 2, 2).double(), skip.initial_state(2)
+    with skip.recording() as updates:
+        output, _, (cut,) = truncated(x, state)
+    loss, price = output.square().sum(), 0.7 * torch.stack(updates).sum()
+    expected = true_gradients(loss + price, cut._replace(charge=None))
+    assert_close(true_gradients(loss, cut), expected)
+    assert not torch.equal(expected, true_gradients(loss, cut._replace(charge=None)))
+
+
+def test_only_a_truncated_call_is_charged():
+    skip = Skip(GRU(2, 3), cost=1.0)
+    truncated, x = Truncated(skip, 2, SyntheticGradient(skip.state_size)), torch.randn(4, 2, 2)
+    skip(x, skip.initial_state(2))
+    assert skip.charges is None, "nothing is gathered that nobody takes"
+    assert truncated(x, skip.initial_state(2))[2][0].charge > 0 and skip.charges is None
+    with pytest.raises(ValueError, match="state must be"):
+        truncated(x, skip.initial_state(3))
+    assert skip.charges is None
+
+
+def test_a_cost_teaches_it_to_skip():
+    """Where nothing else is asked, down to the update that every sequence starts with."""
+    skip = Skip(LSTM(1, 4), cost=1.0)
+    truncated, x = Truncated(skip, 4, ZeroGradient()), torch.randn(8, 16, 1)
+    optimizer, shares = torch.optim.Adam(skip.parameters(), 0.3), []
+    for _ in range(30):
+        with skip.recording() as updates:
+            output, _, cuts = truncated(x, skip.initial_state(16), final=True)
+        shares.append(float(torch.stack(updates).detach().mean()))
+        optimizer.zero_grad()
+        backward(0 * output.sum(), cuts)
+        optimizer.step()
+    assert shares[0] > 0.9 and shares[-1] == 1 / 8
+
+
+@pytest.mark.parametrize("cost", [-0.1, float("inf"), float("nan")])
+def test_what_is_no_cost_is_refused(cost):
+    with pytest.raises(ValueError, match="cost must be finite and not negative; got"):
+        Skip(LSTM(2, 3), cost=cost)
 
 
 def test_a_step_that_no_row_updates_costs_nothing_without_gradients():

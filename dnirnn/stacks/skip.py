@@ -1,5 +1,6 @@
 """Skip: a core that learns at which steps to update its state, and keeps it at the others."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,29 +38,36 @@ class Skip(Core):
     the first step of a sequence is an update. The core is told t, the steps since the sequence's
     start, whether it was updated at them or not.
 
-    Updates are counted, and paid for, with :meth:`recording`. A step at which no row is updated
-    costs nothing where no gradient is asked for; in training every step is computed, since the
-    gradient of u_t needs it.
+    What teaches it to skip is a price: with ``cost``, the loss that :func:`dnirnn.backward` goes
+    back from grows by cost * u_t for every row and step (see :attr:`dnirnn.Core.charges`). Updates
+    are counted with :meth:`recording`. A step at which no row is updated takes no time where no
+    gradient is asked for; in training every step is computed, since the gradient of u_t needs it.
 
     core: S.
     bias: b at the start. At 1, as in the authors' program, a fresh Skip updates at nearly every
         step; below 0, at fewer.
+    cost: lambda of an update, in units of a sequence's own loss, finite and not negative.
+
+    Raises ValueError for another cost.
 
     Source: Campos et al., Skip RNN: Learning to Skip State Updates in Recurrent Neural Networks,
-    ICLR 2018, section 3.
+    ICLR 2018, section 3; the cost is its lambda in L_budget.
     """
 
-    def __init__(self, core: Core, bias: float = 1.0):
+    def __init__(self, core: Core, bias: float = 1.0, cost: float = 0.0):
         super().__init__()
+        if not 0 <= cost < math.inf:
+            raise ValueError(f"cost must be finite and not negative; got {cost!r}")
         like = core.initial_state(1)
         dtype = next(core.parameters(), like).dtype
-        self.core, self.bias = core, bias
+        self.core, self.bias, self.cost = core, bias, float(cost)
         self.gate = nn.Linear(core.state_size, 1, device=like.device, dtype=dtype)
         nn.init.constant_(self.gate.bias, bias)
         self.input_size, self.output_size = core.input_size, core.output_size
         self.sizes = [core.state_size, core.output_size, 1]
         self.state_size = sum(self.sizes)
         self.recorded: list[Tensor] | None = None
+        self.charges: list[Tensor] | None = None
 
     def initial_state(self, batch_size: int) -> Tensor:
         state = self.core.initial_state(batch_size)
@@ -74,11 +82,10 @@ class Skip(Core):
     def recording(self) -> Iterator[list[Tensor]]:
         """Gathers u_t [B], 0 or 1, of every step that is run inside, in a list, with its gradient.
 
-        A cost per sample, and the share of steps used:
+        The share of steps used:
 
             with skip.recording() as updates:
                 output, state, cuts = truncated(x, state)
-            loss = ... + cost * torch.stack(updates).sum()
             share = torch.stack(updates).mean()
         """
         self.recorded = updates = []
@@ -92,6 +99,8 @@ class Skip(Core):
         u = Round.apply(soft)
         if self.recorded is not None:
             self.recorded.append(u[:, 0])
+        if self.charges is not None and self.cost:
+            self.charges.append(self.cost * u.sum())
         if torch.is_grad_enabled() or u.any():
             output, updated = self.core.step(x_BI, state, t)
             state = torch.lerp(state, updated, u)
@@ -101,4 +110,4 @@ class Skip(Core):
         return held.to(x_BI.dtype), torch.cat([state, held, soft], 1)
 
     def extra_repr(self) -> str:
-        return f"bias={self.bias}"
+        return f"bias={self.bias}, cost={self.cost}"
