@@ -30,8 +30,9 @@ class Interface(NamedTuple):
         where the estimator needs none.
     pieces: the tensors probe[n] that the chunks were given, each chunk's graph apart from the
         others', so that lambda targets go back chunk by chunk. None without a trace_decay.
-    ahead: with an auxiliary task, the rows it is fitted on: states [R, S], and what the estimator
-        says at the boundaries after them. None without one, or where no boundary has a next one.
+    ahead: with an auxiliary task, the rows it is fitted on: states [R, S], what the estimator says
+        at the boundaries after them, and the rows' weights [R] or None (see GradientEstimator.
+        accumulate). None without one, or where no boundary has a next one.
     ends: bool [N, B]: rows whose sequence ends at that boundary. None where none does.
     charge: 0-d, what the core itself adds to the sequences' own losses, summed over steps and rows
         (see ``Core.charges``); attached. None where it adds nothing.
@@ -46,7 +47,7 @@ class Interface(NamedTuple):
     bootstrap: Tensor | None = None
     context: Tensor | None = None
     pieces: list[Tensor] | None = None
-    ahead: tuple[Tensor, Tensor] | None = None
+    ahead: tuple[Tensor, Tensor, Tensor | None] | None = None
     ends: Tensor | None = None
     charge: Tensor | None = None
 
@@ -96,7 +97,11 @@ def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> di
         return {}
     errors = [accumulate(cut, unit, jacobians.get(id(cut))) for cut in live]
     found = {"estimator_error": torch.stack(errors).mean()}
-    ahead = [cut.estimator.ahead.accumulate(*cut.ahead) for cut in live if cut.ahead is not None]
+    ahead = [
+        cut.estimator.ahead.accumulate(*cut.ahead[:2], weight=cut.ahead[2])
+        for cut in live
+        if cut.ahead is not None
+    ]
     return {**found, "auxiliary_error": torch.stack(ahead).mean()} if ahead else found
 
 
@@ -153,14 +158,15 @@ def accumulate(cut: Interface, unit: float, jacobian: Tensor | None) -> Tensor:
     size = cut.probe.shape[-1]
     entered, target = cut.entered.reshape(-1, size), cut.probe.grad.reshape(-1, size) / unit
     more = [] if cut.context is None else [cut.context[:-1].flatten(0, 1)]
+    weighed = {}
     if cut.terminal is not None:
         ended = cut.sent[-1].detach()
-        ended = ended if cut.terminal is True else ended[cut.terminal]
+        if cut.terminal is not True:
+            # Rows that did not end weigh nothing: to leave them out, the host would have to know.
+            ends = cut.terminal.to(entered.dtype)
+            weighed = {"weight": torch.cat([ends.new_ones(len(entered)), ends])}
         entered = torch.cat([entered, ended])
         target = torch.cat([target, torch.zeros_like(ended)])
-        if more:
-            last = cut.context[-1]
-            last = last if cut.terminal is True else last[cut.terminal]
-            more = [torch.cat([*more, last])]
+        more = [torch.cat([*more, cut.context[-1]])] if more else []
     more += [] if jacobian is None else [jacobian]
-    return cut.estimator.accumulate(entered, target, *more)
+    return cut.estimator.accumulate(entered, target, *more, **weighed)

@@ -183,15 +183,25 @@ def accumulate_regression(entered: Tensor, target: Tensor, weights: list[Tensor]
     return error
 
 
-def reference_regression(entered: Tensor, target: Tensor, weights: list[Tensor]) -> Tensor:
-    """What accumulate_regression computes, by torch's autograd."""
+def reference_regression(
+    entered: Tensor, target: Tensor, weights: list[Tensor], counts: Tensor | None = None
+) -> Tensor:
+    """What accumulate_regression computes, by torch's autograd.
+
+    counts: [R], 1 for the rows that count and 0 for the others; None: all do. Where none does,
+        error and gradient are zero.
+    """
     fitted = [weight for weight in weights if weight.requires_grad]
     with torch.enable_grad():
         prediction = entered
         for i in range(0, len(weights), 2):
             prediction = torch.relu(prediction) if i else prediction
             prediction = F.linear(prediction, *weights[i : i + 2])
-        error = 0.5 * (prediction - target).square().sum(-1).mean()
+        errors = 0.5 * (prediction - target).square().sum(-1)
+        if counts is None:
+            error = errors.mean()
+        else:
+            error = (errors * counts).sum() / counts.sum().clamp_min(1)
         if fitted:
             error.backward(inputs=fitted)
     return error.detach()

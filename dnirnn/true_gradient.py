@@ -108,7 +108,9 @@ class TrueGradient(GradientEstimator):
         end = torch.zeros_like(self.told[:1])
         return torch.cat([self.told[1:], end])[: len(state)]
 
-    def accumulate(self, entered: Tensor, target: Tensor) -> Tensor:
+    def accumulate(
+        self, entered: Tensor, target: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         """Fits nothing: there is no error."""
         return target.new_zeros(())
 

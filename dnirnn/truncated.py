@@ -134,9 +134,10 @@ class Truncated(nn.Module):
 
         beside = []
         if context is not None:
-            starts = range(0, steps, 1 if estimator.dense else self.truncation)
-            ends = [*range(self.truncation, steps, self.truncation), steps]
-            beside, context = [context[ends]], context[[*starts, steps]]
+            stride = 1 if estimator.dense else self.truncation
+            last = context[steps:]
+            beside = [torch.cat([context[self.truncation : steps : self.truncation], last])]
+            context = torch.cat([context[:steps:stride], last])
         if synthetic is None:
             synthetic = estimator.scale * say(estimator, sent, *beside)
         bootstrap = ahead = ended = None
@@ -181,22 +182,23 @@ def look_ahead(
     coming: Tensor,
     reset: Tensor | None,
     truncation: int,
-) -> tuple[tuple[Tensor, Tensor] | None, Tensor]:
+) -> tuple[tuple[Tensor, Tensor, Tensor | None], Tensor]:
     """The auxiliary task at all boundaries but the last, whose next ones say ``coming``.
 
-    Returns the rows to fit, (states [R, S], coming [R, S]) or None, and the gradient [N - 1, B, S]
-    of the task's error with respect to the states. Where a sequence starts before the next
-    boundary, there is nothing to predict.
+    Returns the rows to fit, (states [R, S], coming [R, S], their weights [R] or None), and the
+    gradient [N - 1, B, S] of the task's error with respect to the states. Where a sequence starts
+    before the next boundary, there is nothing to predict: such a row weighs nothing.
     """
     states = sent[:-1].detach().requires_grad_()
     missed = estimator.ahead(states) - coming
-    rows = states.detach().flatten(0, 1), coming.flatten(0, 1)
+    weight = None
     if reset is not None:
         known = ~torch.stack([part.any(0) for part in reset.split(truncation)[1:]])
         missed = missed * known[..., None]
-        rows = rows[0][known.flatten()], rows[1][known.flatten()]
+        weight = known.flatten().to(states.dtype)
     error = 0.5 * estimator.auxiliary * missed.square().sum()
-    return rows if len(rows[0]) else None, torch.autograd.grad(error, states)[0]
+    rows = states.detach().flatten(0, 1), coming.flatten(0, 1), weight
+    return rows, torch.autograd.grad(error, states)[0]
 
 
 def cut_off(

@@ -94,7 +94,9 @@ class Oracle(GradientEstimator):
     def forward(self, state):
         return self.true[1:]
 
-    def accumulate(self, entered, target):
+    def accumulate(self, entered, target, weight=None):
+        if weight is not None:
+            entered, target = entered[weight > 0], target[weight > 0]
         self.entered, self.target = entered, target
         true = torch.cat([self.true[:-1].flatten(0, 1), torch.zeros_like(self.true[-1])])
         return 0.5 * (true[: len(target)] - target).square().sum(-1).mean()

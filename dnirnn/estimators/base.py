@@ -36,10 +36,15 @@ class GradientEstimator(nn.Module, abc.ABC):
         """The predicted gradient [..., S], unscaled, at the state [..., S]."""
 
     @abc.abstractmethod
-    def accumulate(self, entered: Tensor, target: Tensor) -> Tensor:
+    def accumulate(
+        self, entered: Tensor, target: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         """Adds the gradient of the regression of forward(entered) on target to the parameters' .grad.
 
-        ``entered`` and ``target`` are [R, S]. Returns the regression error, a detached 0-d tensor.
+        ``entered`` and ``target`` are [R, S]; ``weight`` is [R], 1 for the rows that count and 0 for
+        the others, which are those of sequences that go on where only some end (a ``final`` that is
+        a tensor), or None where all count. Returns the regression error, a detached 0-d tensor,
+        meaned over the rows that count.
         """
 
 
@@ -55,5 +60,7 @@ class ZeroGradient(GradientEstimator):
     def forward(self, state: Tensor) -> Tensor:
         return torch.zeros_like(state)
 
-    def accumulate(self, entered: Tensor, target: Tensor) -> Tensor:
+    def accumulate(
+        self, entered: Tensor, target: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         return target.new_zeros(())

@@ -82,11 +82,18 @@ class BPLambda(GradientEstimator):
     def forward(self, state: Tensor) -> Tensor:
         return F.linear(state, self.weight, self.bias)
 
-    def accumulate(self, entered: Tensor, target: Tensor, jacobian: Tensor) -> Tensor:
+    def accumulate(
+        self,
+        entered: Tensor,
+        target: Tensor,
+        jacobian: Tensor,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         """Adds to .grad, and moves the trace on; half the squared delta, meaned over rows.
 
         entered, target: [R, S], chunk by chunk, then rows of states in which a sequence ends.
         jacobian: [N, B, S, S], zero where a sequence ends.
+        weight: [R], or None; as GradientEstimator's. The first N B rows always count.
 
         Raises ValueError where B is not batch_size.
         """
@@ -95,6 +102,9 @@ class BPLambda(GradientEstimator):
             raise ValueError(f"batch_size is {len(self.trace)}; got a batch of {batch}")
         with torch.no_grad():
             delta = target - self(entered)
+            rows_that_count = len(entered)
+            if weight is not None:
+                delta, rows_that_count = delta * weight[:, None], weight.sum()
             told = F.pad(entered, (0, 1), value=1.0)  # dg_i / d(W, b)_i, for every i
             found = torch.zeros_like(self.trace[0, 0])
             trace = self.trace
@@ -108,12 +118,12 @@ class BPLambda(GradientEstimator):
             self.trace.copy_(trace)
             ended = slice(chunks * batch, None)
             found = found.view(size, size + 1) + delta[ended].T @ told[ended]
-            found = -found / len(entered)
+            found = -found / rows_that_count
             for parameter, gradient in ((self.weight, found[:, :-1]), (self.bias, found[:, -1])):
                 if parameter.requires_grad:
                     gradient = gradient if parameter.grad is None else parameter.grad + gradient
                     parameter.grad = gradient.contiguous()
-            return 0.5 * delta.square().sum(-1).mean()
+            return 0.5 * delta.square().sum() / rows_that_count
 
     def extra_repr(self) -> str:
         return f"trace_decay={self.trace_decay}, scale={self.scale}, discount={self.discount}"

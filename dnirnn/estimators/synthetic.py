@@ -139,22 +139,38 @@ class SyntheticGradient(GradientEstimator):
         return self.unit * value if self.normalise else value
 
     def accumulate(
-        self, entered: Tensor, target: Tensor, context: Tensor | None = None
+        self,
+        entered: Tensor,
+        target: Tensor,
+        context: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """As GradientEstimator's; with a context [R, C] where one was asked for."""
         unit = None
         if self.normalise:
-            self.mean_square.lerp_(
-                torch.stack([target.square().mean(), target.new_ones(())]), 1 - NORM_DECAY
-            )
+            self.observe(target, weight)
             unit = self.unit
             target = target / unit.clamp_min(torch.finfo(unit.dtype).tiny)
-        if context is None:
+        if context is not None:
+            entered = torch.cat([entered, context.to(entered.dtype)], -1)
+        if context is None and weight is None:
             error = ops.accumulate_regression(entered, target, self.parts)
         else:
-            told = torch.cat([entered, context.to(entered.dtype)], -1)
-            error = ops.reference_regression(told, target, self.parts)
+            error = ops.reference_regression(entered, target, self.parts, weight)
         return error if unit is None else error * unit.square()
+
+    def observe(self, target: Tensor, weight: Tensor | None) -> None:
+        """Moves the mean square of the targets on, unless no row counts."""
+        square, share = target.square(), 1 - NORM_DECAY
+        if weight is None:
+            mean = square.mean()
+        else:
+            count = weight.sum()
+            mean = (square.mean(-1) * weight).sum() / count.clamp_min(1)
+            share = share * (count > 0)
+        self.mean_square.lerp_(
+            torch.stack([mean, target.new_ones(())]), share
+        )
 
     def extra_repr(self) -> str:
         said = f"scale={self.scale}, discount={self.discount}"
