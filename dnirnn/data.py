@@ -14,6 +14,7 @@ class Batch(NamedTuple):
     x: inputs, [T, B] symbols (long) or [T, B, I] (float).
     y: targets, [T, B] (long) or [T, B, O] (float).
     weight: [T, B] float, 1 where the step's target counts and 0 where not; None where all count.
+        On the CPU, wherever the others are, so that counting does not wait for a device.
     first: every row starts a new sequence here (initial state, t = 0).
     final: every row's sequence really ends with this batch.
     following: the next step, a Batch of one; None where there is none, or it is not known.
@@ -59,15 +60,26 @@ class Batch(NamedTuple):
         return after._replace(x=x, y=y, weight=weight, first=self.first)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on ``device``; itself where it is there."""
-        if self.x.device == device:
+        """The batch on ``device``, without waiting for it; itself where it is there."""
+        parts = (self.x, self.y, self.weight, self.label)
+        if all(part is None or part.device == device for part in parts):
             return self
-        x, y, weight, label = (
-            None if part is None else part.to(device, non_blocking=True)
-            for part in (self.x, self.y, self.weight, self.label)
-        )
+        x, y, weight, label = (None if part is None else sent(part, device) for part in parts)
         following = None if self.following is None else self.following.to(device)
         return Batch(x, y, weight, self.first, self.final, following, label)
+
+    def count(self) -> int:
+        """How many targets count. Waits for nothing where the weight is on the CPU."""
+        if self.weight is None:
+            return self.x.shape[0] * self.x.shape[1]
+        return round(float(self.weight.sum()))
+
+
+def sent(part: Tensor, device: torch.device) -> Tensor:
+    """The tensor on ``device``; from the CPU by way of memory that a GPU can copy on its own."""
+    if device.type == "cuda" and part.device.type == "cpu":
+        part = part.pin_memory()
+    return part.to(device, non_blocking=True)
 
 
 class Stream(abc.ABC):
@@ -96,6 +108,9 @@ class Stream(abc.ABC):
     def load_state_dict(self, state: dict) -> None:
         """Goes on bit for bit from where ``state`` was taken."""
 
+    def to(self, device: torch.device) -> None:
+        """Told where its batches are wanted; one that can make them there may move its data."""
+
     def observe(self, bits: float) -> None:
         """Told the mean bits per target of every sequence that ends; a curriculum may react."""
 
@@ -108,7 +123,8 @@ class TextStream(Stream):
     symbol from ``first_input``. Rows differ by at most one in length; a short row's last step has
     weight 0. An epoch is one sequence a row: ``final`` at its end, then ``first``.
 
-    symbols: LongTensor [n], n at least ``batch_size``. The batches are on its device.
+    symbols: LongTensor [n], n at least ``batch_size``. The batches are on its device, their weights
+        on the CPU.
     first_input: what stands before the text, by custom the newline's symbol.
 
     Raises TypeError for symbols of another kind, ValueError for a text that is too short.
@@ -154,9 +170,12 @@ class TextStream(Stream):
     def part(self, start: int, end: int) -> Batch:
         weight = None
         if end == self.steps and self.long_rows:
-            weight = torch.ones(end - start, self.batch_size, device=self.layout.device)
+            weight = torch.ones(end - start, self.batch_size)
             weight[-1, self.long_rows :] = 0
         return Batch(self.layout[start:end], self.layout[start + 1 : end + 1], weight)
+
+    def to(self, device: torch.device) -> None:
+        self.layout = self.layout.to(device)
 
     def state_dict(self) -> dict:
         return {"position": self.position, "epoch": self.epoch}

@@ -145,7 +145,7 @@ def jacobian(cut: Interface) -> Tensor:
     rows = []
     for i in range(cut.sent.shape[-1]):
         seed = torch.zeros_like(cut.sent)
-        seed[..., i] = 1
+        seed[..., i].fill_(1)
         rows += torch.autograd.grad(
             cut.sent, cut.probe, seed, retain_graph=True, materialize_grads=True
         )

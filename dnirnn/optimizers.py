@@ -26,7 +26,10 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def make_optimizer(
     prefix: str, parameters: list[nn.Parameter], name: str, lr: float, options: dict
 ) -> torch.optim.Optimizer:
-    """The torch.optim optimizer of that name, fused where it can; ``prefix`` names its fields."""
+    """The torch.optim optimizer of that name; ``prefix`` names its fields.
+
+    Fused where it can, and such that a CUDA graph can hold its step where the parameters are there.
+    """
     kind = getattr(torch.optim, name, None)
     known = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
     if not known or name in ("Optimizer", "LBFGS", "SparseAdam"):
@@ -34,13 +37,37 @@ def make_optimizer(
             f"{prefix}optimizer must be the name of a class in torch.optim that steps on dense"
             f" gradients without a closure, such as Adam; got {name!r}"
         )
-    fused = "fused" in inspect.signature(kind).parameters and not (
-        options.get("foreach") or options.get("differentiable")
-    )
+    takes = inspect.signature(kind).parameters
+    own = {}
+    if "fused" in takes and not (options.get("foreach") or options.get("differentiable")):
+        own["fused"] = True
+    if "capturable" in takes and parameters[0].device.type == "cuda":
+        own["capturable"] = True
     try:
-        return kind(parameters, lr=lr, **({"fused": True} if fused else {}) | options)
+        return kind(parameters, lr=lr, **own | options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{prefix}options do not fit {name}: {error}") from None
+
+
+def can_skip(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its step leaves everything as it is where its found_inf, a tensor, is 1."""
+    return isinstance(optimizer, torch.optim.Adam) and bool(optimizer.defaults["fused"])
+
+
+def settings(optimizer: torch.optim.Optimizer) -> dict:
+    """What an optimizer of one group of parameters is set to, its learning rate included."""
+    (group,) = optimizer.param_groups
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Loads a state_dict, made on whatever device: how this one's step is computed stays."""
+    own = [
+        {name: group[name] for name in ("fused", "foreach", "capturable") if name in group}
+        for group in optimizer.param_groups
+    ]
+    groups = [{**group, **kept} for group, kept in zip(state["param_groups"], own)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, name: str | None, options: dict) -> Any:
@@ -84,12 +111,24 @@ def norm_of(gradients: list[Tensor]) -> Tensor | float:
 
 
 def rescale(
-    gradients: list[Tensor], norm: float, smallest: float | None, largest: float | None
+    gradients: list[Tensor],
+    norm: float | Tensor,
+    smallest: float | None,
+    largest: float | None,
 ) -> None:
-    """Scales the gradients, whose norm is known, into the range from smallest to largest.
+    """Scales the gradients, whose norm is given, into the range from smallest to largest.
 
-    A norm of 0 stays 0.
+    A norm of 0 stays 0. Nothing waits for the device where the norm is a 0-d tensor there.
     """
+    if isinstance(norm, Tensor):
+        if gradients and (largest is not None or smallest is not None):
+            factor = torch.ones_like(norm)
+            if smallest is not None:
+                factor = torch.where((norm > 0) & (norm < smallest), smallest / norm, factor)
+            if largest is not None:
+                factor = torch.where(norm > largest, largest / norm, factor)
+            torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+        return
     if largest is not None and norm > largest:
         torch._foreach_mul_(gradients, largest / norm)
     elif smallest is not None and 0 < norm < smallest:

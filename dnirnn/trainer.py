@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,21 +20,24 @@ from torch import Tensor
 from dnirnn import checkpoint as ckpt
 from dnirnn.checkpoint import CheckpointError
 from dnirnn.data import Batch, Stream
-from dnirnn.interface import Interface, backward
+from dnirnn.device import find_device, own_stream
+from dnirnn.interface import Interface
 from dnirnn.log import Log
 from dnirnn.masks import draw_masks
 from dnirnn.model import SequenceModel
 from dnirnn.optimizers import (
     DECAYS,
     blended,
+    can_skip,
     make_optimizer,
     make_schedule,
-    norm_of,
-    rescale,
+    restore_optimizer,
     scalars_of,
     set_lr,
+    settings,
 )
 from dnirnn.true_gradient import TrueGradient
+from dnirnn.updater import TOLD, CUDAGraphs, Updater
 
 # What a run folder holds.
 CONFIG, LOG, RESULT = "config.json", "log.jsonl", "result.json"
@@ -60,6 +63,36 @@ PROGRESS = (
     "best",
     "evaluations_since_best",
 )
+
+
+# What of an update's row can be not finite, and what it is called; the first that is, is named.
+NOT_FINITE = {
+    "nats": "loss",
+    "gradient_norm": "core gradient",
+    "estimator_norm": "estimator gradient",
+}
+# Updates that a device is let run ahead of the host, however rarely it logs.
+AHEAD = 1024
+
+
+class Made(NamedTuple):
+    """An update that was made, and all that it needs to be unmade where it was not finite.
+
+    update, symbols, t, stream, rng, settings, schedule: as they were before it.
+    steps, targets: of its batch. final: a sequence ended with it. seconds: the host's.
+    """
+
+    update: int
+    symbols: int
+    t: int
+    stream: dict
+    rng: list[Tensor]
+    settings: list[dict]
+    schedule: dict | None
+    steps: int
+    targets: int
+    final: bool
+    seconds: float
 
 
 class Interrupted(Exception):
@@ -200,6 +233,15 @@ class Trainer:
         changes in the course of training (an annealed slope). It must depend on nothing else, so
         that a resumed run sets the same. None: nothing.
     run_config: JSON-able; what distinguishes this run. A folder that holds another one is refused.
+    device: cpu, cuda or cuda:N, where the model is moved to (None: where it is) and the stream is
+        told to make its batches. No part of the configuration: a run goes on on another device, if
+        not to the bit.
+    graphs: whether updates on a CUDA device are captured in CUDA graphs and replayed. What changes
+        from update to update must then be tensors of the model that stay in place (``prepare``).
+
+    On a CUDA device with Adam or AdamW the host does not wait for the updates: it reads what they
+    told when it logs, evaluates or saves, and where a sequence ends. With other optimizers it looks
+    at every update before it is made, and nothing is captured.
 
     The folder: config.json (run_config), log.jsonl, checkpoints/update-00001234/ (the last two),
     best/update-00001000/ (the best models), result.json (when done).
@@ -220,7 +262,11 @@ class Trainer:
         test: Callable[[SequenceModel], dict[str, float]] | None = None,
         prepare: Callable[[SequenceModel, float], None] | None = None,
         fidelity: Callable[[SequenceModel], dict[str, float]] | None = None,
+        device: str | torch.device | None = None,
+        graphs: bool = True,
     ):
+        if device is not None:
+            model.to(find_device(device))
         self.model, self.stream, self.config = model, stream, config
         self.folder, self.evaluate, self.test = Path(folder), evaluate, test
         self.prepare = prepare or (lambda model, epochs: None)
@@ -230,19 +276,17 @@ class Trainer:
         if config.patience is not None and evaluate is None:
             raise ValueError("patience counts evaluations: evaluate must be given")
         rows = stream.batch_size
-        self.rows_at_once = rows if config.micro_batch is None else config.micro_batch
-        if rows % self.rows_at_once:
+        rows_at_once = rows if config.micro_batch is None else config.micro_batch
+        if rows % rows_at_once:
             raise ValueError(
                 f"micro_batch must divide the batch size {rows}; got {config.micro_batch}"
             )
-        self.pieces = rows // self.rows_at_once
         whole = config.chunks == "sequence"
         self.steps = None if whole else model.truncated.truncation * config.chunks
-        self.unit = 1 / (rows * (self.steps or 1))
 
         self.core, self.estimator = model.core_parameters(), model.estimator_parameters()
         self.device = self.core[0].device
-        self.buffers = list(model.truncated.estimator.buffers())
+        stream.to(self.device)
         self.scale = model.truncated.estimator.scale
         self.looks_ahead = isinstance(model.truncated.estimator, TrueGradient)
         if self.looks_ahead and model.dropout.p:
@@ -250,7 +294,7 @@ class Trainer:
                 "dropout must be 0 with TrueGradient, which can't foresee its masks; got"
                 f" {model.dropout.p}"
             )
-        if self.looks_ahead and self.pieces > 1:
+        if self.looks_ahead and rows_at_once < rows:
             raise ValueError(
                 "micro_batch must be None with TrueGradient, which is told of whole batches; got"
                 f" {config.micro_batch}"
@@ -270,6 +314,20 @@ class Trainer:
                 )
             )
         self.schedule = make_schedule(self.optimizer, config.schedule, config.schedule_options)
+        on_gpu = self.device.type == "cuda"
+        # What a TrueGradient says is another tensor at every update: no graph holds that.
+        watch = not on_gpu or self.looks_ahead or not all(map(can_skip, self.optimizers))
+        self.updater = Updater(
+            model,
+            self.optimizers,
+            [(config.lift, config.clip), (config.estimator_lift, config.estimator_clip)],
+            rows,
+            rows_at_once,
+            1 / (rows * (self.steps or 1)),
+            watch,
+            None if watch or not graphs else CUDAGraphs(),
+            min(config.log_every, AHEAD),
+        )
         self.schedule_by_bits = config.schedule == "ReduceLROnPlateau"
         if self.schedule_by_bits and evaluate is None:
             raise ValueError("schedule ReduceLROnPlateau needs evaluations: evaluate must be given")
@@ -288,6 +346,7 @@ class Trainer:
         self.best: dict | None = None
         self.evaluations_since_best = 0
         self.interrupted = False
+        self.unread: list[Made] = []
 
     def run(self, report: Callable[[dict], None] | None = None) -> dict:
         """Trains to the first budget reached; resumes where the folder holds checkpoints.
@@ -302,7 +361,7 @@ class Trainer:
         Raises Interrupted after Ctrl-C, NonFinite, StorageError where the disk is full.
         """
         self.report = report or (lambda row: None)
-        with locked(self.folder), self.interruptible():
+        with locked(self.folder), self.interruptible(), own_stream(self.device):
             try:
                 self.begin()
                 stopped = self.reached()
@@ -322,74 +381,41 @@ class Trainer:
         """One update of all parameters on the stream's next batch."""
         began = time.perf_counter()
         self.prepare(self.model, self.stream.epochs)
-        kept = [buffer.clone() for buffer in self.buffers]
-        before = self.stream.state_dict(), get_rng(self.device), kept
+        before = (
+            self.update,
+            self.symbols,
+            self.t,
+            self.stream.state_dict(),
+            get_rng(self.device),
+            [settings(optimizer) for optimizer in self.optimizers],
+            None if self.schedule is None else scalars_of(self.schedule.state_dict()),
+        )
         if self.config.warm_up or self.config.blend:
             share = blended(self.update, self.config.warm_up, self.config.blend)
             self.model.truncated.estimator.scale = self.scale * share
-        batch = self.stream.next(self.steps).to(self.device)
-        state, t = self.state, self.t
-        if batch.first or state is None:
-            state, t = self.model.initial_state(self.stream.batch_size), 0
-            draw_masks(self.model)
-        if self.looks_ahead:
-            self.look_ahead(batch, state, t)
-        state, nats, targets, error = self.add_gradients(batch, state, t)
-
-        gradients = [
-            [parameter.grad for parameter in parameters if parameter.grad is not None]
-            for parameters in (self.core, self.estimator)
-        ]
-        if self.pieces > 1 and gradients[1]:
-            # An estimator's regression is a mean over rows; the pieces' gradients were added up.
-            torch._foreach_mul_(gradients[1], 1 / self.pieces)
-        # The update's one synchronisation: everything that the host wants to know, at once.
-        scalars = [nats, targets, error, *map(norm_of, gradients)]
-        on_device = [value for value in scalars if isinstance(value, Tensor)]
-        known = iter(torch.stack(on_device).tolist())
-        nats, targets, error, core_norm, estimator_norm = (
-            next(known) if isinstance(value, Tensor) else value for value in scalars
-        )
-        if not math.isfinite(nats + core_norm + estimator_norm):
-            parts = {
-                "loss": nats,
-                "core gradient": core_norm,
-                "estimator gradient": estimator_norm,
-            }
-            self.refuse(parts, before, batch, t)
-
-        rescale(gradients[0], core_norm, self.config.lift, self.config.clip)
-        rescale(
-            gradients[1], estimator_norm, self.config.estimator_lift, self.config.estimator_clip
-        )
         if self.config.decay is not None:
             share = min(1.0, max(used / budget for used, budget in self.spent().values()))
             set_lr(self.optimizer, self.config.lr * DECAYS[self.config.decay](share))
-        for optimizer in self.optimizers:
-            optimizer.step()
-        for parameter in (*self.core, *self.estimator):
-            parameter.grad = None
+        batch = self.stream.next(self.steps)
+        steps, targets = len(batch.x), batch.count()
+        if batch.first or self.state is None:
+            self.state, self.t = self.model.initial_state(self.stream.batch_size), 0
+            draw_masks(self.model)
+        batch = batch.to(self.device)
+        if self.looks_ahead:
+            self.look_ahead(batch, self.state, self.t)
+        self.state = self.updater(batch, self.state, self.t)
         if self.schedule is not None and not self.schedule_by_bits:
             self.schedule.step()
-
-        self.state, self.t = state, t + len(batch.x)
+        self.t += steps
         self.update += 1
-        targets = round(targets)
         self.symbols += targets
         seconds = time.perf_counter() - began
         self.seconds += seconds
-        pending = self.pending
-        pending["updates"] += 1
-        pending["nats"] += nats
-        pending["targets"] += targets
-        pending["estimator_error"] += error
-        pending["gradient_norm"] += core_norm
-        pending["seconds"] += seconds
-        self.sequence["nats"] += nats
-        self.sequence["targets"] += targets
-        if batch.final:
-            self.stream.observe(bits_of(self.sequence))
-            self.sequence = {"nats": 0.0, "targets": 0}
+        self.unread.append(Made(*before, steps, targets, batch.final, seconds))
+        # A stream is told of every sequence before it begins the next.
+        if self.updater.full or batch.final:
+            self.look()
 
     def look_ahead(self, batch: Batch, state: Tensor, t: int) -> None:
         """Tells a TrueGradient what comes after the batch; the stream stays where it is."""
@@ -406,44 +432,47 @@ class Trainer:
 
         oracle.look(run)
 
-    def add_gradients(
-        self, batch: Batch, state: Tensor, t: int
-    ) -> tuple[Tensor, Tensor, Tensor | int, Tensor | float]:
-        """Runs the batch piece by piece, adding to every .grad.
+    def look(self) -> None:
+        """Waits for the updates made so far, and takes down what they tell."""
+        if not self.unread:
+            return
+        began = time.perf_counter()
+        updates, self.unread = self.unread, []
+        for made, row in zip(updates, self.updater.read()):
+            nats, error, core_norm, _ = row
+            if not math.isfinite(sum(row) - error):
+                self.refuse(dict(zip(TOLD, row)), made)
+            pending = self.pending
+            pending["updates"] += 1
+            pending["nats"] += nats
+            pending["targets"] += made.targets
+            pending["estimator_error"] += error
+            pending["gradient_norm"] += core_norm
+            pending["seconds"] += made.seconds
+            self.sequence["nats"] += nats
+            self.sequence["targets"] += made.targets
+            if made.final:
+                self.stream.observe(bits_of(self.sequence))
+                self.sequence = {"nats": 0.0, "targets": 0}
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        self.pending["seconds"] += seconds
 
-        Returns (the state it ends in, sum of nats, count of targets, the estimator's error).
-        """
-        states, nats, errors = [], [], []
-        for start in range(0, self.stream.batch_size, self.rows_at_once):
-            end = start + self.rows_at_once
-            piece = batch if self.pieces == 1 else batch.rows(start, end)
-            weighted, ended, interfaces = self.model(piece, state[start:end], t)
-            total = weighted.sum()
-            found = backward(total * self.unit, interfaces, self.unit)
-            states.append(ended)
-            nats.append(total.detach())
-            errors += [found["estimator_error"]] if found else []
-        targets = batch.x.shape[0] * batch.x.shape[1]
-        if batch.weight is not None:
-            targets = batch.weight.sum().to(nats[0].dtype)
-        if self.pieces == 1:
-            return states[0], nats[0], targets, errors[0] if errors else 0.0
-        error = torch.stack(errors).mean() if errors else 0.0
-        return torch.cat(states), torch.stack(nats).sum(), targets, error
-
-    def refuse(self, parts: dict[str, float], before: tuple, batch: Batch, t: int) -> None:
-        """Goes back to before the batch, saves, and raises NonFinite."""
-        what, value = next((k, v) for k, v in parts.items() if not math.isfinite(v))
-        for parameter in (*self.core, *self.estimator):
-            parameter.grad = None
-        self.stream.load_state_dict(before[0])
-        set_rng(before[1], self.device)
-        for buffer, kept in zip(self.buffers, before[2]):
-            buffer.copy_(kept)
+    def refuse(self, told: dict[str, float], made: Made) -> None:
+        """Goes back to before an update that was not finite, saves, and raises NonFinite."""
+        name = next(name for name in NOT_FINITE if not math.isfinite(told[name]))
+        what = NOT_FINITE[name]
+        self.update, self.symbols, self.t = made.update, made.symbols, made.t
+        self.stream.load_state_dict(made.stream)
+        set_rng(made.rng, self.device)
+        for optimizer, before in zip(self.optimizers, made.settings):
+            optimizer.param_groups[0].update(before)
+        if self.schedule is not None:
+            self.schedule.load_state_dict(made.schedule)
         self.save()
         raise NonFinite(
-            f"update {self.update + 1}: the {what} is {value}, in the window of"
-            f" {len(batch.x)} steps from step {t} of the sequence, after {self.symbols:,} symbols;"
+            f"update {self.update + 1}: the {what} is {told[name]}, in the window of"
+            f" {made.steps} steps from step {self.t} of the sequence, after {self.symbols:,} symbols;"
             f" the last good state is in {self.checkpoint_folder}",
             self.update + 1,
             what,
@@ -493,6 +522,7 @@ class Trainer:
 
     def log_training(self) -> None:
         """The means over the updates since the last row."""
+        self.look()
         pending, self.pending = self.pending, dict(PENDING)
         count = pending["updates"]
         error = pending["estimator_error"] / count if self.estimator else None
@@ -541,6 +571,7 @@ class Trainer:
         self.write_row("fidelity", **found)
 
     def measure(self, what: Callable[[SequenceModel], dict[str, float]]) -> dict[str, float]:
+        self.look()
         self.model.eval()
         with torch.no_grad():
             metrics = what(self.model)
@@ -564,6 +595,8 @@ class Trainer:
         check_config(self.folder, self.run_config)
         if not (self.folder / CONFIG).exists():
             ckpt.replace(self.folder / CONFIG, json.dumps(self.run_config, indent=1).encode())
+        self.unread = []
+        self.updater.forget()
         saved = ckpt.checkpoints(self.folder / CHECKPOINTS)
         end = self.restore(saved) if saved else 0
         self.log = Log(self.folder / LOG, end, self.config.tensorboard, self.update)
@@ -584,6 +617,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the checkpoint of this update, once; the last two stay."""
+        self.look()
         if not self.checkpoint_folder.exists():
             self.log.sync()
             ckpt.save(self.checkpoint_folder, *ckpt.flatten(self.snapshot()))
@@ -624,7 +658,7 @@ class Trainer:
             )
         self.model.load_state_dict(tree["model"])
         for optimizer, state in zip(self.optimizers, tree["optimizers"]):
-            optimizer.load_state_dict(state)
+            restore_optimizer(optimizer, state)
         if self.schedule is not None:
             self.schedule.load_state_dict(tree["schedule"])
         self.stream.load_state_dict(tree["stream"])

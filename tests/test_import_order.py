@@ -13,13 +13,14 @@ ROOT = Path(__file__).parent.parent
 # Each module may import those before its line, and, without a cycle, those on it.
 ORDER = [
     {"version"},
-    {"ops", "data", "log", "checkpoint", "optimizers", "masks"},
+    {"ops", "data", "device", "log", "checkpoint", "optimizers", "masks"},
     {"core", "estimators", "interface", "true_gradient"},
     {"lstm", "from_torch", "truncated", "feedforward"},
     {"cells"},
     {"stacks", "hierarchy"},
     {"model"},
-    {"fidelity", "trainer"},
+    {"fidelity", "updater"},
+    {"trainer"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 PACKAGE = sorted(p for p in (ROOT / "dnirnn").rglob("*.py") if p.name != "__init__.py")

@@ -96,7 +96,7 @@ def test_with_the_end_in_sight_updates_add_up_to_full_backpropagation(
     expected = make_model("none").double()
     expected.truncated.truncation = len(whole.x)
     nats, _, _ = expected(whole, expected.initial_state(4))
-    (nats.sum() * trainer.unit).backward()
+    (nats.sum() * trainer.updater.unit).backward()
     for name, found in zip(dict(expected.named_parameters()), zip(*trainer.found), strict=True):
         true = expected.get_parameter(name).grad
         torch.testing.assert_close(sum(found), true, msg=lambda text: f"{name}: {text}")
@@ -340,7 +340,7 @@ def test_the_seconds_leave_out_evaluating_and_saving(tmp_path, monkeypatch):
         return {"bits": 1.0}
 
     trainer = make_trainer(tmp_path, updates=6, evaluate=evaluate, evaluate_every=2, log_every=2)
-    add, save = trainer.add_gradients, trainer.save
+    add, save = trainer.updater.add_gradients, trainer.save
 
     def slow_gradients(*arguments):
         now[0] += 2
@@ -350,7 +350,7 @@ def test_the_seconds_leave_out_evaluating_and_saving(tmp_path, monkeypatch):
         now[0] += 1000
         save()
 
-    trainer.add_gradients, trainer.save = slow_gradients, slow_save
+    trainer.updater.add_gradients, trainer.save = slow_gradients, slow_save
     assert trainer.run()["seconds"] == 12
     rows = read_log(tmp_path / "log.jsonl", "train")
     assert [row["seconds"] for row in rows] == [4, 8, 12]
