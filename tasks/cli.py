@@ -1,4 +1,7 @@
-"""The command line ``dnirnn``: train, eval, sample, fidelity, detectors, compare, demo, doctor."""
+"""The command line ``dnirnn``.
+
+train, eval, sample, fidelity, detectors, compare, reproduce, demo, doctor.
+"""
 
 import argparse
 import dataclasses
@@ -13,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dnirnn.tasks import compare, detectors, doctor, training
+from dnirnn.tasks import compare, detectors, doctor, recipes, reproduce, training
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.cores import for_each
 from dnirnn.tasks.digits import TRAININGS
@@ -59,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = parser().parse_args(with_task(argv))
+        arguments.words = argv
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
             return arguments.command(arguments)
@@ -113,6 +117,8 @@ def parser() -> argparse.ArgumentParser:
     add_detectors(command(commands, "detectors", summary, run_detectors))
     summary = "train with several cores, truncations, estimators (char-lm where no task is named)"
     add_compare(command(commands, "compare", summary, None))
+    summary = "a table of the paper made again, ours beside theirs; resumes what was interrupted"
+    add_reproduce(command(commands, "reproduce", summary, None))
     summary = "a comparison of a few minutes, nothing to download"
     add_demo(command(commands, "demo", summary, run_demo))
     command(commands, "doctor", "what is built, and what this machine offers", run_doctor)
@@ -353,6 +359,15 @@ def add_jobs(group: Any) -> None:
     )
 
 
+def jobs_and_threads(jobs: int | None) -> tuple[int, int]:
+    """Runs at a time, one a core if None, and the threads of each: what is left over is shared."""
+    cores = doctor.usable_cores()
+    jobs = cores if jobs is None else jobs
+    if jobs < 1:
+        raise ValueError(f"--jobs must be at least 1; got {jobs}")
+    return jobs, max(1, cores // jobs)
+
+
 def arm_rate(text: str) -> tuple[tuple[str | None, int], float]:
     arm, _, rate = text.partition("=")
     estimator, colon, truncation = arm.rpartition(":")
@@ -366,13 +381,8 @@ def arm_rate(text: str) -> tuple[tuple[str | None, int], float]:
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    cores = doctor.usable_cores()
-    jobs = cores if arguments.jobs is None else arguments.jobs
-    if jobs < 1:
-        raise ValueError(f"--jobs must be at least 1; got {jobs}")
+    jobs, threads = jobs_and_threads(arguments.jobs)
     kind = TASKS[arguments.task].Options
-    # One thread a run where runs fill the cores; what is left over is shared.
-    threads = max(1, cores // jobs)
     networks = [
         from_arguments(kind, arguments, threads=threads, **own)
         for own in for_each(list(dict.fromkeys(arguments.cores)))
@@ -393,6 +403,87 @@ def compare_folder(task: str, networks: Sequence[Any]) -> Path:
     name = training.default_folder(task, networks[0]).name.rsplit("-T", 1)[0]
     others = (options.core for options in networks[1:])
     return Path("runs") / "-".join(("compare", name, *others))
+
+
+def add_reproduce(parent: argparse.ArgumentParser) -> None:
+    tables = parent.add_subparsers(title="tables", metavar="TABLE", dest="table", required=True)
+    for name, summary in recipes.SUMMARIES.items():
+        recipe = recipes.RECIPES[name](recipes.BUDGETS[0])
+        table = command(tables, name, summary, run_reproduce)
+        table.add_argument(
+            "--budget",
+            choices=recipes.BUDGETS,
+            default="cpu",
+            help="the recipe: quick, a smoke run of minutes; cpu, an hour or two on two cores; gpu,"
+            " the paper's sizes (default: cpu)",
+        )
+        arms = {arm.name: arm.label for arm in recipe.arms}
+        said = ", ".join(f"{arm} ({label})" for arm, label in arms.items())
+        narrow(table, "arms", f"only these ways of training, of {said}", "ARM", str)
+        known = ", ".join(map(str, recipe.truncations))
+        narrow(table, "truncations", f"only these, of {known}", "STEPS", int)
+        if len(recipe.decays) > 1:
+            known = ", ".join(recipe.decays)
+            narrow(table, "decays", f"only these of the learning rate, of {known}", "DECAY", str)
+        table.add_argument(
+            "--seeds",
+            type=int,
+            nargs="+",
+            metavar="SEED",
+            help="a run of every arm and truncation for each (default: the budget's, 0 or 0 1 2)",
+        )
+        table.add_argument(
+            "--minutes",
+            type=float,
+            metavar="MINUTES",
+            help="training time of a run, in place of the budget's own limit; searches for learning"
+            " rates keep theirs",
+        )
+        if hasattr(recipe.options, "data_dir"):
+            table.add_argument(
+                "--data-dir",
+                metavar="FOLDER",
+                help="where ptb.train.txt, ptb.valid.txt and ptb.test.txt are (default: downloaded"
+                " from the hub)",
+            )
+        table.add_argument(
+            "--out",
+            type=Path,
+            metavar="FOLDER",
+            help="where run folders and the report go; runs that are done there are kept, others"
+            " resumed (default: runs/reproduce-TABLE-BUDGET)",
+        )
+        add_jobs(table)
+
+
+def narrow(parser: argparse.ArgumentParser, name: str, said: str, unit: str, kind: type) -> None:
+    parser.add_argument(
+        flag(name), nargs="+", type=kind, metavar=unit, help=f"{said} (default: all)"
+    )
+
+
+def run_reproduce(arguments: argparse.Namespace) -> int:
+    recipe = recipes.RECIPES[arguments.table](arguments.budget)
+    jobs, threads = jobs_and_threads(recipe.jobs if arguments.jobs is None else arguments.jobs)
+    changes: dict[str, Any] = {"threads": threads}
+    if getattr(arguments, "data_dir", None) is not None:
+        changes["data_dir"] = arguments.data_dir
+    if arguments.minutes is not None:
+        changes |= {"minutes": arguments.minutes, "updates": None, "symbols": None}
+    recipe = recipes.narrowed(
+        recipe,
+        arms=arguments.arms,
+        truncations=arguments.truncations,
+        decays=getattr(arguments, "decays", None),
+    )
+    recipe = dataclasses.replace(
+        recipe,
+        options=dataclasses.replace(recipe.options, **changes),
+        seeds=tuple(dict.fromkeys(arguments.seeds or recipe.seeds)),
+    )
+    folder = arguments.out or Path("runs") / f"reproduce-{arguments.table}-{arguments.budget}"
+    again = shlex.join(["dnirnn", *arguments.words])
+    return finish(reproduce.reproduce(recipe, folder, jobs, again))
 
 
 def finish(failures: Sequence[Failure]) -> int:
@@ -420,15 +511,12 @@ def add_demo(parent: argparse.ArgumentParser) -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    cores = doctor.usable_cores()
-    jobs = cores if arguments.jobs is None else arguments.jobs
-    if jobs < 1:
-        raise ValueError(f"--jobs must be at least 1; got {jobs}")
+    jobs, threads = jobs_and_threads(arguments.jobs)
     arms = list(product((2, 8, 40), ("none", "dni")))
     rounds = -(-len(arms) // jobs)
     options = CharLMOptions(
         minutes=max(arguments.minutes / rounds - DEMO_OVERHEAD, 0.02),
-        threads=max(1, cores // jobs),
+        threads=threads,
         evaluate_every=100_000,
         lr=3e-3,  # a minute a run wants larger steps than the usual ten
     )

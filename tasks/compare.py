@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from dnirnn.log import read_log
 from dnirnn.tasks import plots
 from dnirnn.tasks.cores import described
+from dnirnn.tasks.curves import points
 from dnirnn.tasks.options import with_value
 from dnirnn.tasks.runs import Failure, Run, checked, run_missing, write_csv, write_log
 from dnirnn.tasks.task import Figure, steps_per_update
@@ -86,8 +87,10 @@ def report(task: str, runs: Sequence[Run], folder: Path, notice: str) -> None:
     several = len(networks) > 1
     title = f"{len(networks)} cores" if several else described(runs[0].options)
     curve = next((f for f in figures if not f.key.startswith("test_")), figures[0])
+    arm = attrgetter("options.core", "options.truncation", "options.estimator")
+    ordered = sorted((run for run, _ in done), key=arm)
     plots.learning_curves(
-        [curve_of(run, curve.key, several) for run, _ in done],
+        {"": [curve_of(run, curve.key, several) for run in ordered]},
         paths[2],
         curve.label,
         unit,
@@ -101,12 +104,19 @@ def report(task: str, runs: Sequence[Run], folder: Path, notice: str) -> None:
 
 
 def curve_of(run: Run, key: str, named: bool) -> plots.Curve:
-    points = [
-        plots.Point(row["symbols"], row["seconds"], row[key])
-        for row in read_log(run.folder / "log.jsonl", "valid")
-    ]
-    core = run.options.core if named else ""
-    return plots.Curve(run.options.truncation, run.options.estimator, points, core)
+    options = run.options
+    network = f"{options.core}, {options.truncation}" if named else f"{options.truncation}"
+    estimator = NAMES.get(options.estimator, options.estimator)
+    return plots.Curve(
+        f"{network} steps, {estimator}",
+        network,
+        STYLES.get(options.estimator, ":"),
+        points(run.folder / "log.jsonl", key),
+    )
+
+
+NAMES = {"none": "BPTT", "dni": "DNI", "true": "true gradient"}
+STYLES = {"none": "--", "dni": "-"}
 
 
 def table(done: Sequence[tuple[Run, dict]], figures: Sequence[Figure], unit: str) -> str:

@@ -13,6 +13,7 @@ from dnirnn.log import read_log
 from dnirnn.tasks import compare, plots, runs
 from dnirnn.tasks.char_lm import FIGURES, CharLMOptions
 from dnirnn.tasks.cli import main
+from dnirnn.tasks.curves import Point
 
 WORDS = "--hidden 4 --embedding 4 --batch 4 --evaluate-every 100 --quiet".split()
 SHORT = [*WORDS, "--updates", "12", "--truncations", "2", "5"]
@@ -213,36 +214,43 @@ def test_one_seed_has_no_spread():
 # The picture
 
 
-def curve(truncation, estimator, values):
-    points = [plots.Point(100 * i, 2.0 * i, value) for i, value in enumerate(values, 1)]
-    return plots.Curve(truncation, estimator, points)
+def curve(name, colour, values):
+    points = [Point(100 * i, 2.0 * i, i, value) for i, value in enumerate(values, 1)]
+    return plots.Curve(name, colour, "-", points)
 
 
-def test_the_picture_has_two_panels_and_a_line_an_arm(tmp_path, monkeypatch):
+def test_the_picture_has_two_panels_a_row_and_a_line_an_arm(tmp_path, monkeypatch):
     from matplotlib import pyplot
 
     drawn = []
     monkeypatch.setattr(pyplot, "close", drawn.append)
-    curves = [
-        curve(2, "none", [3, 2]),
-        curve(2, "dni", [3, 1.5]),
-        curve(2, "dni", [4, 2.5, 2]),
-        curve(40, "dni", []),
-    ]
-    plots.learning_curves(curves, tmp_path / "curves.png", "bits", "characters", "title")
+    rows = {
+        "above": [
+            curve("2 steps, BPTT", "2", [3, 2]),
+            curve("2 steps, DNI", "2", [3, 1.5]),
+            curve("2 steps, DNI", "2", [4, 2.5, 2]),
+            curve("40 steps, DNI", "40", []),
+        ],
+        "below": [curve("2 steps, DNI", "2", [3, 1])],
+    }
+    plots.learning_curves(rows, tmp_path / "curves.png", "bits", "characters", "title")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
-    data, time = drawn[0].axes
+    data, time, below, _ = drawn[0].axes
     assert (data.get_xlabel(), time.get_xlabel()) == ("characters seen", "seconds of training")
+    assert (data.get_ylabel(), below.get_ylabel()) == ("above\nbits", "below\nbits")
     lines = {line.get_label(): line.get_xydata().tolist() for line in data.lines}
     assert lines == {
         "2 steps, BPTT": [[100, 3], [200, 2]],
         "2 steps, DNI": [[100, 3.5], [200, 2]],
     }
     assert [line.get_xdata().tolist() for line in time.lines] == [[2, 4], [2, 4]]
+    assert [line.get_xydata().tolist() for line in below.lines] == [[[100, 3], [200, 1]]]
+    colours = {line.get_color() for line in (*data.lines, *below.lines)}
+    assert len(colours) == 1
     pyplot.switch_backend("Agg")
 
 
 def test_a_curve_of_one_point_is_drawn(tmp_path):
-    plots.learning_curves([curve(2, "none", [3])], tmp_path / "a.png", "bits", "x", "title")
+    plots.learning_curves({"": [curve("2", "2", [3])]}, tmp_path / "a.png", "bits", "x", "title")
     assert (tmp_path / "a.png").stat().st_size > 1000

@@ -1,0 +1,276 @@
+"""What ``dnirnn reproduce`` runs: a full configuration for each table and budget.
+
+Also what the paper's table has: Jaderberg et al., Decoupled Neural Interfaces using Synthetic
+Gradients, ICML 2017.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from dnirnn.tasks.options import with_value
+from dnirnn.tasks.training import TASKS
+
+# The tables to edit: what our best additions change in a task's options, plain DNI's being the
+# paper's (one hidden layer, scale and discount 0.1, a chunk an update) unless the budget says else.
+OURS: dict[str, dict[str, Any]] = {
+    "copy": dict(dense=True, normalise=True, next_input=True, scale=1.0, discount=0.5),
+    "repeat-copy": dict(dense=True, normalise=True, next_input=True, scale=1.0, discount=0.5),
+    "char-lm": dict(dense=True, normalise=True, next_input=True),
+}
+
+# What every run of a task gets, by budget. cpu: two cores; gpu: the paper's sizes.
+BIT_SEQUENCES: dict[str, dict[str, Any]] = {
+    "quick": dict(
+        bits=1, hidden=64, batch=32, lr=3e-3, estimator_lr=1e-4, minutes=0.25, evaluate_every=5_000
+    ),
+    "cpu": dict(
+        bits=1, hidden=256, batch=64, lr=3e-4, estimator_lr=1e-4, minutes=2.0, evaluate_every=25_000
+    ),
+    "gpu": dict(
+        bits=8,
+        hidden=256,
+        batch=256,
+        lr=7e-5,
+        estimator_lr=7e-5,
+        minutes=30.0,
+        evaluate_every=200_000,
+    ),
+}
+CHARACTERS: dict[str, dict[str, Any]] = {
+    "quick": dict(hidden=64, batch=32, minutes=0.25),
+    "cpu": dict(hidden=256, batch=32, minutes=3.0, patience=6),
+    "gpu": dict(hidden=1024, batch=256, minutes=60.0, patience=10, estimator_lr=7e-5),
+}
+SEEDS = {"quick": (0,), "cpu": (0, 1, 2), "gpu": (0, 1, 2)}
+BUDGETS = tuple(SEEDS)
+
+
+class Arm(NamedTuple):
+    """A way of training that a table compares.
+
+    name: on the command line and in the names of run folders. label: in tables and plots.
+    changes: what it changes in its recipe's options. chunks: of an update.
+    truncations: those of its recipe that it is run at; None: all.
+    """
+
+    name: str
+    label: str
+    changes: dict[str, Any]
+    chunks: int = 1
+    truncations: tuple[int, ...] | None = None
+
+
+class Search(NamedTuple):
+    """How each arm finds its learning rate: the best on validation of short runs.
+
+    rates: tried first; as long as the best is at their edge, the next one beyond it, in the ratio
+        of the first two. minutes: of training, a run.
+    """
+
+    rates: tuple[float, ...]
+    minutes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A table to make: what is run, and what stands beside it.
+
+    title: of the table. task: a name in TASKS. options: of every run, until an arm changes them.
+    decays: how the learning rate falls, one after the other.
+    search: None: every arm is trained at the options' learning rate.
+    against: the truncation of BPTT that everything is measured against; None: each its own.
+    data: what a run is counted in beside seconds: "sequences" (of a batch), or what the task's
+        symbols are.
+    jobs: runs at a time; None: one a core.
+    quoted: the paper's figures, by arm and truncation.
+    """
+
+    title: str
+    task: str
+    options: Any
+    arms: tuple[Arm, ...]
+    truncations: tuple[int, ...]
+    seeds: tuple[int, ...]
+    decays: tuple[str, ...] = ("none",)
+    search: Search | None = None
+    against: int | None = None
+    data: str = "sequences"
+    jobs: int | None = None
+    quoted: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict)
+
+
+BPTT = Arm("bptt", "BPTT", dict(estimator="none"))
+DNI = Arm("dni", "DNI", {})
+AUX = Arm("aux", "DNI + Aux", dict(auxiliary=1.0), chunks=2)
+
+
+def ours(task: str) -> Arm:
+    return Arm("ours", "ours", OURS[task])
+
+
+def quoted(truncations: Sequence[int], **figures: str) -> dict[str, dict[int, str]]:
+    return {arm: dict(zip(truncations, words.split())) for arm, words in figures.items()}
+
+
+LENGTHS = (2, 3, 4, 5)
+QUOTED = {
+    "copy": quoted(LENGTHS, bptt="7 8 10 8", dni="16 14 18 18", aux="16 17 19 18"),
+    "repeat-copy": quoted(LENGTHS, bptt="7 5 19 23", dni="39 33 39 59", aux="39 59 67 59"),
+    "ptb": quoted(
+        (2, 3, 4, 5, 8, 20, 40),
+        bptt="1.39 1.38 1.37 1.37 1.35 1.34/1.35 1.34",
+        dni="1.37 1.36 1.35 1.35 1.34",
+        aux="1.37 1.36 1.35 1.35 1.33",
+    ),
+}
+
+
+def bit_sequences(task: str, title: str) -> Callable[[str], Recipe]:
+    def recipe(budget: str) -> Recipe:
+        options = TASKS[task].Options(estimator="dni", max_length=64, **BIT_SEQUENCES[budget])
+        return Recipe(
+            title,
+            task,
+            options,
+            (BPTT, DNI, AUX, ours(task)),
+            LENGTHS,
+            SEEDS[budget],
+            jobs=1 if budget == "gpu" else None,
+            quoted=QUOTED[task],
+        )
+
+    return recipe
+
+
+def penn_treebank(budget: str) -> Recipe:
+    searches = {
+        "quick": Search((2e-3, 4e-3), 0.1),
+        "cpu": Search((2e-3, 4e-3, 8e-3), 0.75),
+        "gpu": Search((7e-5, 2.1e-4, 6.3e-4), 5.0),
+    }
+    options = TASKS["char-lm"].Options(
+        estimator="dni", corpus="ptb", evaluate_every=500_000, **CHARACTERS[budget]
+    )
+    short = (2, 8)
+    arms = (BPTT, *(arm._replace(truncations=short) for arm in (DNI, AUX, ours("char-lm"))))
+    return Recipe(
+        "Penn Treebank characters",
+        "char-lm",
+        options,
+        arms,
+        (2, 8, 20, 40),
+        SEEDS[budget],
+        decays=("none", "cosine"),
+        search=searches[budget],
+        against=40,
+        data="characters",
+        jobs=1 if budget == "gpu" else None,
+        quoted=QUOTED["ptb"],
+    )
+
+
+# One change at a time from plain DNI.
+ABLATION = (
+    BPTT,
+    DNI,
+    Arm("linear", "linear estimator", dict(estimator_hidden=("linear",))),
+    Arm("two-layers", "estimator of two hidden layers", dict(estimator_hidden=(256, 256))),
+    Arm("dense", "dense targets", dict(dense=True)),
+    Arm("next-input", "told the next input", dict(next_input=True)),
+    Arm("normalised", "normalised targets", dict(normalise=True)),
+    Arm("no-terminal", "no target at a sequence's end", dict(no_terminal_target=True)),
+    Arm("scale-1", "scale 1", dict(scale=1.0)),
+    Arm("scale-1-discount-half", "scale 1, discount 0.5", dict(scale=1.0, discount=0.5)),
+    Arm("discount-0", "discount 0", dict(discount=0.0)),
+    Arm("both-half", "scale and discount 0.5", dict(scale=0.5, discount=0.5)),
+    Arm("warm-up", "warm-up of 1,000 updates, blend of 1,000", dict(warm_up=1000, blend=1000)),
+    Arm("chunks", "4 chunks an update", {}, chunks=4),
+    Arm("lambda", "lambda 0.9 over 4 chunks", dict(trace_decay=0.9), chunks=4),
+    AUX._replace(label="auxiliary task, 2 chunks an update"),
+    ours("copy")._replace(label="ours together"),
+)
+
+
+def ablation(budget: str) -> Recipe:
+    copy = bit_sequences("copy", "Ablation on Copy")(budget)
+    return dataclasses.replace(copy, arms=ABLATION, truncations=(4,), quoted={})
+
+
+RECIPES: dict[str, Callable[[str], Recipe]] = {
+    "copy": bit_sequences("copy", "Copy"),
+    "repeat-copy": bit_sequences("repeat-copy", "Repeat Copy"),
+    "ptb": penn_treebank,
+    "ablation": ablation,
+}
+SUMMARIES = {
+    "copy": "the longest sequence that is copied, by truncation",
+    "repeat-copy": "the same of Repeat Copy, length times repeats",
+    "ptb": "bits per character on Penn Treebank, each arm at a learning rate of its own",
+    "ablation": "what each part of our additions gives on Copy, one change at a time",
+}
+if "repeat-copy" not in TASKS:
+    del RECIPES["repeat-copy"], SUMMARIES["repeat-copy"]
+
+
+class Column(NamedTuple):
+    """What has one cell in a table: an arm at a truncation, with one decay of its rate."""
+
+    arm: Arm
+    truncation: int
+    decay: str
+
+    @property
+    def name(self) -> str:
+        decay = "" if self.decay == "none" else f"-{self.decay}"
+        return f"{self.arm.name}-T{self.truncation}{decay}"
+
+
+def columns(recipe: Recipe) -> list[Column]:
+    return [
+        Column(arm, truncation, decay)
+        for decay in recipe.decays
+        for truncation in recipe.truncations
+        for arm in recipe.arms
+        if truncation in (arm.truncations or recipe.truncations)
+    ]
+
+
+def options_of(recipe: Recipe, column: Column, **changes: Any) -> Any:
+    """The options of a run of a column."""
+    options, arm = recipe.options, column.arm
+    if "estimator" in arm.changes:
+        estimator = with_value(options, "estimator", arm.changes["estimator"])
+        options = dataclasses.replace(options, **estimator)
+    return dataclasses.replace(
+        options,
+        **{
+            **arm.changes,
+            "truncation": column.truncation,
+            "update_steps": None if arm.chunks == 1 else arm.chunks * column.truncation,
+            "decay": column.decay,
+            "quiet": True,
+            **changes,
+        },
+    )
+
+
+def narrowed(recipe: Recipe, **wanted: Sequence[Any] | None) -> Recipe:
+    """The recipe with only some of its ``arms`` (names), ``truncations`` or ``decays``.
+
+    Raises ValueError for one that the recipe has not.
+    """
+    kept = {}
+    for field, names in wanted.items():
+        if names is None:
+            continue
+        there = {getattr(one, "name", one): one for one in getattr(recipe, field)}
+        for name in names:
+            if name not in there:
+                known = ", ".join(map(str, there))
+                raise ValueError(f"--{field} must be of {known}; got {name}")
+        kept[field] = tuple(one for name, one in there.items() if name in names)
+    recipe = dataclasses.replace(recipe, **kept)
+    if not columns(recipe):
+        raise ValueError("--arms and --truncations have nothing in common here")
+    return recipe
