@@ -126,12 +126,11 @@ def report(
 def curve_of(recipe: Recipe, run: Run) -> list[Point]:
     log = run.folder / LOG
     batch = run.options.batch if recipe.data == "sequences" else None
-    return points(log, followed(recipe).key, batch) if log.exists() else []
+    return points(log, recipe.figure, batch) if log.exists() else []
 
 
-def followed(recipe: Recipe) -> Figure:
-    """The figure that is measured on the way."""
-    return next(f for f in TASKS[recipe.task].FIGURES if not f.key.startswith("test_"))
+def figure_of(recipe: Recipe, key: str) -> Figure:
+    return next(figure for figure in TASKS[recipe.task].FIGURES if figure.key == key)
 
 
 def arm_of(trace: Trace) -> dict[str, Any]:
@@ -144,25 +143,25 @@ def arm_of(trace: Trace) -> dict[str, Any]:
 
 
 def tables_of(recipe: Recipe, traces: Sequence[Trace]) -> Iterator[Table]:
-    on_the_way, at_the_end = followed(recipe), TASKS[recipe.task].FIGURES[0]
+    on_the_way = figure_of(recipe, recipe.figure)
     times = not on_the_way.lower_is_better
     axes = {"seconds": "seconds", "data": recipe.data, "updates": "updates"}
     for decay in recipe.decays:
         own = [trace for trace in traces if trace.column.decay == decay]
         if not own:
             continue
-        if at_the_end != on_the_way:
+        if recipe.tested is not None:
+            tested = figure_of(recipe, recipe.tested)
             cells = [
-                Cell(column, None, [v for v in values if v is not None], failed(seeds))
+                Cell(column, None, values_of(seeds, tested.key), failed(seeds))
                 for column, seeds in by_column(own)
-                for values in [[figure(trace.result, at_the_end.key) for trace in seeds]]
             ]
-            title = f"{at_the_end.label}, best model on validation"
-            yield Table(title, "end", decay, at_the_end, cells, times, True)
+            title = f"{tested.label}, best model on validation"
+            yield Table(title, "end", decay, tested, cells, times, True)
         for axis, word in axes.items():
             cells = read_along(recipe, own, axis, on_the_way.lower_is_better)
             title = f"{on_the_way.label}, after equal {word}"
-            yield Table(title, axis, decay, on_the_way, cells, times, at_the_end == on_the_way)
+            yield Table(title, axis, decay, on_the_way, cells, times, recipe.tested is None)
         for axis in ("data", "seconds"):
             cost = Figure(axis, axes[axis], "{:,.0f}", True)
             cells = costs(recipe, own, axis, on_the_way.lower_is_better)
@@ -170,8 +169,10 @@ def tables_of(recipe: Recipe, traces: Sequence[Trace]) -> Iterator[Table]:
             yield Table(title, f"{axis} spent", decay, cost, cells, True, False)
 
 
-def figure(result: dict | None, key: str) -> float | None:
-    return None if result is None else figures_of(result).get(key)
+def values_of(seeds: Sequence[Trace], key: str) -> list[float]:
+    """A figure at the end of those runs that came to it."""
+    found = [figures_of(trace.result).get(key) for trace in seeds if trace.result is not None]
+    return [value for value in found if value is not None]
 
 
 def failed(seeds: Sequence[Trace]) -> bool:
@@ -290,7 +291,7 @@ def shown(recipe: Recipe, table: Table) -> list[str]:
         word = recipe.data if table.at == "data" else table.at
         rows.append([f"read at, {word}", *(f"{limits[t]:,.0f}" for t in across)])
     elif table.at != "end":
-        form = followed(recipe).form
+        form = figure_of(recipe, recipe.figure).form
         rows.append(["that is, at", *(number(limits[t], form) for t in across)])
     lines = [title, "", *markdown(rows), ""]
     if BPTT.name in (arm.name for arm in recipe.arms):
@@ -331,10 +332,7 @@ def summary(recipe: Recipe, traces: Sequence[Trace], planned: Sequence[Planned])
         asked = sum(one.column.name == column.name for one in planned)
         done = [trace for trace in seeds if trace.result is not None]
         ends = [trace.curve[-1] for trace in seeds]
-        found = [
-            [value for t in done if (value := figure(t.result, one.key)) is not None]
-            for one in figures
-        ]
+        found = [values_of(seeds, one.key) for one in figures]
         speeds = [end.data / end.seconds for end in ends if end.seconds]
         rows.append(
             [
@@ -413,7 +411,7 @@ def write_table(path: Path, recipe: Recipe, tables: Sequence[Table]) -> None:
 
 def draw(recipe: Recipe, traces: Sequence[Trace], path: Path, notice: str) -> None:
     """Curves: a row for each group that is measured together, or for each decay."""
-    shown = followed(recipe)
+    shown = figure_of(recipe, recipe.figure)
     styles = dict(zip((arm.name for arm in recipe.arms), ("--", "-", "-.", ":")))
     rows: dict[str, list[plots.Curve]] = {}
     for trace in traces:

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from small_runs import one_thread  # noqa: F401
 from test_cli import refused
 
+from dnirnn.data import Vocabulary
 from dnirnn.log import read_log
 from dnirnn.tasks import recipes, reproduce, runs, training
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.cli import main
 from dnirnn.tasks.copy import CopyOptions
-from dnirnn.tasks.cores import make_core
-from dnirnn.tasks.network import make_truncated
 from dnirnn.tasks.recipes import BPTT, DNI, RECIPES, Arm, Recipe, Search, columns, options_of
 from dnirnn.tasks.task import trainer_config
 from dnirnn.trainer import NonFinite
@@ -32,6 +31,7 @@ COPY = Recipe(
     (BPTT, DNI),
     (2, 3),
     (0,),
+    "solved",
     quoted=recipes.QUOTED["copy"],
 )
 
@@ -91,9 +91,10 @@ def test_every_run_of_every_recipe_can_be_made(table, budget):
     for column in columns(recipe):
         options = options_of(recipe, column, hidden=4, seed=3, lr=0.25)
         assert (options.seed, options.lr, options.truncation) == (3, 0.25, column.truncation)
-        assert options.estimator == ("none" if column.arm == BPTT else "dni")
-        truncated = make_truncated(options, make_core(options, 3))
-        assert truncated.truncation == column.truncation
+        assert (options.estimator == "none") == (column.arm == BPTT)
+        words = [Vocabulary.of("tick")] if recipe.task == "char-lm" else []
+        model = training.TASKS[recipe.task].make(options, *words)
+        assert model.truncated.truncation == column.truncation
         assert trainer_config(options, 1, "none").chunks == column.arm.chunks
 
 
@@ -236,7 +237,7 @@ def language(text, **change) -> Recipe:
     given = dict(decays=("none", "cosine"), search=Search((1e-3, 1e-2), 0.001), against=3)
     recipe = Recipe(
         "Penn Treebank characters", "char-lm", options, (BPTT, DNI), (2, 3), (0,),
-        data="characters", quoted={"bptt": {3: "1.38"}}, **given,
+        "bits", "test_bits", data="characters", quoted={"bptt": {3: "1.38"}}, **given,
     )  # fmt: skip
     return dataclasses.replace(recipe, **change)
 
