@@ -45,7 +45,7 @@ class Masks(nn.Module):
     ) -> Tensor:
         """[steps, batch, size], bool, True: kept. t counts from t0 (int or [B]) and from resets."""
         device = self.seed.device
-        t = self.times(batch, t0, steps, reset)
+        t = times(t0, steps, reset, device).expand(steps, batch)
         if self.over_time:
             t = torch.zeros_like(t)
         rows = torch.arange(batch, device=device)
@@ -54,17 +54,17 @@ class Masks(nn.Module):
         bits = (mixed(mixed(index) + units * UNIT) >> 32) & 0x7FFFFFFF
         return bits >= round(self.drop * 2**31)
 
-    def times(self, batch: int, t0: int | Tensor, steps: int, reset: Tensor | None) -> Tensor:
-        """The t of each step and row: [steps, batch]."""
-        offsets = torch.arange(steps, device=self.seed.device)[:, None]
-        t = (offsets + t0).expand(steps, batch)
-        if reset is None:
-            return t
-        last = torch.where(reset, offsets, -1).cummax(0).values
-        return torch.where(last >= 0, offsets - last, t)
-
     def extra_repr(self) -> str:
         return f"{self.size}, drop={self.drop}, over_time={self.over_time}"
+
+
+def times(t0: int | Tensor, steps: int, reset: Tensor | None, device: torch.device) -> Tensor:
+    """The t of each step and row: [steps, B], or [steps, 1] where it is the same in all rows."""
+    offsets = torch.arange(steps, device=device)[:, None]
+    if reset is None:
+        return offsets + t0
+    last = torch.where(reset, offsets, -1).cummax(0).values
+    return torch.where(last >= 0, offsets - last, offsets + t0)
 
 
 def draw_masks(module: nn.Module) -> None:

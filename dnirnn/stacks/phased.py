@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn.core import Core
+from dnirnn.masks import times
 
 
 class PhasedLSTM(Core):
@@ -26,8 +27,8 @@ class PhasedLSTM(Core):
     t is the number of steps since the sequence's start; the phase is computed in float64, however
     long the sequence. The gradient of tau is that of the cycle at hand, d phi / d tau = -phi / tau:
     the whole derivative, -(t - s) / tau^2, grows with t, and late in a long stream drowns all
-    others. The state [B, 2 H] is h, c. Where all rows are at one t (an int) and none is reset,
-    ``forward`` computes the inputs' products and the gates k of all steps at once.
+    others. The state [B, 2 H] is h, c. ``forward`` computes the inputs' products and the gates k of
+    all steps at once.
 
     periods: (shortest, longest): tau starts log-uniform between them, exp(U(log a, log b)), and s
         uniform in (0, tau). tau is kept positive: the parameter is ``log_period``, its logarithm.
@@ -114,13 +115,13 @@ class PhasedLSTM(Core):
     def forward(
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        if reset is not None or isinstance(t0, Tensor):
-            return super().forward(x_TBI, state_BS, t0, reset)
-        times = torch.arange(t0, t0 + len(x_TBI), device=x_TBI.device)
-        inward, k = F.linear(x_TBI, self.weight_ih, self.bias_ih), self.openness(times)
+        inward = F.linear(x_TBI, self.weight_ih, self.bias_ih)
+        k = self.openness(times(t0, len(x_TBI), reset, x_TBI.device))
         outputs, state = [], state_BS
-        for inward_BG, k_H in zip(inward, k):
-            state = self.update(inward_BG, state, k_H)
+        for i in range(len(x_TBI)):
+            if reset is not None:
+                state = state.masked_fill(reset[i, :, None], 0)
+            state = self.update(inward[i], state, k[i])
             outputs.append(state[:, : self.hidden_size])
         return torch.stack(outputs).to(x_TBI.dtype), state
 
