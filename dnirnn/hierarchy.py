@@ -29,6 +29,11 @@ class Hierarchy(Core):
     well: cut after every tick (see :meth:`truncate`), the fast network is updated without waiting
     for the slow one's next ticks, the slow one without waiting for what the fast one makes of m.
 
+    A cut is one for all levels: where the fast network is cut, so is the slow one, and what comes
+    back to the slow state from its own next ticks is predicted as well. A slow network unrolled
+    over several of its ticks, and updated once in them, while the fast one is cut and updated at
+    each is not offered: the two would need optimisers of two rates.
+
     Raises TypeError for what is no Core or a period that is no int, ValueError for a period below 1
     or sizes that do not fit.
 
