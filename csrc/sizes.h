@@ -34,8 +34,11 @@ inline Sizes sizes_of(const at::Tensor& x, at::TensorList weights, int64_t trunc
                           (!matrix || w.size(1) == columns),
                       "weights[", i, "] must be [", 4 * s.H, matrix ? ", " : "",
                       matrix ? std::to_string(columns) : "", "]; got ", w.sizes());
-    TORCH_CHECK_TYPE(w.scalar_type() == x.scalar_type(), "weights[", i, "] is ", w.scalar_type(),
-                     ", x is ", x.scalar_type(), ": they must have one dtype");
+    TORCH_CHECK_TYPE(w.scalar_type() == x.scalar_type() ||
+                         (w.scalar_type() == at::kFloat && x.scalar_type() == at::kBFloat16 &&
+                          x.is_cpu()),
+                     "weights[", i, "] is ", w.scalar_type(), ", x is ", x.scalar_type(),
+                     ": they must have one dtype, or the weights be float32 beside a bfloat16 x");
     TORCH_CHECK_VALUE(w.device() == x.device(), "weights[", i, "] is on ", w.device(), ", x on ",
                       x.device(), ": they must be on one device");
   }

@@ -69,6 +69,9 @@ def describe() -> dict[str, str]:
         "fused operators": f"built for torch {torch.__version__}",
         "LSTM on the CPU": f"fused, {extension.vector_path()} vectors,"
         f" {torch.get_num_threads()} thread(s)",
+        "bfloat16 on the CPU": "LSTM: multiplied in bfloat16, summed in float32"
+        if extension.multiplies_bfloat16()
+        else "computed in float32: this CPU does not multiply it",
         "LSTM on a GPU": "fused"
         if built_for("cuda")
         else "reference path (torch): no fused operator is built for it",
@@ -90,13 +93,15 @@ def lstm_tbptt(
     Chunk 0 starts from ``state``, chunk n from ``sent[n-1]`` without its gradient. In one line of
     torch, for one chunk: ``output, (h, c) = torch.nn.LSTM(I, H, L)(x, (h, c))``.
 
-    x: inputs [T, B, I], float32, float64 or bfloat16; on a GPU float16 too. Under autocast, x and
-        the weights are cast.
+    x: inputs [T, B, I], float32, float64 or bfloat16; on a GPU float16 too. Under autocast it is
+        cast, and on a GPU so are the weights.
     state: [B, 2 L H], h_0, c_0, h_1, c_1, ...; float32 where x has 16 bits, else x's dtype.
     probe: None; or [N, B, S], added to the state that chunk n starts from; or [T, B, S], added to
         the state that step t starts from. Its gradient is the future gradient of those states: the
         bootstrapped targets, one a chunk or one a step ("dense").
-    weights: w_ih [4H, I or H], w_hh [4H, H], b_ih [4H], b_hh [4H] of each layer in turn.
+    weights: w_ih [4H, I or H], w_hh [4H, H], b_ih [4H], b_hh [4H] of each layer in turn, of x's
+        dtype; beside a bfloat16 x on the CPU also float32: they are rounded as they are packed, and
+        their gradients stay float32.
     estimator: [W_1, b_1, ..., W_D, b_D] of an MLP with ReLU; [] for none. No gradient reaches it
         from here.
     truncation: K, at least 1.
@@ -132,10 +137,13 @@ def lstm_dense(
 
 
 def autocast(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Both as autocast would have them; themselves without it."""
-    if not torch.is_autocast_enabled(x.device.type):
+    """Both as autocast would have them, the CPU's weights for the operator to cast."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
         return x, weights
-    dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = torch.get_autocast_dtype(kind)
+    if kind == "cpu" and dtype == torch.bfloat16:
+        return x.to(dtype), weights
     return x.to(dtype), [weight.to(dtype) for weight in weights]
 
 
@@ -224,12 +232,10 @@ def fake_forward(x, state, probe, weights, estimator, truncation, scale, reset):
         x.new_empty(steps, batch, hidden),
         sent,
         torch.empty_like(sent) if estimator else state.new_empty(0),
-        (x if on_gpu else state).new_empty(layers, *kept, hidden),
+        x.new_empty(layers, *kept, hidden),
         state.new_empty(layers, *kept, hidden),
-        state.new_empty(layers, *kept, 4, hidden),
-        x.new_empty(layers - 1, *kept, hidden)
-        if on_gpu
-        else state.new_empty(layers - 1, steps, batch, hidden),
+        (state if on_gpu else x).new_empty(layers, *kept, 4, hidden),
+        x.new_empty(layers - 1, *(kept if on_gpu else (steps, batch)), hidden),
     )
 
 

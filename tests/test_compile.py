@@ -134,7 +134,7 @@ def test_truncated_around_a_compiled_core(path):
 
 @needs_op
 @pytest.mark.parametrize("probe", ["none", "chunks"])
-def test_autocast_casts_x_and_the_weights(probe):
+def test_autocast_casts_x_and_rounds_the_weights(probe):
     call = make_call(
         9, 4, 16, 32, 2, truncation=4, probe=probe, estimator=(8,), dtype=torch.float32
     )

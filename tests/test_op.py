@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from strategies import assert_close, seeds
 from torch import Tensor
 
-from dnirnn import LSTM, SyntheticGradient, ops
+from dnirnn import LSTM, Core, SyntheticGradient, ops
 
 pytestmark = [
     pytest.mark.skipif(
@@ -166,6 +166,42 @@ calls = dict(
 @given(**calls)
 def test_equals_the_loop_over_step(dtype, **sizes):
     assert_equals_the_loop(make_call(**sizes, dtype=dtype))
+
+
+@given(**calls)
+def test_float32_weights_beside_bfloat16(**sizes):
+    """As under autocast: the operator rounds them, and their gradients are float32."""
+    call = make_call(**sizes, dtype=torch.bfloat16)
+    exact = LSTM(sizes["inputs"], sizes["hidden_size"], sizes["layers"]).weights
+    assert_equals_the_loop(call._replace(weights=[w.detach().requires_grad_() for w in exact]))
+
+
+@pytest.mark.parametrize("sizes", [(8, 32, 64, 128, 1), (20, 5, 9, 33, 2)])
+def test_bfloat16_is_as_near_to_float32_as_torchs_own(sizes):
+    """Values and gradients: the farthest no farther than the loop over step's, and within 1 %."""
+    steps, batch, inputs, hidden_size, layers = sizes
+    torch.manual_seed(0)
+    core = LSTM(inputs, hidden_size, layers)
+    x, by_output = torch.randn(steps, batch, inputs), torch.randn(steps, batch, hidden_size)
+    start, by_state = torch.randn(2, batch, core.state_size)
+
+    def run(forward, reduced):
+        leaves = [x.clone().requires_grad_(), start.clone().requires_grad_()]
+        with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+            output, state = forward(*leaves)
+        loss = (output.float() * by_output).sum() + (state * by_state).sum()
+        return [output, state, *torch.autograd.grad(loss, [*leaves, *core.parameters()])]
+
+    def loop(x, state):
+        return Core.forward(core, x, state)
+
+    exact = run(loop, False)
+
+    def farthest(found):
+        pairs = zip(found, exact)
+        return max(float(((one - other).norm() / other.norm()).detach()) for one, other in pairs)
+
+    assert farthest(run(core, True)) <= min(1e-2, farthest(run(loop, True)))
 
 
 LARGE = {

@@ -2,6 +2,7 @@
 #include "cpu/kernels.h"
 
 #include <ATen/Version.h>
+#include <c10/util/Exception.h>
 
 #include <string>
 
@@ -24,6 +25,25 @@ const Kernels<T>& kernels() {
   return chosen;
 #else
   return generic::table<T>();
+#endif
+}
+
+bool multiplies_bfloat16() {
+#if defined(__x86_64__)
+  static const bool does = std::string(kernels<float>().name) == avx512::table<float>().name &&
+                           __builtin_cpu_supports("avx512bf16");
+  return does;
+#else
+  return false;
+#endif
+}
+
+template <>
+const Kernels<bfloat16>& kernels<bfloat16>() {
+#if defined(__x86_64__)
+  return avx512_bfloat16::table<bfloat16>();
+#else
+  TORCH_CHECK(false, "this CPU does not multiply bfloat16");
 #endif
 }
 

@@ -1,9 +1,11 @@
 // What the CPU driver calls: one table of kernels for each vector path, chosen at run time.
 //
-// Letters: W lanes of a vector, U = ceil(H / W) units of W cells (the last padded with zeros),
-// M rows, K the contracted dimension.
+// Letters: E what is stored and multiplied, T = Wide<E> what sums, cells and states are computed in,
+// W lanes of a vector of T, U = ceil(H / W) units of W cells (the last padded with zeros), M rows, K
+// the contracted dimension.
 //
-// A panel is a block of V * W columns of a matrix, its rows contiguous: [K][V * W]. The columns of
+// A panel is a block of V * W columns of a matrix, its rows contiguous: [K][V * W]; of bfloat16,
+// whose product takes two rows at once, [K / 2][V * W][2], K made even with zeros. The columns of
 // the gates are ordered unit by unit, in a unit gate by gate: column (u * 4 + gate) * W + lane. So
 // one panel of 4 vectors holds all four gates of a unit's cells, and the cell is computed on the
 // accumulators of the product before they leave the registers.
@@ -13,24 +15,44 @@
 
 namespace dnirnn::cpu {
 
+// The upper half of a float. Not torch's type: its functions are inline, and a vector path may call
+// none that another file also compiles.
+struct bfloat16 {
+  uint16_t bits;
+};
+
+template <typename E>
+struct ElementOf {
+  using wide = E;
+  static constexpr int64_t rows = 1;  // of a panel that one multiplication takes
+};
+template <>
+struct ElementOf<bfloat16> {
+  using wide = float;
+  static constexpr int64_t rows = 2;
+};
+template <typename E>
+using Wide = typename ElementOf<E>::wide;
+
 // M rows of a product's left side. Element (m, k) is at data[m * row + (k / W) * block + k % W]:
 // an ordinary matrix has block = W; gate gradients are stored as [4 * U][rows][W].
-template <typename T>
+template <typename E>
 struct Rows {
-  const T* data;
+  const E* data;
   int64_t row;
   int64_t block;
   int64_t depth;  // K
 };
 
 // One step of one unit, for M rows: where everything is. Strides are between rows.
-template <typename T>
+template <typename E, typename T = Wide<E>>
 struct CellForward {
   const T* c;       // c before the step, stride `width`
-  T* gates;         // [M, 4, H]: the gates, kept for the backward pass
-  T* output;        // h', stride `width`
-  T* h_next;        // h' again, where the next step reads it, stride next
-  T* c_next;        // c', stride next
+  E* gates;         // [M, 4, H]: the gates, kept for the backward pass
+  E* output;        // h', stride `width`
+  E* h_next;        // h' again, where the next step reads it, stride `next`; or null, and then
+  T* h_sent;        // h', as the state that a chunk ends in
+  T* c_next;        // c', stride `next`
   int64_t width;    // H
   int64_t next;
   int64_t lanes;    // how many cells of the unit exist
@@ -38,14 +60,14 @@ struct CellForward {
   bool round_next;
 };
 
-template <typename T>
+template <typename E, typename T = Wide<E>>
 struct CellBackward {
-  const T* gates;        // [M, 4, H]
+  const E* gates;        // [M, 4, H]
   const T* c;            // c before the step, stride `width`
-  const T* grad_output;  // stride `width`, or null
+  const E* grad_output;  // stride `width`, or null
   const T* dh;           // what came back to h' from the next step, stride `width`
   T* dc;                 // in: what came back to c'; out: the gradient of c; stride `width`
-  T* d_gates;            // four blocks [rows][W], `block` apart
+  E* d_gates;            // four blocks [rows][W], `block` apart
   int64_t width;
   int64_t block;
   int64_t lanes;
@@ -83,7 +105,7 @@ struct UnitBackward {
   int64_t columns;
 };
 
-template <typename T>
+template <typename E, typename T = Wide<E>>
 struct Kernels {
   const char* name;
   int64_t lanes;           // W
@@ -94,21 +116,32 @@ struct Kernels {
   // to[k][g][lane] = w[g * group + lane * K + k]. A group has W rows, the last one `last`; where
   // fewer than W rows exist, `lanes` of each. What is missing is zero.
   void (*pack_rows)(const T* w, int64_t group, int64_t groups, int64_t lanes, int64_t last,
-                    int64_t k, T* to);
+                    int64_t k, E* to);
+  // Rows of a matrix as the rows [first, first + count) of a panel of `wide` columns, of which
+  // `columns` exist, the rest zero. Where bfloat16 has one row of two, the other must be put next,
+  // or stays zero.
+  void (*put_rows)(int64_t first, int64_t count, const E* from, int64_t stride, int64_t columns,
+                   E* panel, int64_t wide);
+  void (*put_weights)(int64_t first, int64_t count, const T* from, int64_t stride, int64_t columns,
+                      E* panel, int64_t wide);
   // The cell of one unit on bias + x P_x + h P_h, for M rows. The panel [K_x + K_h][4 W].
-  void (*cell_forward)(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel, const T* bias,
-                       const CellForward<T>& cell);
+  void (*cell_forward)(int64_t m, const Rows<E>& x, const Rows<E>& h, const E* panel, const T* bias,
+                       const CellForward<E>& cell);
   // The same for one row, on the weights as they lie: w [4 H, K], from the unit's first row on.
-  void (*cell_forward_direct)(const Rows<T>& x, const Rows<T>& h, const T* w_ih, const T* w_hh,
-                              const T* bias, const CellForward<T>& cell);
+  void (*cell_forward_direct)(const Rows<E>& x, const Rows<E>& h, const T* w_ih, const T* w_hh,
+                              const T* bias, const CellForward<E>& cell);
   // Overwrites dc and d_gates for M rows of one unit.
-  void (*cell_backward)(int64_t m, const CellBackward<T>& cell);
+  void (*cell_backward)(int64_t m, const CellBackward<E>& cell);
   // C [M, columns] = A P for one panel of ceil(columns / W) vectors. Overwrites C.
-  void (*product)(int64_t m, const Rows<T>& a, const T* panel, T* c, int64_t ldc, int64_t columns);
-  // C [rows, columns] (+)= A^T P over K steps: A is [K][W], of which the first `rows` lanes count,
-  // P a panel [K][vectors * W].
-  void (*transposed_product)(int64_t k, const T* a, const T* panel, T* c, int64_t ldc, int64_t rows,
+  void (*product)(int64_t m, const Rows<E>& a, const E* panel, T* c, int64_t ldc, int64_t columns);
+  // The same, C stored as E.
+  void (*narrow_product)(int64_t m, const Rows<E>& a, const E* panel, E* c, int64_t ldc,
+                         int64_t columns);
+  // C [rows, columns] (+)= A^T P over K steps: A is a panel [K][W], of which the first `rows` lanes
+  // count, P a panel [K][vectors * W].
+  void (*transposed_product)(int64_t k, const E* a, const E* panel, T* c, int64_t ldc, int64_t rows,
                              int64_t columns, bool accumulate);
+  // Gated units and plain layers: null of bfloat16.
   void (*plain_forward)(int64_t m, const UnitForward<T>& unit);
   void (*plain_backward)(int64_t m, const UnitBackward<T>& unit);
   void (*gated_forward)(int64_t m, const UnitForward<T>& unit);
@@ -116,22 +149,28 @@ struct Kernels {
 };
 
 // The table for the best vector path of this CPU, no better than ATen's own choice
-// (ATEN_CPU_CAPABILITY is honoured).
-template <typename T>
-const Kernels<T>& kernels();
+// (ATEN_CPU_CAPABILITY is honoured). Of bfloat16 only where multiplies_bfloat16().
+template <typename E>
+const Kernels<E>& kernels();
+// Whether the CPU multiplies bfloat16 numbers itself.
+bool multiplies_bfloat16();
 
 namespace generic {
-template <typename T>
-const Kernels<T>& table();
+template <typename E>
+const Kernels<E>& table();
 }
 #if defined(__x86_64__)
 namespace avx2 {
-template <typename T>
-const Kernels<T>& table();
+template <typename E>
+const Kernels<E>& table();
 }
 namespace avx512 {
-template <typename T>
-const Kernels<T>& table();
+template <typename E>
+const Kernels<E>& table();
+}
+namespace avx512_bfloat16 {
+template <typename E>
+const Kernels<E>& table();
 }
 #endif
 

@@ -26,10 +26,11 @@ struct Lanes<double> {
   typedef double vec __attribute__((vector_size(BYTES)));
   typedef double loose __attribute__((vector_size(BYTES), aligned(8), may_alias));
 };
+// Of bfloat16, the vectors of what it is computed in.
 template <typename T>
-using Vec = typename Lanes<T>::vec;
+using Vec = typename Lanes<Wide<T>>::vec;
 template <typename T>
-constexpr int W = BYTES / sizeof(T);
+constexpr int W = BYTES / sizeof(Wide<T>);
 
 template <typename T>
 DNIRNN_INLINE Vec<T> load(const T* from) {
@@ -50,6 +51,68 @@ DNIRNN_INLINE void store(T* to, Vec<T> value, int64_t lanes) {
     __builtin_memcpy(to, &value, lanes * sizeof(T));
   }
 }
+
+// One multiplication: W lanes of a panel's rows, and what it broadcasts of the left side.
+template <typename T>
+struct Multiplied {
+  static constexpr int rows = 1;
+  using Column = Vec<T>;
+  using Entry = T;
+  static DNIRNN_INLINE Column column(const T* from) { return load(from); }
+  static DNIRNN_INLINE void put(T* to, Column p) { store(to, p, W<T>); }
+  static DNIRNN_INLINE Entry entry(const T* from) { return *from; }
+  static DNIRNN_INLINE Entry last_entry(const T* from) { return *from; }
+  static DNIRNN_INLINE Vec<T> add(Vec<T> sum, Entry x, Column p) { return sum + x * p; }
+  // Of `n` numbers in memory, as columns.
+  static DNIRNN_INLINE Column columns(const T* from, int64_t n) { return load(from, n); }
+};
+
+#if defined(BFLOAT16)
+// Two rows, the first in the lower half of each lane.
+template <>
+struct Multiplied<bfloat16> {
+  static constexpr int rows = 2;
+  using Column = Lanes<float>::ints;
+  using Entry = int;
+  static DNIRNN_INLINE Column column(const bfloat16* from) {
+    return (Column)_mm512_loadu_si512(from);
+  }
+  static DNIRNN_INLINE void put(bfloat16* to, Column p) { _mm512_storeu_si512(to, (__m512i)p); }
+  static DNIRNN_INLINE Entry entry(const bfloat16* from) {
+    int pair;
+    __builtin_memcpy(&pair, from, sizeof pair);
+    return pair;
+  }
+  static DNIRNN_INLINE Entry last_entry(const bfloat16* from) { return from->bits; }
+  static DNIRNN_INLINE Vec<float> add(Vec<float> sum, Entry x, Column p) {
+    return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(x), (__m512bh)p);
+  }
+  static DNIRNN_INLINE Column columns(const float* from, int64_t n) {
+    const Vec<float> low = load(from, n), high = n > 16 ? load(from + 16, n - 16) : Vec<float>{};
+    return (Column)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  }
+};
+
+DNIRNN_INLINE __mmask16 first_lanes(int64_t lanes) {
+  return lanes >= 16 ? 0xffff : (1 << lanes) - 1;
+}
+// Numbers of bfloat16 in the lower half of each lane.
+DNIRNN_INLINE Lanes<float>::ints halves(const bfloat16* from, int64_t lanes) {
+  return (Lanes<float>::ints)_mm512_cvtepu16_epi32(
+      _mm256_maskz_loadu_epi16(first_lanes(lanes), from));
+}
+DNIRNN_INLINE Lanes<float>::ints halves(const float* from, int64_t lanes) {
+  const __m512 value = _mm512_maskz_loadu_ps(first_lanes(lanes), from);
+  return (Lanes<float>::ints)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value));
+}
+DNIRNN_INLINE Vec<float> load(const bfloat16* from, int64_t lanes) {
+  return (Vec<float>)(halves(from, lanes) << 16);
+}
+DNIRNN_INLINE Vec<float> load(const bfloat16* from) { return load(from, 16); }
+DNIRNN_INLINE void store(bfloat16* to, Vec<float> value, int64_t lanes) {
+  _mm256_mask_storeu_epi16(to, first_lanes(lanes), (__m256i)_mm512_cvtneps_pbh((__m512)value));
+}
+#endif
 
 // exp by range reduction to [-ln 2 / 2, ln 2 / 2] and a polynomial, within 2 units in the last
 // place. tanh by a rational function fitted to the relative error on [-8, 8], beyond which it is 1
@@ -128,68 +191,116 @@ DNIRNN_INLINE Vec<float> round_bfloat16(Vec<float> x) {
 DNIRNN_INLINE Vec<double> round_bfloat16(Vec<double> x) { return x; }
 
 // One stage of a transposition: swaps the off-diagonal blocks of D by D.
-template <typename T, int D, int... J>
-DNIRNN_INLINE void swap_blocks(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, J...>) {
-  const Vec<T> low = __builtin_shufflevector(a, b, ((J & D) ? W<T> + J - D : J)...);
-  b = __builtin_shufflevector(a, b, ((J & D) ? W<T> + J : J + D)...);
+template <int N, int D, typename V, int... J>
+DNIRNN_INLINE void swap_blocks(V& a, V& b, std::integer_sequence<int, J...>) {
+  const V low = __builtin_shufflevector(a, b, ((J & D) ? N + J - D : J)...);
+  b = __builtin_shufflevector(a, b, ((J & D) ? N + J : J + D)...);
   a = low;
 }
-template <typename T, int D>
-DNIRNN_INLINE void transpose_stage(Vec<T> (&rows)[W<T>]) {
+template <int N, int D, typename V>
+DNIRNN_INLINE void transpose_stage(V (&rows)[N]) {
   if constexpr (D > 0) {
 #pragma GCC unroll 16
-    for (int i = 0; i < W<T>; i++) {
+    for (int i = 0; i < N; i++) {
       if ((i & D) == 0)
-        swap_blocks<T, D>(rows[i], rows[i + D], std::make_integer_sequence<int, W<T>>());
+        swap_blocks<N, D>(rows[i], rows[i + D], std::make_integer_sequence<int, N>());
     }
-    transpose_stage<T, D / 2>(rows);
+    transpose_stage<N, D / 2>(rows);
   }
 }
 
 template <typename T>
-void pack_rows(const T* w, int64_t group, int64_t groups, int64_t lanes, int64_t last,
+void pack_rows(const Wide<T>* w, int64_t group, int64_t groups, int64_t lanes, int64_t last,
                int64_t depth, T* to) {
+  using M = Multiplied<T>;
+  constexpr int64_t square = W<T> * M::rows;  // numbers of a row that one transposition takes
   for (int64_t g = 0; g < groups; g++, w += group) {
     const int64_t count = g + 1 == groups ? last : lanes;
     // Rows lie too far apart for the hardware to see that the next group's come next, and after the
     // last group the first one of the rows that follow.
-    const T* next = g + 1 < groups ? w + group : w - g * group + lanes * depth;
-    for (int64_t k = 0; k < depth; k += W<T>) {
-      const int64_t n = depth - k < W<T> ? depth - k : W<T>;
+    const Wide<T>* next = g + 1 < groups ? w + group : w - g * group + lanes * depth;
+    for (int64_t k = 0; k < depth; k += square) {
+      const int64_t left = depth - k < square ? depth - k : square;
+      T* at = to + (k * groups + g * M::rows) * W<T>;
 #pragma GCC unroll 16
       for (int i = 0; i < W<T>; i++) {
-        __builtin_prefetch(next + i * depth + k);
-        __builtin_prefetch(to + ((k + W<T> + i) * groups + g) * W<T>, 1);
+#pragma GCC unroll 2
+        for (int half = 0; half < M::rows; half++)
+          __builtin_prefetch(next + i * depth + k + half * W<T>);
+        __builtin_prefetch(at + (W<T> + i) * groups * W<T> * M::rows, 1);
       }
-      Vec<T> rows[W<T>];
+      typename M::Column rows[W<T>];
 #pragma GCC unroll 16
       for (int i = 0; i < W<T>; i++)
-        rows[i] = i < count ? load(w + i * depth + k, n) : Vec<T>{};
-      transpose_stage<T, W<T> / 2>(rows);
+        rows[i] = i < count ? M::columns(w + i * depth + k, left) : typename M::Column{};
+      transpose_stage<W<T>, W<T> / 2>(rows);
 #pragma GCC unroll 16
       for (int i = 0; i < W<T>; i++)
-        if (i < n) store(to + ((k + i) * groups + g) * W<T>, rows[i], W<T>);
+        if (i * M::rows < left)
+          M::put(at + i * groups * W<T> * M::rows, rows[i]);
     }
+  }
+}
+
+// S is T or Wide<T>.
+template <typename T, typename S>
+void put_rows(int64_t first, int64_t count, const S* from, int64_t stride, int64_t columns,
+              T* panel, int64_t wide) {
+#if defined(BFLOAT16)
+  const int64_t end = first + count;
+  for (int64_t row = first; row < end;) {
+    // Both rows of a pair, or the one that is there.
+    const bool lower = row % 2 == 0, both = lower && row + 1 < end;
+    T* to = panel + row / 2 * 2 * wide;
+    for (int64_t j = 0; j < wide; j += W<T>, to += 2 * W<T>) {
+      __builtin_prefetch(from + 8 * stride + j);
+      __builtin_prefetch(from + 9 * stride + j);
+      Lanes<float>::ints pair = halves(from + j, columns - j);
+      if (both) pair |= halves(from + stride + j, columns - j) << 16;
+      if (!lower) pair = (pair << 16) | Multiplied<T>::column(to);
+      Multiplied<T>::put(to, pair);
+    }
+    row += both ? 2 : 1;
+    from += both ? 2 * stride : stride;
+  }
+#else
+  T* to = panel + first * wide;
+  for (int64_t row = 0; row < count; row++, from += stride) {
+    for (int64_t j = 0; j < wide; j += W<T>, to += W<T>) {
+      __builtin_prefetch(from + 8 * stride + j);
+      store(to, load(from + j, columns - j), W<T>);
+    }
+  }
+#endif
+}
+
+// acc [R][V] += entries P, of one multiplication; the last one may have fewer rows.
+template <typename T, int R, int V, bool Whole>
+DNIRNN_INLINE void multiply_once(Vec<T> (&acc)[R][V], const T* entries, int64_t stride,
+                                 const T* panel) {
+  using M = Multiplied<T>;
+  typename M::Column p[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; v++) p[v] = M::column(panel + v * W<T> * M::rows);
+#pragma GCC unroll 32
+  for (int r = 0; r < R; r++) {
+    const auto x = Whole ? M::entry(entries + r * stride) : M::last_entry(entries + r * stride);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) acc[r][v] = M::add(acc[r][v], x, p[v]);
   }
 }
 
 // acc [R][V] += A P, the panel's rows `wide` vectors apart.
 template <typename T, int R, int V>
 DNIRNN_INLINE void multiply(Vec<T> (&acc)[R][V], const Rows<T>& a, const T* panel, int64_t wide) {
+  constexpr int rows = Multiplied<T>::rows;
   const T* block = a.data;
   for (int64_t k = 0; k < a.depth; k += W<T>, block += a.block) {
     const int64_t n = a.depth - k < W<T> ? a.depth - k : W<T>;
-    for (int64_t i = 0; i < n; i++, panel += wide * W<T>) {
-      Vec<T> p[V];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++) p[v] = load(panel + v * W<T>);
-#pragma GCC unroll 32
-      for (int r = 0; r < R; r++) {
-        const T x = block[r * a.row + i];
-#pragma GCC unroll 8
-        for (int v = 0; v < V; v++) acc[r][v] += x * p[v];
-      }
-    }
+    int64_t i = 0;
+    for (; i + rows <= n; i += rows, panel += wide * W<T> * rows)
+      multiply_once<T, R, V, true>(acc, block + i, a.row, panel);
+    if (i < n) multiply_once<T, R, V, false>(acc, block + i, a.row, panel);
   }
 }
 
@@ -210,13 +321,17 @@ DNIRNN_INLINE void finish_cell(CellGates<Vec<T>> gates, int64_t row, const CellF
   store(to + 3 * cell.width, gates.o, cell.lanes);
   const Vec<T> rounded = cell.round ? round_bfloat16(out) : out;
   store(cell.output + row * cell.width, rounded, cell.lanes);
-  store(cell.h_next + row * cell.next, cell.round_next ? rounded : out, cell.lanes);
+  if (cell.h_next) {
+    store(cell.h_next + row * cell.next, cell.round_next ? rounded : out, cell.lanes);
+  } else {
+    store(cell.h_sent + row * cell.next, out, cell.lanes);
+  }
   store(cell.c_next + row * cell.next, c, cell.lanes);
 }
 
 template <typename T, int R>
-void cell_forward_tile(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel, const T* bias,
-                       const CellForward<T>& cell) {
+void cell_forward_tile(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel,
+                       const Wide<T>* bias, const CellForward<T>& cell) {
   Vec<T> acc[R][4];
 #pragma GCC unroll 32
   for (int r = 0; r < R; r++) {
@@ -224,13 +339,15 @@ void cell_forward_tile(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* p
     for (int v = 0; v < 4; v++) acc[r][v] = load(bias + v * W<T>);
   }
   multiply<T, R, 4>(acc, from_row(x, m), panel, 4);
-  multiply<T, R, 4>(acc, from_row(h, m), panel + x.depth * 4 * W<T>, 4);
+  constexpr int64_t rows = Multiplied<T>::rows;
+  const T* panel_h = panel + (x.depth + rows - 1) / rows * rows * 4 * W<T>;
+  multiply<T, R, 4>(acc, from_row(h, m), panel_h, 4);
   for (int r = 0; r < R; r++) finish_cell<T>({acc[r][0], acc[r][1], acc[r][2], acc[r][3]}, m + r, cell);
 }
 
 template <typename T>
-void cell_forward_rows(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel, const T* bias,
-                       const CellForward<T>& cell) {
+void cell_forward_rows(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel,
+                       const Wide<T>* bias, const CellForward<T>& cell) {
   int64_t row = 0;
   for (; row + ROWS <= m; row += ROWS)
     cell_forward_tile<T, ROWS>(row, x, h, panel, bias, cell);
@@ -247,7 +364,7 @@ void cell_forward_rows(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* p
 }
 
 template <typename T>
-DNIRNN_INLINE T dot(const T* a, const T* b, int64_t n) {
+DNIRNN_INLINE Wide<T> dot(const T* a, const Wide<T>* b, int64_t n) {
   Vec<T> sums[4] = {};
   int64_t k = 0;
   for (; k + 4 * W<T> <= n; k += 4 * W<T>) {
@@ -256,15 +373,15 @@ DNIRNN_INLINE T dot(const T* a, const T* b, int64_t n) {
   }
   for (; k < n; k += W<T>) sums[0] += load(a + k, n - k) * load(b + k, n - k);
   const Vec<T> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  T total = 0;
+  Wide<T> total = 0;
   for (int i = 0; i < W<T>; i++) total += sum[i];
   return total;
 }
 
 template <typename T>
-void cell_forward_direct(const Rows<T>& x, const Rows<T>& h, const T* w_ih, const T* w_hh,
-                         const T* bias, const CellForward<T>& cell) {
-  T sums[4 * W<T>] = {};
+void cell_forward_direct(const Rows<T>& x, const Rows<T>& h, const Wide<T>* w_ih,
+                         const Wide<T>* w_hh, const Wide<T>* bias, const CellForward<T>& cell) {
+  Wide<T> sums[4 * W<T>] = {};
   for (int64_t gate = 0; gate < 4; gate++) {
     for (int64_t lane = 0; lane < cell.lanes; lane++) {
       const int64_t at = gate * W<T> + lane, row = gate * cell.width + lane;
@@ -300,8 +417,8 @@ void cell_backward_rows(int64_t m, const CellBackward<T>& cell) {
   }
 }
 
-template <typename T, int R, int V>
-void product_tile(const Rows<T>& a, const T* panel, T* c, int64_t ldc, int64_t columns) {
+template <typename T, int R, int V, typename C>
+void product_tile(const Rows<T>& a, const T* panel, C* c, int64_t ldc, int64_t columns) {
   Vec<T> acc[R][V] = {};
   multiply<T, R, V>(acc, a, panel, V);
 #pragma GCC unroll 32
@@ -311,13 +428,13 @@ void product_tile(const Rows<T>& a, const T* panel, T* c, int64_t ldc, int64_t c
   }
 }
 
-template <typename T, int V>
-void product_rows(int64_t m, const Rows<T>& a, const T* panel, T* c, int64_t ldc, int64_t columns) {
+template <typename T, int V, typename C>
+void product_rows(int64_t m, const Rows<T>& a, const T* panel, C* c, int64_t ldc, int64_t columns) {
   int64_t row = 0;
   for (; row + ROWS <= m; row += ROWS)
     product_tile<T, ROWS, V>(from_row(a, row), panel, c + row * ldc, ldc, columns);
   const Rows<T> rest = from_row(a, row);
-  T* to = c + row * ldc;
+  C* to = c + row * ldc;
   const int64_t left = m - row;
 #if ROWS > 4
   if (left == 5) return product_tile<T, 5, V>(rest, panel, to, ldc, columns);
@@ -330,8 +447,8 @@ void product_rows(int64_t m, const Rows<T>& a, const T* panel, T* c, int64_t ldc
   if (left == 1) return product_tile<T, 1, V>(rest, panel, to, ldc, columns);
 }
 
-template <typename T>
-void product(int64_t m, const Rows<T>& a, const T* panel, T* c, int64_t ldc, int64_t columns) {
+template <typename T, typename C>
+void product(int64_t m, const Rows<T>& a, const T* panel, C* c, int64_t ldc, int64_t columns) {
   switch ((columns + W<T> - 1) / W<T>) {
     case 4: return product_rows<T, 4>(m, a, panel, c, ldc, columns);
     case 3: return product_rows<T, 3>(m, a, panel, c, ldc, columns);
@@ -345,17 +462,9 @@ void product(int64_t m, const Rows<T>& a, const T* panel, T* c, int64_t ldc, int
 template <typename T, int R, int V>
 __attribute__((noinline)) void transposed_tile(int64_t k, const T* a, const T* panel, Vec<T>* tile) {
   Vec<T> acc[R][V] = {};
-  for (int64_t i = 0; i < k; i++, panel += V * W<T>, a += W<T>) {
-    Vec<T> p[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) p[v] = load(panel + v * W<T>);
-#pragma GCC unroll 32
-    for (int r = 0; r < R; r++) {
-      const T x = a[r];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++) acc[r][v] += x * p[v];
-    }
-  }
+  constexpr int rows = Multiplied<T>::rows;
+  for (int64_t i = 0; i < k; i += rows, panel += V * W<T> * rows, a += W<T> * rows)
+    multiply_once<T, R, V, true>(acc, a, rows, panel);
 #pragma GCC unroll 32
   for (int r = 0; r < R; r++) {
 #pragma GCC unroll 8
@@ -364,8 +473,8 @@ __attribute__((noinline)) void transposed_tile(int64_t k, const T* a, const T* p
 }
 
 template <typename T, int V>
-void transposed_tiles(int64_t k, const T* a, const T* panel, T* c, int64_t ldc, int64_t rows,
-                      int64_t columns, bool accumulate) {
+void transposed_tiles(int64_t k, const T* a, const T* panel, Wide<T>* c, int64_t ldc,
+                      int64_t rows, int64_t columns, bool accumulate) {
   constexpr int R = WEIGHT_ROWS < W<T> ? WEIGHT_ROWS : W<T>;
   for (int64_t first = 0; first < rows; first += R) {
     const int64_t left = rows - first < R ? rows - first : R;
@@ -373,11 +482,11 @@ void transposed_tiles(int64_t k, const T* a, const T* panel, T* c, int64_t ldc, 
     for (int64_t r = 0; r < left; r++)
       for (int v = 0; v < V; v++) __builtin_prefetch(c + (first + r) * ldc + v * W<T>, 1);
     Vec<T> tile[R * V];
-    transposed_tile<T, R, V>(k, a + first, panel, tile);
+    transposed_tile<T, R, V>(k, a + first * Multiplied<T>::rows, panel, tile);
     for (int64_t r = 0; r < left; r++) {
 #pragma GCC unroll 8
       for (int v = 0; v < V; v++) {
-        T* to = c + (first + r) * ldc + v * W<T>;
+        Wide<T>* to = c + (first + r) * ldc + v * W<T>;
         const int64_t lanes = columns - v * W<T>;
         const Vec<T> sum = tile[r * V + v];
         store(to, accumulate ? sum + load(to, lanes) : sum, lanes);
@@ -387,8 +496,8 @@ void transposed_tiles(int64_t k, const T* a, const T* panel, T* c, int64_t ldc, 
 }
 
 template <typename T>
-void transposed_product(int64_t k, const T* a, const T* panel, T* c, int64_t ldc, int64_t rows,
-                        int64_t columns, bool accumulate) {
+void transposed_product(int64_t k, const T* a, const T* panel, Wide<T>* c, int64_t ldc,
+                        int64_t rows, int64_t columns, bool accumulate) {
   switch ((columns + W<T> - 1) / W<T>) {
     case 3: return transposed_tiles<T, 3>(k, a, panel, c, ldc, rows, columns, accumulate);
     case 2: return transposed_tiles<T, 2>(k, a, panel, c, ldc, rows, columns, accumulate);
@@ -481,19 +590,28 @@ const Kernels<T>& table() {
       4,
       3,
       pack_rows<T>,
+      put_rows<T, T>,
+      put_rows<T, Wide<T>>,
       cell_forward_rows<T>,
       cell_forward_direct<T>,
       cell_backward_rows<T>,
-      product<T>,
+      product<T, Wide<T>>,
+      product<T, T>,
       transposed_product<T>,
+#if !defined(BFLOAT16)
       plain_forward<T>,
       plain_backward<T>,
       gated_forward<T>,
       gated_backward<T>,
+#endif
   };
   return kernels;
 }
+#if defined(BFLOAT16)
+template const Kernels<bfloat16>& table<bfloat16>();
+#else
 template const Kernels<float>& table<float>();
 template const Kernels<double>& table<double>();
+#endif
 
 }  // namespace dnirnn::cpu::PATH

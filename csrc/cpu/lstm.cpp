@@ -1,7 +1,8 @@
 // lstm_tbptt and its backward on the CPU.
 //
 // Letters as in sizes.h and kernels.h: T steps, B batch, H hidden, L layers, N chunks, K steps a
-// chunk, W lanes, U units of W cells.
+// chunk, W lanes, U units of W cells; E the type of inputs, outputs, h, gates and their gradients,
+// and, in code, T = Wide<E> of everything else: state, probe, weights, what is summed.
 //
 // Forward: each thread owns units (columns of the gates), keeps their weights packed in panels, and
 // takes every step for all rows; one barrier a step, because the next step reads all of h.
@@ -48,29 +49,47 @@ std::vector<Tensor> dense(at::TensorList tensors, at::ScalarType type) {
   return result;
 }
 
+float widened(bfloat16 x) { return c10::detail::f32_from_bits(x.bits); }
+float widened(float x) { return x; }
+double widened(double x) { return x; }
+template <typename E>
+E narrowed(Wide<E> x) {
+  if constexpr (sizeof(E) == sizeof x) {
+    return x;
+  } else {
+    return {c10::detail::round_to_nearest_even(x)};
+  }
+}
+
+// Rows of a panel that contracts `depth` of E.
+template <typename E>
+int64_t panel_rows(int64_t depth) {
+  constexpr int64_t rows = ElementOf<E>::rows;
+  return (depth + rows - 1) / rows * rows;
+}
+
 // A panel of columns [column, column + columns) of w, its rows in the order of the gate gradients.
-template <typename T>
-void pack_columns(const T* w, int64_t H, int64_t width, int64_t column, int64_t columns, int64_t W,
-                  T* to) {
-  const int64_t wide = (columns + W - 1) / W * W;
+template <typename E>
+void pack_columns(const Kernels<E>& kernel, const Wide<E>* w, int64_t H, int64_t width,
+                  int64_t column, int64_t columns, E* panel) {
+  const int64_t W = kernel.lanes, wide = (columns + W - 1) / W * W;
+  int64_t row = 0;
   for (int64_t u = 0; u * W < H; u++) {
-    for (int64_t gate = 0; gate < 4; gate++) {
-      for (int64_t lane = 0; lane < W; lane++, to += wide) {
-        const T* from = w + (gate * H + u * W + lane) * width + column;
-        for (int64_t j = 0; j < columns; j += 64 / int64_t(sizeof(T)))
-          __builtin_prefetch(from + 8 * width + j);
-        const int64_t real = u * W + lane < H ? columns : 0;
-        std::copy_n(from, real, to);
-        std::fill(to + real, to + wide, T(0));
-      }
+    for (int64_t gate = 0; gate < 4; gate++, row += W) {
+      const int64_t real = std::min(W, H - u * W);
+      if (real < W) std::fill_n(panel + row * wide, W * wide, E{});
+      kernel.put_weights(row, real, w + (gate * H + u * W) * width + column, width, columns, panel,
+                         wide);
     }
   }
 }
 
 // What one step of one chunk is given, kept for the backward pass: h and c as the step used them.
-template <typename T>
+template <typename E>
 struct Histories {
-  T *h, *c, *gates;
+  E* h;
+  Wide<E>* c;
+  E* gates;
   Sizes s;
 
   int64_t row(int64_t layer, int64_t k, int64_t n) const {
@@ -78,20 +97,23 @@ struct Histories {
   }
 };
 
-template <typename T>
+template <typename E, typename T = Wide<E>>
 struct Forward {
   Sizes s;
-  const Kernels<T>& kernel;
-  const T *x, *state, *probe;  // probe may be null
+  const Kernels<E>& kernel;
+  const E* x;
+  const T *state, *probe;  // probe may be null
   bool probe_every_step;
   const bool* reset;  // may be null
-  bool round;         // the dtype of x is bfloat16
+  bool round;         // the dtype of x is bfloat16, and E is not
   std::vector<Layer<T>> layers;
-  T *output, *between, *sent;  // between: [L - 1, T, B, H], the outputs of the layers below the last
-  Histories<T> kept;
-  T *panels, *biases;
+  E *output, *between;  // between: [L - 1, T, B, H], the outputs of the layers below the last
+  T* sent;
+  Histories<E> kept;
+  E* panels;
+  T* biases;
 
-  T* layer_output(int64_t layer) const {
+  E* layer_output(int64_t layer) const {
     return layer + 1 == s.L ? output : between + layer * s.T * s.B * s.H;
   }
 
@@ -99,7 +121,7 @@ struct Forward {
   // probe, or zero where a new sequence starts.
   void enter(int64_t layer, int64_t n, int64_t k, int64_t j0, int64_t j1) const {
     const int64_t t = n * s.K + k, at = layer * 2 * s.H;
-    T* h = kept.h + kept.row(layer, k, n) * s.H;
+    E* h = kept.h + kept.row(layer, k, n) * s.H;
     T* c = kept.c + kept.row(layer, k, n) * s.H;
     const T* from = n == 0 ? state : sent + (n - 1) * s.B * s.S;
     const T* add = nullptr;
@@ -109,11 +131,11 @@ struct Forward {
       const int64_t row = b * s.S + at;
       const bool fresh = reset && reset[t * s.B + b];
       for (int64_t j = j0; j < j1; j++) {
-        T h_in = k == 0 ? from[row + j] : h[b * s.H + j];
+        T h_in = k == 0 ? from[row + j] : widened(h[b * s.H + j]);
         T c_in = k == 0 ? from[row + s.H + j] : c[b * s.H + j];
         if (add) h_in += add[row + j], c_in += add[row + s.H + j];
         if (fresh) h_in = c_in = 0;
-        h[b * s.H + j] = round ? T(c10::BFloat16(h_in)) : h_in;
+        h[b * s.H + j] = narrowed<E>(round ? T(c10::BFloat16(h_in)) : h_in);
         c[b * s.H + j] = c_in;
       }
     }
@@ -157,18 +179,19 @@ struct Forward {
     const int64_t row = kept.row(layer, k, n);
     const bool last = k + 1 == s.steps(n);
     const Layer<T>& w = layers[layer];
-    const T* in = (layer == 0 ? x : layer_output(layer - 1)) + t * s.B * I;
-    T* out = layer_output(layer) + t * s.B * s.H;
+    const E* in = (layer == 0 ? x : layer_output(layer - 1)) + t * s.B * I;
+    E* out = layer_output(layer) + t * s.B * s.H;
     T* end = sent + n * s.B * s.S + layer * 2 * s.H;
     const int64_t after = last ? 0 : kept.row(layer, k + 1, n) * s.H;
-    const Rows<T> rows_x{in, I, W, I}, rows_h{kept.h + row * s.H, s.H, W, s.H};
+    const Rows<E> rows_x{in, I, W, I}, rows_h{kept.h + row * s.H, s.H, W, s.H};
     for (int64_t u = u0; u < u1; u++) {
       const int64_t j = u * W;
-      CellForward<T> cell{};
+      CellForward<E> cell{};
       cell.c = kept.c + row * s.H + j;
       cell.gates = kept.gates + row * 4 * s.H + j;
       cell.output = out + j;
-      cell.h_next = last ? end + j : kept.h + after + j;
+      cell.h_next = last ? nullptr : kept.h + after + j;
+      cell.h_sent = end + j;
       cell.c_next = last ? end + s.H + j : kept.c + after + j;
       cell.width = s.H;
       cell.next = last ? s.S : s.H;
@@ -180,36 +203,40 @@ struct Forward {
         kernel.cell_forward_direct(rows_x, rows_h, w.w_ih + j * I, w.w_hh + j * s.H, bias, cell);
         continue;
       }
-      T* panel = panels + (s.T == 1 ? me.index : u) * (I + s.H) * 4 * W;
+      const int64_t depth_x = panel_rows<E>(I), depth = depth_x + panel_rows<E>(s.H);
+      E* panel = panels + (s.T == 1 ? me.index : u) * depth * 4 * W;
       if (t == 0) {
         // At its first use, so that it is still in the near cache.
         kernel.pack_rows(w.w_ih + j * I, s.H * I, 4, cell.lanes, cell.lanes, I, panel);
         kernel.pack_rows(w.w_hh + j * s.H, s.H * s.H, 4, cell.lanes, cell.lanes, s.H,
-                         panel + I * 4 * W);
+                         panel + depth_x * 4 * W);
       }
       kernel.cell_forward(s.B, rows_x, rows_h, panel, bias, cell);
     }
   }
 };
 
-template <typename T>
+template <typename E, typename T = Wide<E>>
 struct Backward {
   Sizes s;
-  const Kernels<T>& kernel;
-  const T *grad_output, *grad_sent;  // either may be null
-  const T *x, *between;
+  const Kernels<E>& kernel;
+  const E* grad_output;  // null where there is none
+  const T* grad_sent;    // likewise
+  const E *x, *between;
   const bool* reset;
-  Histories<T> kept;
+  Histories<E> kept;
   std::vector<Layer<T>> layers;
-  T* grad_x;      // null where it is not wanted
+  E* grad_x;      // null where it is not wanted
   T* grad_probe;  // [N or T, B, S], null where it is not wanted
   bool probe_every_step;
   T* grad_state;  // null where it is not wanted
   std::vector<Layer<T>> grads;  // const only in name
   int64_t group_steps;
-  // Work: the gradients on their way back [N B, H]; those of the gates [4 U][group rows][W]; the
-  // packed weights; each thread's panel of the inputs; the gradient of a layer's input.
-  T *dh, *dc, *d_gates, *panels_h, *panels_x, *inputs, *grad_between;
+  // Work: the gradients on their way back [N B, H]; those of the gates [4 U][group rows][W], and as
+  // panels of a product over their rows, where that is not the same; the packed weights; each
+  // thread's panel of the inputs; the gradient of a layer's input.
+  T *dh, *dc;
+  E *d_gates, *d_panels, *panels_h, *panels_x, *inputs, *grad_between;
 
   void run(const Member& me) const {
     for (int64_t layer = s.L - 1; layer >= 0; layer--) run_layer(me, layer);
@@ -220,13 +247,13 @@ struct Backward {
     const int64_t u0 = me.first(U), u1 = me.last(U);
     const int64_t j0 = std::min(u0 * W, s.H), j1 = std::min(u1 * W, s.H);
     const Layer<T>& w = layers[layer];
-    const T* above = layer + 1 == s.L ? grad_output : grad_between;
-    T* below = layer > 0 ? grad_between : grad_x;
+    const E* above = layer + 1 == s.L ? grad_output : grad_between;
+    E* below = layer > 0 ? grad_between : grad_x;
 
     if (below) {
       const int64_t panels = (I + 4 * W - 1) / (4 * W);
       for (int64_t p = me.first(panels); p < me.last(panels); p++)
-        pack_columns(w.w_ih, s.H, I, p * 4 * W, std::min(4 * W, I - p * 4 * W), W,
+        pack_columns(kernel, w.w_ih, s.H, I, p * 4 * W, std::min(4 * W, I - p * 4 * W),
                      panels_x + p * 4 * W * 4 * U * W);
     }
     for (int64_t r = 0; r < s.N * s.B; r++) {
@@ -240,6 +267,7 @@ struct Backward {
       const int64_t low = std::max<int64_t>(0, high - group_steps);
       for (int64_t k = high - 1; k >= low; k--) {
         cells(layer, k, low, above, u0, u1);
+        if (k == low) put_gates((high - low) * s.N * s.B, u0, u1);
         me.wait();
         back(me, layer, k, low, j0, j1);
       }
@@ -255,22 +283,30 @@ struct Backward {
     }
   }
 
-  int64_t group_rows() const { return group_steps * s.N * s.B; }
+  int64_t group_rows() const { return panel_rows<E>(group_steps * s.N * s.B); }
+
+  // The gate gradients of a group, of units [u0, u1), as panels.
+  void put_gates(int64_t rows, int64_t u0, int64_t u1) const {
+    if (d_panels == d_gates) return;
+    const int64_t W = kernel.lanes, block = group_rows() * W;
+    for (int64_t i = 4 * u0; i < 4 * u1; i++)
+      kernel.put_rows(0, rows, d_gates + i * block, W, W, d_panels + i * block, W);
+  }
 
   // The gradients of the gates of step k of every chunk, for units [u0, u1).
-  void cells(int64_t layer, int64_t k, int64_t low, const T* above, int64_t u0, int64_t u1) const {
+  void cells(int64_t layer, int64_t k, int64_t low, const E* above, int64_t u0, int64_t u1) const {
     const int64_t W = kernel.lanes, block = group_rows() * W, rows = s.N * s.B;
     for (int64_t u = u0; u < u1; u++) {
       const int64_t j = u * W;
       for (int64_t n = 0; n < s.N; n++) {
-        T* to = d_gates + u * 4 * block + ((k - low) * rows + n * s.B) * W;
+        E* to = d_gates + u * 4 * block + ((k - low) * rows + n * s.B) * W;
         if (n >= s.chunks(k)) {
           for (int64_t gate = 0; gate < 4; gate++)
-            std::fill_n(to + gate * block, s.B * W, T(0));
+            std::fill_n(to + gate * block, s.B * W, E{});
           continue;
         }
         const int64_t row = kept.row(layer, k, n), here = n * s.B * s.H + j;
-        CellBackward<T> cell{};
+        CellBackward<E> cell{};
         cell.gates = kept.gates + row * 4 * s.H + j;
         cell.c = kept.c + row * s.H + j;
         cell.grad_output = above ? above + (n * s.K + k) * s.B * s.H + j : nullptr;
@@ -289,12 +325,12 @@ struct Backward {
   void back(const Member& me, int64_t layer, int64_t k, int64_t low, int64_t j0, int64_t j1) const {
     if (k == 0 && !grad_state && !grad_probe) return;
     const int64_t W = kernel.lanes, U = (s.H + W - 1) / W, rows = s.chunks(k) * s.B;
-    const Rows<T> a{d_gates + (k - low) * s.N * s.B * W, W, group_rows() * W, 4 * U * W};
+    const Rows<E> a{d_gates + (k - low) * s.N * s.B * W, W, group_rows() * W, 4 * U * W};
     for (int64_t j = j0; j < j1; j += 4 * W) {
       const int64_t columns = std::min(4 * W, j1 - j);
       // Packed at its first use; where that is the only one, it is forgotten.
-      T* panel = panels_h + (s.K == 1 ? me.index * 4 * W : j) * 4 * U * W;
-      if (k == s.K - 1) pack_columns(layers[layer].w_hh, s.H, s.H, j, columns, W, panel);
+      E* panel = panels_h + (s.K == 1 ? me.index * 4 * W : j) * 4 * U * W;
+      if (k == s.K - 1) pack_columns(kernel, layers[layer].w_hh, s.H, s.H, j, columns, panel);
       kernel.product(rows, a, panel, dh + j, s.H, columns);
     }
     for (int64_t n = 0; n < s.chunks(k); n++) {
@@ -324,7 +360,7 @@ struct Backward {
     const int64_t W = kernel.lanes, U = (s.H + W - 1) / W, I = s.input(layer);
     const int64_t units_x = (I + W - 1) / W, units = units_x + U, wide = kernel.weight_vectors;
     const int64_t rows = (high - low) * s.N * s.B, block = group_rows() * W;
-    T* panel = inputs + me.index * group_rows() * wide * W;
+    E* panel = inputs + me.index * group_rows() * wide * W;
     const Layer<T>& grad = grads[layer];
     int64_t unit = me.first(units);
     const int64_t end = me.last(units);
@@ -338,7 +374,7 @@ struct Backward {
       T* to = const_cast<T*>(of_x ? grad.w_ih : grad.w_hh) + column;
       for (int64_t u = 0; u < U; u++) {
         for (int64_t gate = 0; gate < 4; gate++) {
-          kernel.transposed_product(rows, d_gates + (u * 4 + gate) * block, panel,
+          kernel.transposed_product(rows, d_panels + (u * 4 + gate) * block, panel,
                                     to + (gate * s.H + u * W) * width, width,
                                     std::min(W, s.H - u * W), columns, !first);
         }
@@ -347,10 +383,10 @@ struct Backward {
     }
     for (int64_t u = me.first(U); u < me.last(U); u++) {
       for (int64_t gate = 0; gate < 4; gate++) {
-        const T* from = d_gates + (u * 4 + gate) * block;
+        const E* from = d_gates + (u * 4 + gate) * block;
         T sums[64] = {};
         for (int64_t r = 0; r < rows; r++)
-          for (int64_t lane = 0; lane < W; lane++) sums[lane] += from[r * W + lane];
+          for (int64_t lane = 0; lane < W; lane++) sums[lane] += widened(from[r * W + lane]);
         // Both biases have the same gradient, each a tensor of its own.
         const int64_t at = gate * s.H + u * W, lanes = std::min(W, s.H - u * W);
         T *ih = const_cast<T*>(grad.b_ih) + at, *hh = const_cast<T*>(grad.b_hh) + at;
@@ -362,27 +398,25 @@ struct Backward {
 
   // Columns of what steps [low, high) were given, x or h, as a panel of rows [k][n][b].
   void pack_inputs(int64_t layer, int64_t low, int64_t high, bool of_x, int64_t column,
-                   int64_t columns, int64_t wide, T* to) const {
+                   int64_t columns, int64_t wide, E* panel) const {
     const int64_t width = of_x ? s.input(layer) : s.H;
-    const T* below = layer == 0 ? x : between + (layer - 1) * s.T * s.B * s.H;
+    const E* below = layer == 0 ? x : between + (layer - 1) * s.T * s.B * s.H;
+    int64_t row = 0;
     for (int64_t k = low; k < high; k++) {
-      for (int64_t n = 0; n < s.N; n++) {
+      for (int64_t n = 0; n < s.N; n++, row += s.B) {
+        static const E zeros[256] = {};
         if (n >= s.chunks(k)) {
-          std::fill_n(to, s.B * wide, T(0));
-          to += s.B * wide;
+          kernel.put_rows(row, s.B, zeros, 0, columns, panel, wide);
           continue;
         }
-        const T* from = of_x ? below + (n * s.K + k) * s.B * width
+        const E* from = of_x ? below + (n * s.K + k) * s.B * width
                              : kept.h + kept.row(layer, k, n) * width;
-        for (int64_t b = 0; b < s.B; b++, to += wide) {
-          std::copy_n(from + b * width + column, columns, to);
-          std::fill(to + columns, to + wide, T(0));
-        }
+        kernel.put_rows(row, s.B, from + column, width, columns, panel, wide);
       }
     }
   }
 
-  void input_gradient(const Member& me, int64_t layer, int64_t low, int64_t high, T* to) const {
+  void input_gradient(const Member& me, int64_t layer, int64_t low, int64_t high, E* to) const {
     const int64_t W = kernel.lanes, U = (s.H + W - 1) / W, I = s.input(layer);
     // One chunk: the rows of the gate gradients are the rows of x, in order. More: B at a time.
     const int64_t whole = s.N == 1 ? (high - low) * s.B : s.B;
@@ -395,10 +429,10 @@ struct Backward {
       const int64_t r0 = split_rows ? me.first(whole) : 0;
       const int64_t r1 = split_rows ? me.last(whole) : whole;
       const int64_t row = (k - low) * s.N * s.B + n * s.B + r0;
-      const Rows<T> a{d_gates + row * W, W, group_rows() * W, 4 * U * W};
-      T* c = to + ((n * s.K + k) * s.B + r0) * I;
+      const Rows<E> a{d_gates + row * W, W, group_rows() * W, 4 * U * W};
+      E* c = to + ((n * s.K + k) * s.B + r0) * I;
       for (int64_t j = 0; j < I; j += 4 * W)
-        kernel.product(r1 - r0, a, panels_x + j * 4 * U * W, c + j, I, std::min(4 * W, I - j));
+        kernel.narrow_product(r1 - r0, a, panels_x + j * 4 * U * W, c + j, I, std::min(4 * W, I - j));
     }
   }
 };
@@ -407,99 +441,129 @@ const Tensor* present(const OptionalTensor& tensor) {
   return tensor && tensor->defined() ? &*tensor : nullptr;
 }
 
+template <typename E>
+at::ScalarType type_of() {
+  if constexpr (std::is_same_v<E, bfloat16>) {
+    return at::kBFloat16;
+  } else {
+    return c10::CppTypeToScalarType<E>::value;
+  }
+}
+template <typename E>
+const E* read(const Tensor& tensor) {
+  return static_cast<const E*>(tensor.const_data_ptr());
+}
+template <typename E>
+E* write(const Tensor& tensor) {
+  return static_cast<E*>(tensor.mutable_data_ptr());
+}
+
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-template <typename T>
+// E: what it is computed in: bfloat16 where the CPU multiplies it, else float for a bfloat16 x.
+template <typename E>
 ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
                       const OptionalTensor& probe, at::TensorList weights, at::TensorList estimator,
                       double scale, const OptionalTensor& reset) {
-  const auto type = c10::CppTypeToScalarType<T>::value;
-  const auto options = x.options().dtype(type);
-  const Tensor x_in = x.to(type).contiguous(), state_in = state.contiguous();
+  using T = Wide<E>;
+  const auto type = c10::CppTypeToScalarType<T>::value, narrow = type_of<E>();
+  const auto options = x.options().dtype(type), narrow_options = x.options().dtype(narrow);
+  const Tensor x_in = x.to(narrow).contiguous(), state_in = state.contiguous();
   const Tensor probe_in = probe ? probe->contiguous() : Tensor();
   const Tensor reset_in = reset ? reset->contiguous() : Tensor();
   const std::vector<Tensor> held = dense(weights, type);
 
-  Tensor output = empty({s.T, s.B, s.H}, options);
+  Tensor output = empty({s.T, s.B, s.H}, narrow_options);
   Tensor sent = empty({s.N, s.B, s.S}, options);
-  Tensor h = empty({s.L, s.K, s.N, s.B, s.H}, options), c = empty(h.sizes(), options);
-  Tensor gates = empty({s.L, s.K, s.N, s.B, 4, s.H}, options);
-  Tensor between = empty({s.L - 1, s.T, s.B, s.H}, options);
+  Tensor h = empty({s.L, s.K, s.N, s.B, s.H}, narrow_options), c = empty(h.sizes(), options);
+  Tensor gates = empty({s.L, s.K, s.N, s.B, 4, s.H}, narrow_options);
+  Tensor between = empty({s.L - 1, s.T, s.B, s.H}, narrow_options);
   // A short last chunk leaves its last steps unwritten: outputs of an operator must be defined.
   if (s.steps(s.N - 1) < s.K)
     for (const Tensor& history : {h, c, gates})
       history.select(2, s.N - 1).slice(1, s.steps(s.N - 1)).zero_();
 
-  static thread_local Scratch<T> panel_scratch, bias_scratch;
-  const Kernels<T>& kernel = kernels<T>();
+  static thread_local Scratch<E> panel_scratch;
+  static thread_local Scratch<T> bias_scratch;
+  const Kernels<E>& kernel = kernels<E>();
   const int64_t W = kernel.lanes, U = (s.H + W - 1) / W;
-  const int64_t depth = (s.L > 1 ? std::max(s.I, s.H) : s.I) + s.H;
+  const int64_t widest = s.L > 1 ? std::max(s.I, s.H) : s.I;
+  const int64_t depth = panel_rows<E>(widest) + panel_rows<E>(s.H);
   const double flops = 2.0 * s.B * 4 * s.H * (s.I + s.H);
   const int64_t threads = team_size(U, flops);
-  const int64_t panels = Forward<T>::panel_count(s, U, threads);
-  const Forward<T> pass{s,
+  const int64_t panels = Forward<E>::panel_count(s, U, threads);
+  const Forward<E> pass{s,
                         kernel,
-                        x_in.const_data_ptr<T>(),
+                        read<E>(x_in),
                         state_in.const_data_ptr<T>(),
                         probe ? probe_in.const_data_ptr<T>() : nullptr,
                         probe && s.N != s.T && probe_in.size(0) == s.T,
                         reset ? reset_in.const_data_ptr<bool>() : nullptr,
-                        x.scalar_type() == at::kBFloat16,
+                        x.scalar_type() != narrow,
                         layers_of<T>(held),
-                        output.mutable_data_ptr<T>(),
-                        between.mutable_data_ptr<T>(),
+                        write<E>(output),
+                        write<E>(between),
                         sent.mutable_data_ptr<T>(),
-                        {h.mutable_data_ptr<T>(), c.mutable_data_ptr<T>(),
-                         gates.mutable_data_ptr<T>(), s},
+                        {write<E>(h), c.mutable_data_ptr<T>(), write<E>(gates), s},
                         panel_scratch.get(panels * depth * 4 * W),
                         bias_scratch.get(U * 4 * W)};
   run_team(threads, [&](const Member& me) { pass.run(me); });
 
   Tensor synthetic = estimator.empty() ? at::empty({0}, options) : predict(sent, estimator, scale);
-  return {output.to(x.scalar_type()), sent, synthetic, h, c, gates, between};
+  const auto dtype = x.scalar_type();
+  return {output.to(dtype), sent,            synthetic, h.to(dtype), c,
+          gates.to(dtype),  between.to(dtype)};
 }
 
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
-template <typename T>
+template <typename E>
 BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
                         const OptionalTensor& grad_sent, const Tensor& x, const Tensor& h,
                         const Tensor& c, const Tensor& gates, const Tensor& between,
                         at::TensorList weights, const OptionalTensor& reset, int64_t probe_rows,
                         bool with_grad_x, bool with_grad_state) {
-  const auto type = c10::CppTypeToScalarType<T>::value;
-  const auto options = x.options().dtype(type);
-  const Tensor x_in = x.to(type).contiguous();
-  const Tensor out_in = present(grad_output) ? grad_output->to(type).contiguous() : Tensor();
-  const Tensor sent_in = present(grad_sent) ? grad_sent->to(type).contiguous() : Tensor();
+  using T = Wide<E>;
+  const auto type = c10::CppTypeToScalarType<T>::value, narrow = type_of<E>();
+  const auto options = x.options().dtype(type), narrow_options = x.options().dtype(narrow);
+  const auto in = [](const Tensor& tensor, at::ScalarType dtype) {
+    return tensor.to(dtype).contiguous();
+  };
+  const Tensor x_in = in(x, narrow), h_in = in(h, narrow), gates_in = in(gates, narrow),
+               between_in = in(between, narrow);
+  const Tensor out_in = present(grad_output) ? in(*grad_output, narrow) : Tensor();
+  const Tensor sent_in = present(grad_sent) ? in(*grad_sent, type) : Tensor();
   const Tensor reset_in = reset ? reset->contiguous() : Tensor();
   const std::vector<Tensor> held = dense(weights, type);
 
-  Tensor grad_x = empty({with_grad_x ? s.T : 0, s.B, s.I}, options);
+  Tensor grad_x = empty({with_grad_x ? s.T : 0, s.B, s.I}, narrow_options);
   Tensor grad_probe = empty({probe_rows, s.B, s.S}, options);
   Tensor grad_state = empty({with_grad_state ? s.B : 0, s.S}, options);
   std::vector<Tensor> grads;
   for (const Tensor& w : held) grads.push_back(empty(w.sizes(), options));
 
-  static thread_local Scratch<T> dh, dc, d_gates, panels_h, panels_x, inputs, grad_between;
-  const Kernels<T>& kernel = kernels<T>();
+  static thread_local Scratch<T> dh, dc;
+  static thread_local Scratch<E> d_gates, d_panels, panels_h, panels_x, inputs, grad_between;
+  const Kernels<E>& kernel = kernels<E>();
   const int64_t W = kernel.lanes, U = (s.H + W - 1) / W, rows = s.N * s.B;
   const int64_t widest = s.L > 1 ? std::max(s.I, s.H) : s.I;
   const int64_t group_steps = std::min(s.K, std::max<int64_t>(1, kGroupRows / rows));
+  const int64_t group_rows = panel_rows<E>(group_steps * rows);
   const double flops = 2.0 * rows * 4 * s.H * (s.I + s.H);
   const int64_t threads = team_size(U, flops);
-  const Backward<T> pass{s,
+  E* gates_work = d_gates.get(4 * U * W * group_rows);
+  E* gates_panels = ElementOf<E>::rows == 1 ? gates_work : d_panels.get(4 * U * W * group_rows);
+  const Backward<E> pass{s,
                          kernel,
-                         out_in.defined() ? out_in.const_data_ptr<T>() : nullptr,
+                         out_in.defined() ? read<E>(out_in) : nullptr,
                          sent_in.defined() ? sent_in.const_data_ptr<T>() : nullptr,
-                         x_in.const_data_ptr<T>(),
-                         between.const_data_ptr<T>(),
+                         read<E>(x_in),
+                         read<E>(between_in),
                          reset ? reset_in.const_data_ptr<bool>() : nullptr,
-                         {const_cast<T*>(h.const_data_ptr<T>()),
-                          const_cast<T*>(c.const_data_ptr<T>()),
-                          const_cast<T*>(gates.const_data_ptr<T>()), s},
+                         {const_cast<E*>(read<E>(h_in)), const_cast<T*>(c.const_data_ptr<T>()),
+                          const_cast<E*>(read<E>(gates_in)), s},
                          layers_of<T>(held),
-                         with_grad_x ? grad_x.mutable_data_ptr<T>() : nullptr,
+                         with_grad_x ? write<E>(grad_x) : nullptr,
                          probe_rows ? grad_probe.mutable_data_ptr<T>() : nullptr,
                          probe_rows != s.N && probe_rows == s.T,
                          with_grad_state ? grad_state.mutable_data_ptr<T>() : nullptr,
@@ -507,16 +571,24 @@ BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
                          group_steps,
                          dh.get(rows * s.H),
                          dc.get(rows * s.H),
-                         d_gates.get(4 * U * W * group_steps * rows),
+                         gates_work,
+                         gates_panels,
                          panels_h.get(4 * U * W * (s.K == 1 ? threads * 4 : U) * W),
                          panels_x.get(4 * U * W * ((widest + W - 1) / W * W)),
-                         inputs.get(threads * group_steps * rows * kernel.weight_vectors * W),
+                         inputs.get(threads * group_rows * kernel.weight_vectors * W),
                          grad_between.get(s.L > 1 ? s.T * s.B * s.H : 0)};
   run_team(threads, [&](const Member& me) { pass.run(me); });
 
-  const auto dtype = x.scalar_type();
-  for (Tensor& grad : grads) grad = grad.to(dtype);
-  return {grad_x.to(dtype), grad_state, grad_probe, grads};
+  for (size_t i = 0; i < grads.size(); i++) grads[i] = grads[i].to(weights[i].scalar_type());
+  return {grad_x.to(x.scalar_type()), grad_state, grad_probe, grads};
+}
+
+// Calls `pass` with a value of what tensors like x are computed in.
+template <typename F>
+auto with_element(const Tensor& x, const F& pass) {
+  if (x.scalar_type() == at::kDouble) return pass(double{});
+  if (x.scalar_type() == at::kBFloat16 && multiplies_bfloat16()) return pass(bfloat16{});
+  return pass(float{});
 }
 
 bool supported(at::ScalarType type) {
@@ -530,9 +602,9 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
   check_state(s, x, state, probe, reset);
   TORCH_CHECK_TYPE(supported(x.scalar_type()), "x must be float32, float64 or bfloat16; got ",
                    x.scalar_type());
-  return x.scalar_type() == at::kDouble
-             ? forward<double>(s, x, state, probe, weights, estimator, scale, reset)
-             : forward<float>(s, x, state, probe, weights, estimator, scale, reset);
+  return with_element(x, [&](auto e) {
+    return forward<decltype(e)>(s, x, state, probe, weights, estimator, scale, reset);
+  });
 }
 
 BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
@@ -542,11 +614,10 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
                                    const OptionalTensor& reset, int64_t truncation,
                                    int64_t probe_rows, bool with_grad_x, bool with_grad_state) {
   const Sizes s = sizes_of(x, weights, truncation);
-  return x.scalar_type() == at::kDouble
-             ? backward<double>(s, grad_output, grad_sent, x, h, c, gates, between, weights, reset,
-                                probe_rows, with_grad_x, with_grad_state)
-             : backward<float>(s, grad_output, grad_sent, x, h, c, gates, between, weights, reset,
-                               probe_rows, with_grad_x, with_grad_state);
+  return with_element(x, [&](auto e) {
+    return backward<decltype(e)>(s, grad_output, grad_sent, x, h, c, gates, between, weights, reset,
+                                 probe_rows, with_grad_x, with_grad_state);
+  });
 }
 
 }  // namespace
