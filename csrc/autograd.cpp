@@ -95,6 +95,10 @@ struct LstmTbptt : torch::autograd::Function<LstmTbptt> {
 ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTensor& probe,
                          at::TensorList weights, at::TensorList estimator, int64_t truncation,
                          double scale, const OptionalTensor& reset) {
+  if (!at::GradMode::is_enabled()) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return call_forward(x, state, probe, weights, estimator, truncation, scale, reset);
+  }
   const variable_list out =
       LstmTbptt::apply(x, state, probe, weights, estimator, truncation, scale, reset);
   return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
