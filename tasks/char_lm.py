@@ -251,7 +251,7 @@ def sample(
         raise ValueError(f"prime: {error}") from None
     generator = torch.Generator().manual_seed(seed)
     model.eval()
-    with torch.no_grad():
+    with torch.inference_mode():
         logits, state = unroll(model, symbols[:, None], model.initial_state(1), 0)
         logits, written, t = logits[-1], [], len(symbols)
         while True:

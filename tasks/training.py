@@ -1,5 +1,7 @@
 """train, eval and sample: one run, from its options to its figures."""
 
+import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -120,13 +122,18 @@ def evaluate(run: Path, split: str | None, weights: str, data: dict[str, str | N
 def sample(
     run: Path, weights: str, length: int, temperature: float, prime: str, seed: int
 ) -> None:
-    """Prints a text that a run's model writes."""
+    """Prints a text that a run's model writes; how fast, on stderr."""
     config = read_config(run)
     if task_of(config, run) != "char-lm":
         raise ValueError(f"sample needs a char-lm run; {run} is one of {config['task']}")
     model, vocabulary = char_lm.restore(config)
     load_weights(run, model, weights)
-    print(prime + char_lm.sample(model, vocabulary, length, temperature, prime, seed))
+    began = time.perf_counter()
+    text = char_lm.sample(model, vocabulary, length, temperature, prime, seed)
+    seconds = time.perf_counter() - began
+    print(prime + text)
+    rate = f"{length / seconds:,.0f} characters a second"
+    print(f"{length:,} characters in {seconds:.2f} s, {rate}", file=sys.stderr)
 
 
 def report_fidelity(run: Path, weights: str, steps: int) -> None:

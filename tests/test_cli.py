@@ -196,7 +196,10 @@ def test_eval_finds_a_text_that_was_moved_and_refuses_another(trained, text, tmp
 def test_sample_writes_what_was_learned(trained, capsys):
     words = ["--length", "40", "--prime", "tick tock", "--temperature", "0.3"]
     assert main(["sample", str(trained), *words]) == 0
-    assert capsys.readouterr().out.startswith("tick tock the clock\ntick tock the clock\n")
+    wrote = capsys.readouterr()
+    assert wrote.out.startswith("tick tock the clock\ntick tock the clock\n")
+    assert len(wrote.out) == len("tick tock") + 40 + 1  # nothing but the text and a newline
+    assert re.fullmatch(r"40 characters in \d+\.\d\d s, [\d,]+ characters a second\n", wrote.err)
 
 
 def test_a_flipped_bit_is_refused(train, tmp_path, capsys):
