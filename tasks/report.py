@@ -10,8 +10,9 @@ from typing import IO, Any, NamedTuple
 from dnirnn.tasks import plots
 from dnirnn.tasks.cores import described
 from dnirnn.tasks.curves import Point, points, reading, spent
+from dnirnn.tasks.options import flag, to_arguments
 from dnirnn.tasks.progress import minutes
-from dnirnn.tasks.recipes import BPTT, Column, Recipe
+from dnirnn.tasks.recipes import BPTT, Arm, Column, Recipe
 from dnirnn.tasks.runs import Failure, Run, write_csv, write_log, write_whole
 from dnirnn.tasks.task import Figure
 from dnirnn.tasks.training import TASKS, figures_of
@@ -265,7 +266,19 @@ def introduction(
         f" {' or '.join(limits)}, evaluation and saving not counted. Seeds {seeds}: median, and"
         " lowest to highest in brackets.",
         "",
+        f"- all: {' '.join(to_arguments(options))}",
+        *(f"- {arm.label}: {settings(arm)}" for arm in recipe.arms if settings(arm)),
+        "",
     ]
+
+
+def settings(arm: Arm) -> str:
+    """What an arm changes, in the words of the command line."""
+    words = []
+    for name, value in arm.changes.items():
+        values = value if isinstance(value, tuple) else () if value is True else (value,)
+        words += [flag(name), *map(str, values)]
+    return " ".join(words + [f"({arm.chunks} chunks an update)"] * (arm.chunks > 1))
 
 
 def shown(recipe: Recipe, table: Table) -> list[str]:
@@ -370,9 +383,9 @@ def searched(recipe: Recipe, rates: Rates) -> list[str]:
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """A table in Markdown, its columns as wide as they need be."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*rows)]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |" for row in rows]
-    lines.insert(1, "| " + " | ".join("-" * max(width, 3) for width in widths) + " |")
+    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
     return lines
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 
 from dnirnn.log import read_log
 from dnirnn.tasks.options import remembered, to_arguments
-from dnirnn.tasks.progress import bar, fraction, move
+from dnirnn.tasks.progress import bar, fraction, minutes, move
 from dnirnn.tasks.task import Figure
 from dnirnn.tasks.training import TASKS, figures_of
 from dnirnn.trainer import RESULT, check_config, read_json
@@ -67,13 +67,16 @@ def run_missing(
     """Says how many runs there are, and does those that are not done, ``jobs`` at once."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [run for run in runs if run.result() is None]
-    found = len(runs) - len(missing)
-    print(
-        f"{len(runs)} runs of {task} in {folder}"
-        + (f", {found} of them done before (delete a folder to run it again)" if found else "")
-        + (f"; {min(jobs, len(missing))} at a time" if missing else ""),
-        flush=True,
-    )
+    done, at_once = len(runs) - len(missing), min(jobs, len(missing))
+    limits = [minutes(run.options) for run in missing]
+    said = f"{len(runs)} runs of {task} in {folder}"
+    if done:
+        said += f", {done} of them done before (delete a folder to run it again)"
+    if missing:
+        said += f"; {at_once} at a time"
+    if missing and all(limits):
+        said += f", at most {sum(limits) / at_once:,.0f} minutes of training"
+    print(said, flush=True)
     return run_all(task, missing, jobs, quiet)
 
 

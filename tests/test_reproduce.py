@@ -163,6 +163,9 @@ def test_a_table_is_made_reported_and_not_made_again(made, tmp_path, capsys):
     assert f"    dnirnn reproduce copy --out {folder} --jobs 1\n" in report
     for word in ("seconds", "sequences", "updates"):
         assert f"## Longest length solved, after equal {word}" in report
+    (settings,) = re.findall(r"\n- all: (.*)\n", report)
+    assert "--bits 1" in settings and "--hidden 4" in settings
+    assert "\n- BPTT: --estimator none\n" in report
     # The paper's figures are marked in their row, and where they are from is said.
     assert re.search(r"\| BPTT, \*quoted\* +\| 7 +\| 8 +\|", report)
     assert re.search(r"\| DNI, \*quoted\* +\| 16 +\| 14 +\|", report)
