@@ -18,9 +18,15 @@ from typing import Any, NoReturn
 
 from dnirnn.tasks import compare, detectors, doctor, recipes, reproduce, training
 from dnirnn.tasks.char_lm import CharLMOptions
-from dnirnn.tasks.cores import for_each
 from dnirnn.tasks.digits import TRAININGS
-from dnirnn.tasks.options import CORES, ESTIMATORS, add_arguments, flag, from_arguments
+from dnirnn.tasks.options import (
+    CORES,
+    ESTIMATORS,
+    add_arguments,
+    flag,
+    for_each,
+    from_arguments,
+)
 from dnirnn.tasks.runs import Failure
 from dnirnn.tasks.training import TASKS
 from dnirnn.trainer import Interrupted, NonFinite
@@ -383,25 +389,25 @@ def arm_rate(text: str) -> tuple[tuple[str | None, int], float]:
 def run_compare(arguments: argparse.Namespace) -> int:
     jobs, threads = jobs_and_threads(arguments.jobs)
     kind = TASKS[arguments.task].Options
-    networks = [
-        from_arguments(kind, arguments, threads=threads, **own)
-        for own in for_each(list(dict.fromkeys(arguments.cores)))
-    ]
-    options = networks[0]
-    folder = arguments.out or compare_folder(arguments.task, networks)
     if arguments.task == "digits":
-        ways = [dataclasses.replace(options, training=way) for way in arguments.trainings]
+        ways = [kind(period=arguments.period, training=way) for way in arguments.trainings]
         arms = [(way.truncation, way.estimator) for way in ways]
     else:
         arms = list(product(arguments.truncations, arguments.estimators))
+    networks = [
+        from_arguments(kind, arguments, threads=threads, **core, **estimator)
+        for core in for_each(kind, "core", arguments.cores)
+        for estimator in for_each(kind, "estimator", [estimator for _, estimator in arms])
+    ]
+    folder = arguments.out or compare_folder(arguments.task, networks)
     runs = compare.plan(networks, folder, arms, arguments.seeds, dict(arguments.lrs))
-    return finish(compare.compare(arguments.task, runs, folder, jobs, options.quiet))
+    return finish(compare.compare(arguments.task, runs, folder, jobs, arguments.quiet))
 
 
 def compare_folder(task: str, networks: Sequence[Any]) -> Path:
     """runs/compare- and the run folders' names without what is compared."""
     name = training.default_folder(task, networks[0]).name.rsplit("-T", 1)[0]
-    others = (options.core for options in networks[1:])
+    _, *others = dict.fromkeys(options.core for options in networks)
     return Path("runs") / "-".join(("compare", name, *others))
 
 
@@ -514,13 +520,17 @@ def run_demo(arguments: argparse.Namespace) -> int:
     jobs, threads = jobs_and_threads(arguments.jobs)
     arms = list(product((2, 8, 40), ("none", "dni")))
     rounds = -(-len(arms) // jobs)
-    options = CharLMOptions(
-        minutes=max(arguments.minutes / rounds - DEMO_OVERHEAD, 0.02),
-        threads=threads,
-        evaluate_every=100_000,
-        lr=3e-3,  # a minute a run wants larger steps than the usual ten
-    )
-    runs = compare.plan([options], arguments.out, arms, (0,), {})
+    networks = [
+        CharLMOptions(
+            estimator=estimator,
+            minutes=max(arguments.minutes / rounds - DEMO_OVERHEAD, 0.02),
+            threads=threads,
+            evaluate_every=100_000,
+            lr=3e-3,  # a minute a run wants larger steps than the usual ten
+        )
+        for estimator in ("none", "dni")
+    ]
+    runs = compare.plan(networks, arguments.out, arms, (0,), {})
     return finish(compare.compare("char-lm", runs, arguments.out, jobs, False))
 
 

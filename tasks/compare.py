@@ -11,7 +11,6 @@ from typing import Any
 from dnirnn.tasks import plots
 from dnirnn.tasks.cores import described
 from dnirnn.tasks.curves import points
-from dnirnn.tasks.options import with_value
 from dnirnn.tasks.runs import Failure, Run, checked, run_missing, write_csv, write_log
 from dnirnn.tasks.task import Figure, steps_per_update
 from dnirnn.tasks.training import TASKS, figures_of
@@ -20,7 +19,7 @@ ARM = ("core", "truncation", "estimator", "seed", "lr")
 
 
 def plan(
-    cores: Sequence[Any],
+    networks: Sequence[Any],
     folder: Path,
     arms: Sequence[tuple[int, str]],
     seeds: Sequence[int],
@@ -28,7 +27,7 @@ def plan(
 ) -> list[Run]:
     """A run for each core, arm and seed, seed by seed.
 
-    cores: the options of each core.
+    networks: the options of each core with each estimator.
     arms: pairs of a truncation and an estimator.
     rates: learning rates of arms, by (estimator, truncation), or (None, truncation) for both.
 
@@ -39,22 +38,24 @@ def plan(
         if (truncation, estimator) not in known:
             arm = f"{truncation}" if estimator is None else f"{estimator}:{truncation}"
             raise ValueError(f"--lrs gives a rate for {arm}, which is not compared")
+    own = {(options.core, options.estimator): options for options in networks}
+    cores = dict.fromkeys(options.core for options in networks)
     runs = []
     for seed in dict.fromkeys(seeds):
-        for options, (truncation, estimator) in product(cores, dict.fromkeys(arms)):
+        for core, (truncation, estimator) in product(cores, dict.fromkeys(arms)):
+            options = own[core, estimator]
             rate = rates.get((None, truncation), options.lr)
-            own = dataclasses.replace(
+            made = dataclasses.replace(
                 options,
-                **with_value(options, "estimator", estimator),
                 truncation=truncation,
                 seed=seed,
                 lr=rates.get((estimator, truncation), rate),
                 quiet=True,
             )
-            steps_per_update(own)
+            steps_per_update(made)
             name = f"T{truncation}-{estimator}-seed{seed}"
-            name = f"{options.core}-{name}" if len(cores) > 1 else name
-            runs.append(Run(name, own, folder / name))
+            name = f"{core}-{name}" if len(cores) > 1 else name
+            runs.append(Run(name, made, folder / name))
     return runs
 
 

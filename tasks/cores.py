@@ -183,26 +183,6 @@ def sized(
     return with_hidden(min(low, high, key=lambda multiple: abs(count(multiple) - wanted)))
 
 
-def for_each(cores: Sequence[str]) -> list[dict[str, Any]]:
-    """For each of ``cores``, its name and, at its default, what goes with others of them only.
-
-    So one set of options serves them all: each reads its own.
-    """
-    return [
-        {
-            "core": core,
-            **{
-                field.name: field.default
-                for field in dataclasses.fields(CoreOptions)
-                if field.metadata["where"]
-                and core not in field.metadata["where"][1]
-                and set(cores) & set(field.metadata["where"][1])
-            },
-        }
-        for core in cores
-    ]
-
-
 def described(options: CoreOptions) -> str:
     """The core that ``options`` name, its size, and what they change of its defaults."""
     said = [options.core if options.parameters else f"{options.core} {options.hidden}"]

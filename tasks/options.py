@@ -619,6 +619,28 @@ def with_value(options: Any, name: str, value: Any) -> dict[str, Any]:
     }
 
 
+def for_each(options: type, name: str, values: Iterable[Any]) -> list[dict[str, Any]]:
+    """For each of an option's values, it and, at its default, what goes with others of them only.
+
+    So one set of options serves them all: each reads its own.
+    """
+    values = list(dict.fromkeys(values))
+    return [
+        {
+            name: value,
+            **{
+                field.name: field.default
+                for field in dataclasses.fields(options)
+                if (rule := field.metadata["where"])
+                and rule[0] == name
+                and value not in rule[1]
+                and set(values) & set(rule[1])
+            },
+        }
+        for value in values
+    ]
+
+
 def annotations(kind: type) -> set[str]:
     return set(vars(kind).get("__annotations__", {}))
 

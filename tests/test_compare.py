@@ -42,7 +42,8 @@ def compared(text, tmp_path_factory):
 def plan(tmp_path, **change):
     arms = [(truncation, estimator) for truncation in (2, 8) for estimator in ("none", "dni")]
     given = dict(arms=arms, seeds=[0, 1], rates={})
-    return compare.plan([CharLMOptions()], tmp_path, **(given | change))
+    networks = [CharLMOptions(estimator=estimator) for estimator in ("none", "dni")]
+    return compare.plan(networks, tmp_path, **(given | change))
 
 
 def test_a_run_for_each_arm_seed_by_seed(tmp_path):

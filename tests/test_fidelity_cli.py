@@ -88,13 +88,19 @@ def test_what_does_nothing_is_refused(words, message, capsys, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_arm_of_a_comparison_gets_the_options_that_go_with_it(tmp_path):
-    options = CopyOptions(dense=True, warm_up=5, estimator_hidden=(3,), update_steps=16)
-    arms = [(2, name) for name in ("none", "dni", "bp-lambda")]
-    plain, dni, traced = (r.options for r in compare.plan([options], tmp_path, arms, (0,), {}))
+def test_an_arm_of_a_comparison_gets_the_options_that_go_with_it(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(compare, "compare", lambda *arguments: asked.append(arguments) or [])
+    words = ["compare", "copy", "--out", str(tmp_path), "--truncations", "2", *COPY[:4]]
+    words += "--dense --warm-up 5 --estimator-hidden 3 --update-steps 16 --lookahead 8".split()
+    assert main([*words, "--estimators", "none", "dni", "bp-lambda", "true"]) == 0
+    ((_, runs, *_),) = asked
+    plain, dni, traced, true = (run.options for run in runs)
     assert (plain.dense, plain.warm_up, plain.estimator) == (False, 0, "none")
     assert (dni.dense, dni.warm_up, dni.estimator_hidden) == (True, 5, (3,))
     assert (traced.dense, traced.warm_up, traced.estimator_hidden) == (False, 5, None)
+    assert (true.warm_up, true.lookahead, dni.lookahead) == (0, 8, EstimatorOptions.lookahead)
+    refused(capsys, [*words, "--estimators", "none", "true"], "--dense goes with --estimator dni")
 
 
 @given(value=st.sampled_from(ESTIMATORS))
