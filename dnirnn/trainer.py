@@ -315,8 +315,8 @@ class Trainer:
             )
         self.schedule = make_schedule(self.optimizer, config.schedule, config.schedule_options)
         on_gpu = self.device.type == "cuda"
-        # What a TrueGradient says is another tensor at every update: no graph holds that.
-        watch = not on_gpu or self.looks_ahead or not all(map(can_skip, self.optimizers))
+        waits = model.truncated.estimator.waits or not all(map(can_skip, self.optimizers))
+        watch = waits or not on_gpu
         self.updater = Updater(
             model,
             self.optimizers,

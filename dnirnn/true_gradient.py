@@ -76,6 +76,8 @@ class TrueGradient(GradientEstimator):
     scale: multiplies the gradient where it is injected.
     """
 
+    waits = True
+
     def __init__(self, lookahead: int | None = None, scale: float = 1.0, discount: float = 1.0):
         super().__init__()
         self.lookahead = lookahead

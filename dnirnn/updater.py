@@ -61,7 +61,9 @@ class Updater:
         self.model, self.optimizers, self.bounds = model, list(optimizers), list(bounds)
         self.rows, self.rows_at_once, self.unit = rows, rows_at_once, unit
         self.parameters = [model.core_parameters(), model.estimator_parameters()]
-        self.buffers = list(model.truncated.estimator.buffers())
+        # What of the estimator an update changes without an optimizer.
+        fixed = (p for p in self.parameters[1] if not p.requires_grad)
+        self.buffers = [*model.truncated.estimator.buffers(), *fixed]
         self.watch, self.capture, self.capacity = watch, capture, capacity
         self.rows_told: list[list[float]] = []
         if watch:
@@ -141,8 +143,9 @@ class Updater:
         if finite:
             self.step(norms)
         else:
-            for buffer, before in zip(self.buffers, kept):
-                buffer.copy_(before)
+            with torch.no_grad():
+                for buffer, before in zip(self.buffers, kept):
+                    buffer.copy_(before)
         self.clear()
         self.rows_told.append(row)
         return ended if finite else state

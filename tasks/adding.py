@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dnirnn.data import Batch
 from dnirnn.model import SequenceModel, squared_error
 from dnirnn.tasks.drawn import DrawnStream
-from dnirnn.tasks.network import make_model, unroll
+from dnirnn.tasks.network import device_of, make_model, unroll
 from dnirnn.tasks.options import (
     Checked,
     NetworkOptions,
@@ -95,7 +95,7 @@ def make(options: AddingOptions) -> SequenceModel:
 
 def measure(model: SequenceModel, batch: Batch) -> dict[str, float]:
     """{"error": mean squared, "within": the share of sequences whose error is below 0.04}."""
-    training = model.training
+    training, batch = model.training, batch.to(device_of(model))
     model.eval()
     try:
         with torch.no_grad():

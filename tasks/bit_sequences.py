@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dnirnn.data import Batch
 from dnirnn.model import SequenceModel, bit_nats
 from dnirnn.tasks.drawn import DrawnStream
-from dnirnn.tasks.network import make_model, unroll
+from dnirnn.tasks.network import device_of, make_model, unroll
 from dnirnn.tasks.options import Checked, NetworkOptions, option, remembered
 from dnirnn.tasks.task import Task
 
@@ -148,6 +148,7 @@ def measure(model: SequenceModel, batches: Sequence[Batch]) -> list[float]:
 
 
 def error_on(model: SequenceModel, batch: Batch) -> float:
+    batch = batch.to(device_of(model))
     logits, _ = unroll(model, batch.x, model.initial_state(batch.x.shape[1]), 0)
     said = batch.weight[:, 0].bool()
     return float(model.loss(logits[said], batch.y[said]).mean()) / math.log(2)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dnirnn.data import Batch, TextStream, Vocabulary
 from dnirnn.model import SequenceModel, symbol_nats
 from dnirnn.tasks.corpus import SPLITS, Corpus, builtin, load, penn_treebank
-from dnirnn.tasks.network import make_model, unroll
+from dnirnn.tasks.network import device_of, make_model, unroll
 from dnirnn.tasks.options import (
     Checked,
     NetworkOptions,
@@ -108,6 +108,8 @@ class Evaluation:
             model.train(training)
 
     def nats(self, model: SequenceModel, steps: int) -> float:
+        for name in ("start", "before", "x", "y", "weight"):
+            setattr(self, name, getattr(self, name).to(device_of(model)))
         state = model.initial_state(len(self.start))
         if len(self.start) > 1:
             warm, t = state[1:], self.start[1:] - len(self.before)
@@ -251,18 +253,20 @@ def sample(
         raise ValueError(f"prime: {error}") from None
     generator = torch.Generator().manual_seed(seed)
     model.eval()
+    device = device_of(model)
     with torch.inference_mode():
-        logits, state = unroll(model, symbols[:, None], model.initial_state(1), 0)
+        logits, state = unroll(model, symbols[:, None].to(device), model.initial_state(1), 0)
         logits, written, t = logits[-1], [], len(symbols)
         while True:
             written.append(choose(logits, temperature, generator))
             if len(written) == length:
                 return vocabulary.decode(torch.cat(written))
-            logits, state = model.step(written[-1], state, t)
+            logits, state = model.step(written[-1].to(device), state, t)
             t += 1
 
 
 def choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    logits = logits.cpu()  # where the generator is
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits.double() / temperature, -1)

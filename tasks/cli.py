@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dnirnn.device import find_device
 from dnirnn.tasks import compare, detectors, doctor, recipes, reproduce, training
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.digits import TRAININGS
@@ -184,7 +185,9 @@ TEXT_PLACES = ("corpus", "data_dir", "valid_file", "test_file")
 
 def run_eval(arguments: argparse.Namespace) -> int:
     places = {name: getattr(arguments, name) for name in TEXT_PLACES}
-    training.evaluate(arguments.run, arguments.split, arguments.weights, places)
+    training.evaluate(
+        arguments.run, arguments.split, arguments.weights, places, arguments.device
+    )
     return OK
 
 
@@ -217,6 +220,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
         arguments.temperature,
         arguments.prime,
         arguments.seed,
+        arguments.device,
     )
     return OK
 
@@ -245,7 +249,12 @@ def at_least_one(text: str) -> int:
 
 def run_detectors(arguments: argparse.Namespace) -> int:
     detectors.detectors(
-        arguments.run, arguments.weights, arguments.text, arguments.length, arguments.out
+        arguments.run,
+        arguments.weights,
+        arguments.text,
+        arguments.length,
+        arguments.out,
+        arguments.device,
     )
     return OK
 
@@ -262,7 +271,9 @@ def add_fidelity(parent: argparse.ArgumentParser) -> None:
 
 
 def run_fidelity(arguments: argparse.Namespace) -> int:
-    training.report_fidelity(arguments.run, arguments.weights, arguments.lookahead)
+    training.report_fidelity(
+        arguments.run, arguments.weights, arguments.lookahead, arguments.device
+    )
     return OK
 
 
@@ -273,6 +284,12 @@ def add_run_folder(parent: argparse.ArgumentParser) -> None:
         choices=("best", "latest"),
         default="best",
         help="those that did best on validation, or the last ones saved (default: best)",
+    )
+    parent.add_argument(
+        "--device",
+        default="cpu",
+        metavar="DEVICE",
+        help="where to compute: cpu, cuda or cuda:N, wherever it was trained (default: cpu)",
     )
 
 
@@ -361,14 +378,18 @@ def add_jobs(group: Any) -> None:
         default=None,
         metavar="RUNS",
         help="runs at a time, which share the cores: small networks learn more in all as many runs"
-        " of one thread than as one of many (default: one a core)",
+        " of one thread than as one of many (default: one a core, and one on a GPU)",
     )
 
 
-def jobs_and_threads(jobs: int | None) -> tuple[int, int]:
-    """Runs at a time, one a core if None, and the threads of each: what is left over is shared."""
+def jobs_and_threads(jobs: int | None, device: str = "cpu") -> tuple[int, int]:
+    """Runs at a time, and the threads of each: what is left over of the cores is shared.
+
+    jobs: None: one a core, and one where they would share a GPU.
+    """
     cores = doctor.usable_cores()
-    jobs = cores if jobs is None else jobs
+    on_gpu = find_device(device).type == "cuda"
+    jobs = (1 if on_gpu else cores) if jobs is None else jobs
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1; got {jobs}")
     return jobs, max(1, cores // jobs)
@@ -387,7 +408,7 @@ def arm_rate(text: str) -> tuple[tuple[str | None, int], float]:
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    jobs, threads = jobs_and_threads(arguments.jobs)
+    jobs, threads = jobs_and_threads(arguments.jobs, arguments.device)
     kind = TASKS[arguments.task].Options
     if arguments.task == "digits":
         ways = [kind(period=arguments.period, training=way) for way in arguments.trainings]

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from dnirnn.data import Vocabulary
+from dnirnn.device import find_device
 from dnirnn.model import SequenceModel
 from dnirnn.tasks import char_lm
+from dnirnn.tasks.network import device_of
 from dnirnn.tasks.options import from_config
 from dnirnn.trainer import load_weights, read_config
 
@@ -16,7 +18,12 @@ MARK, NEWLINE = "|", "↵"
 
 
 def detectors(
-    run: Path, weights: str, text: str | None, length: int | None, picture: Path | None
+    run: Path,
+    weights: str,
+    text: str | None,
+    length: int | None,
+    picture: Path | None,
+    device: str = "cpu",
 ) -> None:
     """Prints a text with the detections of a run's model below it, and draws them.
 
@@ -27,11 +34,11 @@ def detectors(
     Raises ValueError for a run that is none of char-lm with --core hm-lstm, and for a text that is
     empty or has a character that the model does not know.
     """
-    config = read_config(run)
+    place, config = find_device(device), read_config(run)
     if config.get("task") != "char-lm" or config["core"] != "hm-lstm":
         raise ValueError(f"detectors needs a run of char-lm with --core hm-lstm; {run} is none")
     model, vocabulary = char_lm.restore(config)
-    known = load_weights(run, model, weights)
+    known = load_weights(run, model.to(place), weights)
     if text is None:
         options = from_config(char_lm.CharLMOptions, config)
         text = char_lm.load_corpus(options).splits["test"][: length or 400]
@@ -53,12 +60,12 @@ def detect(model: SequenceModel, vocabulary: Vocabulary, text: str) -> Tensor:
     Raises ValueError for a character that the model does not know.
     """
     core = model.truncated.core
-    symbols = vocabulary.encode("\n" + text)
+    symbols = vocabulary.encode("\n" + text).to(device_of(model))
     model.eval()
     with torch.no_grad():
         inputs = model.encoder(symbols[:, None])
         found, _ = core.detectors(inputs, core.initial_state(1))
-    return found[1:, 0] > 0
+    return found[1:, 0].cpu() > 0
 
 
 def marked(text: str, found: Tensor) -> str:

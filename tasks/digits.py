@@ -24,7 +24,7 @@ from dnirnn.model import SequenceModel
 from dnirnn.tasks import images
 from dnirnn.tasks.cores import make_core
 from dnirnn.tasks.images import Images
-from dnirnn.tasks.network import assemble, make_truncated, unroll
+from dnirnn.tasks.network import assemble, device_of, make_truncated, unroll
 from dnirnn.tasks.options import (
     Checked,
     NetworkOptions,
@@ -242,12 +242,13 @@ def measure(model: SequenceModel, stream: DigitStream) -> dict[str, float]:
     """Of a stream's next sequence, {"bits": per digit, "odd", "threes": shares of counts right}."""
     training = model.training
     model.eval()
-    nats, right, asked = 0.0, torch.zeros(2), torch.zeros(2)
+    device = device_of(model)
+    nats, right, asked = 0.0, torch.zeros(2, device=device), torch.zeros(2, device=device)
     state, t, final = model.initial_state(stream.batch_size), 0, False
     try:
         with torch.no_grad():
             while not final:
-                batch = stream.next(stream.period**2)
+                batch = stream.next(stream.period**2).to(device)
                 logits, state = unroll(model, batch.x, state, t)
                 nats += float(model.loss(logits, batch.y).sum(dtype=torch.float64))
                 said = [part.argmax(-1) for part in divide(logits, stream.period)]

@@ -8,6 +8,7 @@ from dnirnn import checkpoint
 from dnirnn.fidelity import fidelity
 from dnirnn.log import read_log
 from dnirnn.model import SequenceModel
+from dnirnn.tasks.network import device_of
 from dnirnn.tasks.task import Task
 from dnirnn.trainer import CHECKPOINTS, LOG, load_weights, read_config
 
@@ -33,7 +34,7 @@ def measure(model: SequenceModel, task: Task, steps: int) -> dict[str, float | N
     """The figures of dnirnn.fidelity on the task's held-out sequences, looking ``steps`` ahead."""
     truncation = model.truncated.truncation
     chunks = -(-steps // truncation)
-    batch = task.stretch(truncation * (BOUNDARIES + chunks))
+    batch = task.stretch(truncation * (BOUNDARIES + chunks)).to(device_of(model))
     return fidelity(model, [batch], chunks)
 
 

@@ -165,6 +165,10 @@ def make_estimator(
     )
 
 
+def device_of(model: SequenceModel) -> torch.device:
+    return next(model.parameters()).device
+
+
 def unroll(
     model: SequenceModel, x: Tensor, state: Tensor, t: int | Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -599,6 +599,15 @@ class RunOptions(Checked):
         shown="one a core",
         remembered=False,
     )
+    device: str = option(
+        "cpu", "where to compute: cpu, cuda or cuda:N; a run may go on on another", "DEVICE",
+        remembered=False,
+    )
+    no_graphs: bool = option(
+        False,
+        "on a GPU: launch each operation of an update, in place of replaying all as one CUDA graph",
+        remembered=False,
+    )
     tensorboard: bool = option(
         False, "also log for TensorBoard, in the run folder", remembered=False
     )

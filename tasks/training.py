@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dnirnn.device import find_device
 from dnirnn.tasks import adding, char_lm, copy, digits, repeat_copy
 from dnirnn.tasks.cores import UPDATES, annealing, counting, described
 from dnirnn.tasks.fidelity import measurement, report
@@ -37,6 +38,7 @@ def default_folder(name: str, options: Any) -> Path:
 
 def train(name: str, options: Any, folder: Path) -> None:
     """Trains, or resumes, the run in ``folder``, and prints its figures."""
+    device = find_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     task = TASKS[name].build(options)
@@ -50,6 +52,8 @@ def train(name: str, options: Any, folder: Path) -> None:
         task.test,
         annealing(options),
         measurement(task, options),
+        device=device,
+        graphs=not options.no_graphs,
     )
     if not options.quiet:
         print(task.notice)
@@ -97,14 +101,16 @@ def figures_of(result: dict) -> dict[str, float]:
     return {**(result.get("best") or {}), **(result.get("test") or {})}
 
 
-def evaluate(run: Path, split: str | None, weights: str, data: dict[str, str | None]) -> None:
+def evaluate(
+    run: Path, split: str | None, weights: str, data: dict[str, str | None], device: str = "cpu"
+) -> None:
     """Prints the figures of a run's model, of a task with data on a split of it, test if None.
 
     data: where the text or the images are now, where that is not what the run's configuration says.
     """
-    config = read_config(run)
+    place, config = find_device(device), read_config(run)
     task = TASKS[task_of(config, run)]
-    model, _ = task.restore(config)
+    model = task.restore(config)[0].to(place)
     known = load_weights(run, model, weights)
     given = {name: value for name, value in {"split": split, **data}.items() if value is not None}
     for name in given.keys() - task.DATA:
@@ -120,14 +126,20 @@ def evaluate(run: Path, split: str | None, weights: str, data: dict[str, str | N
 
 
 def sample(
-    run: Path, weights: str, length: int, temperature: float, prime: str, seed: int
+    run: Path,
+    weights: str,
+    length: int,
+    temperature: float,
+    prime: str,
+    seed: int,
+    device: str = "cpu",
 ) -> None:
     """Prints a text that a run's model writes; how fast, on stderr."""
-    config = read_config(run)
+    place, config = find_device(device), read_config(run)
     if task_of(config, run) != "char-lm":
         raise ValueError(f"sample needs a char-lm run; {run} is one of {config['task']}")
     model, vocabulary = char_lm.restore(config)
-    load_weights(run, model, weights)
+    load_weights(run, model.to(place), weights)
     began = time.perf_counter()
     text = char_lm.sample(model, vocabulary, length, temperature, prime, seed)
     seconds = time.perf_counter() - began
@@ -136,11 +148,13 @@ def sample(
     print(f"{length:,} characters in {seconds:.2f} s, {rate}", file=sys.stderr)
 
 
-def report_fidelity(run: Path, weights: str, steps: int) -> None:
+def report_fidelity(run: Path, weights: str, steps: int, device: str = "cpu") -> None:
     """Prints, and plots, how near what a run's estimator says is to the true gradient."""
-    config = read_config(run)
+    place, config = find_device(device), read_config(run)
     module = TASKS[task_of(config, run)]
-    report(run, weights, module.build(from_config(module.Options, config)), steps)
+    task = module.build(from_config(module.Options, config))
+    task.model.to(place)
+    report(run, weights, task, steps)
 
 
 def task_of(config: dict, run: Path) -> str:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import assert_close, gradients, seeds
 
-from dnirnn import GradientEstimator, SyntheticGradient, ZeroGradient
+from dnirnn import BPLambda, GradientEstimator, LeastSquares, SyntheticGradient, ZeroGradient
 
 sizes = dict(
     size=st.integers(1, 6),
@@ -139,3 +139,47 @@ def test_saves_copies_and_says_its_knobs():
 def test_forward_and_accumulate_are_what_an_estimator_must_write():
     assert GradientEstimator.__abstractmethods__ == {"forward", "accumulate"}
     assert GradientEstimator.scale == GradientEstimator.discount == 1.0
+
+
+WEIGHED = {
+    "linear": lambda: (SyntheticGradient(3), ()),
+    "normalised": lambda: (SyntheticGradient(3, (4,), normalise=True), ()),
+    "context": lambda: (SyntheticGradient(3, (4,), context_size=2), (torch.randn(6, 2),)),
+    "least squares": lambda: (LeastSquares(3, solve_every=1), ()),
+    "bp-lambda": lambda: (BPLambda(3, 2), (torch.randn(2, 2, 3, 3),)),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_rows_that_weigh_nothing_are_as_if_left_out(name):
+    """Of 2 chunks of 2 rows, and a last state of which one row ended."""
+    found = []
+    weight = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 1.0]).double()
+    for masked in (True, False):
+        torch.manual_seed(3)
+        estimator, more = WEIGHED[name]()
+        estimator.double()
+        for parameter in estimator.parameters():
+            torch.nn.init.normal_(parameter)
+        entered, target = torch.randn(2, 6, 3).double()
+        more = [part.double() for part in more]
+        if masked:
+            error = estimator.accumulate(entered, target, *more, weight=weight)
+        else:
+            rows = weight > 0
+            more = [part[rows] if len(part) == len(rows) else part for part in more]
+            error = estimator.accumulate(entered[rows], target[rows], *more)
+        left = [part for part in estimator.state_dict().values()]
+        if name != "least squares":
+            left += gradients(estimator)
+        found.append([error, *left])
+    assert_close(*found)
+
+
+def test_where_no_row_counts_nothing_is_learned():
+    estimator = fitted(3, (4,), 0, normalise=True)
+    before = estimator.mean_square.clone()
+    entered, target = torch.randn(2, 6, 3).double()
+    error = estimator.accumulate(entered, target, weight=torch.zeros(6).double())
+    assert error == 0 and not any(g.any() for g in gradients(estimator))
+    assert torch.equal(estimator.mean_square, before)

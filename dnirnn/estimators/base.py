@@ -20,6 +20,8 @@ class GradientEstimator(nn.Module, abc.ABC):
     terminal_target: whether it is taught zero at a state in which a sequence ends.
     needs_context: whether forward and accumulate take a context [..., C] after their states.
     needs_jacobian: whether accumulate takes the chunks' Jacobians (see BPLambda).
+    waits: whether Python decides by the values of tensors, or gives it others at every update: then
+        no CUDA graph can hold an update of it.
     """
 
     scale: float = 1.0
@@ -30,6 +32,7 @@ class GradientEstimator(nn.Module, abc.ABC):
     terminal_target: bool = True
     needs_context: bool = False
     needs_jacobian: bool = False
+    waits: bool = False
 
     @abc.abstractmethod
     def forward(self, state: Tensor) -> Tensor:

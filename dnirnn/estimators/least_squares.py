@@ -31,6 +31,8 @@ class LeastSquares(GradientEstimator):
     solve_every: fits from one solution to the next.
     context_size, dense, trace_decay, terminal_target: as for SyntheticGradient.
 
+    The host reads when it is to solve, and whether it could: on a GPU it waits for that.
+
     W and b are parameters without a gradient: no optimiser moves them.
 
     Raises TypeError or ValueError for sizes below 1, numbers outside their range, or a trace_decay
@@ -41,6 +43,8 @@ class LeastSquares(GradientEstimator):
     Least-Squares Algorithms for Temporal Difference Learning, 1996), with the bootstrap of each
     target left as it was when it was seen.
     """
+
+    waits = True
 
     def __init__(
         self,
@@ -99,18 +103,24 @@ class LeastSquares(GradientEstimator):
 
     @torch.no_grad()
     def accumulate(
-        self, entered: Tensor, target: Tensor, context: Tensor | None = None
+        self,
+        entered: Tensor,
+        target: Tensor,
+        context: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """Takes the rows into A and C, and solves in its turn; nothing is added to a .grad.
 
         Returns the regression error before that.
         """
-        error = 0.5 * (target - self(entered, context)).square().sum(-1).mean()
+        weight = torch.ones_like(entered[:, 0]) if weight is None else weight
+        each = 0.5 * (target - self(entered, context)).square().sum(-1)
+        error = (each * weight).sum() / weight.sum()
         parts = [entered] if context is None else [entered, context.to(entered.dtype)]
         told = torch.cat([*parts, torch.ones_like(entered[:, :1])], -1)
-        share = (1 - self.forgetting) / len(told)
-        self.told_told.addmm_(told.T, told, beta=self.forgetting, alpha=share)
-        self.target_told.addmm_(target.T, told, beta=self.forgetting, alpha=share)
+        counted = told * ((1 - self.forgetting) / weight.sum() * weight)[:, None]
+        self.told_told.addmm_(told.T, counted, beta=self.forgetting)
+        self.target_told.addmm_(target.T, counted, beta=self.forgetting)
         self.fits += 1
         if self.fits % self.solve_every == 0:
             self.solve()

@@ -150,6 +150,8 @@ class SyntheticGradient(GradientEstimator):
         if self.normalise:
             self.observe(target, weight)
             unit = self.unit
+            # Before the first target the unit is 0: what does not count must not become infinite.
+            target = target if weight is None else target * weight[:, None]
             target = target / unit.clamp_min(torch.finfo(unit.dtype).tiny)
         if context is not None:
             entered = torch.cat([entered, context.to(entered.dtype)], -1)
@@ -167,10 +169,8 @@ class SyntheticGradient(GradientEstimator):
         else:
             count = weight.sum()
             mean = (square.mean(-1) * weight).sum() / count.clamp_min(1)
-            share = share * (count > 0)
-        self.mean_square.lerp_(
-            torch.stack([mean, target.new_ones(())]), share
-        )
+            share = share * (count > 0).to(count.dtype)
+        self.mean_square.lerp_(torch.stack([mean, target.new_ones(())]), share)
 
     def extra_repr(self) -> str:
         said = f"scale={self.scale}, discount={self.discount}"
