@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_curves import coordinates, curves, values
 
+from dnirnn.tasks import plots
 from dnirnn.tasks.curves import Point, reading
 from dnirnn.tasks.recipes import BPTT, DNI, RECIPES, Arm, Column
 from dnirnn.tasks.report import (
@@ -13,6 +14,7 @@ from dnirnn.tasks.report import (
     Table,
     Trace,
     costs,
+    draw,
     figure_of,
     limit_of,
     markdown,
@@ -100,6 +102,25 @@ def test_settings_are_said_in_the_words_of_the_command_line():
     words = "--dense --context input target --scale 0.5 --estimator-hidden linear"
     assert settings(Arm("a", "a", changes)) == words
     assert settings(Arm("a", "a", changes, chunks=4)) == f"{words} (4 chunks an update)"
+
+
+def test_the_picture_has_a_row_for_what_is_measured_together(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "learning_curves", lambda rows, *rest: drawn.append((rows, rest)))
+    curve = [Point(1, 2, 3, 4)]
+    traces = [trace(curve, arm=arm, truncation=t) for t in (2, 8) for arm in (BPTT, DNI)]
+    path = tmp_path / "curves.png"
+    draw(COPY, traces, path, "notice (of it)")
+    draw(PTB, traces, path, "notice")
+    (rows, rest), (others, other_rest) = drawn
+    assert [[curve.name for curve in row] for row in rows.values()] == [["BPTT", "DNI"]] * 2
+    assert list(rows) == ["T = 2", "T = 8"]
+    assert rest[:3] == (path, "longest length solved", "sequences") and rest[-1] is False
+    (row,) = others.values()
+    assert [(c.name, c.colour, c.style) for c in row] == [
+        ("BPTT 2", "2", "--"), ("DNI 2", "2", "-"), ("BPTT 8", "8", "--"), ("DNI 8", "8", "-"),
+    ]  # fmt: skip
+    assert other_rest[2] == "characters" and other_rest[-1] is True
 
 
 words = st.sampled_from(["", "a", "†×", "long one"])
