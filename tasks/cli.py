@@ -466,6 +466,11 @@ def add_reproduce(parent: argparse.ArgumentParser) -> None:
             help="training time of a run, in place of the budget's own limit; searches for learning"
             " rates keep theirs",
         )
+        table.add_argument(
+            "--device",
+            metavar="DEVICE",
+            help="where to compute: cpu, cuda or cuda:N (default: cuda with --budget gpu, else cpu)",
+        )
         if hasattr(recipe.options, "data_dir"):
             table.add_argument(
                 "--data-dir",
@@ -491,8 +496,9 @@ def narrow(parser: argparse.ArgumentParser, name: str, said: str, unit: str, kin
 
 def run_reproduce(arguments: argparse.Namespace) -> int:
     recipe = recipes.RECIPES[arguments.table](arguments.budget)
-    jobs, threads = jobs_and_threads(recipe.jobs if arguments.jobs is None else arguments.jobs)
-    changes: dict[str, Any] = {"threads": threads}
+    device = arguments.device or recipe.options.device
+    jobs, threads = jobs_and_threads(arguments.jobs, device)
+    changes: dict[str, Any] = {"threads": threads, "device": device}
     if getattr(arguments, "data_dir", None) is not None:
         changes["data_dir"] = arguments.data_dir
     if arguments.minutes is not None:

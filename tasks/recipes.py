@@ -54,12 +54,15 @@ BIT_SEQUENCES: dict[str, dict[str, Any]] = {
         estimator_lr=7e-5,
         minutes=30.0,
         evaluate_every=200_000,
+        device="cuda",
     ),
 }
 CHARACTERS: dict[str, dict[str, Any]] = {
     "quick": dict(hidden=64, batch=32, minutes=0.25),
     "cpu": dict(hidden=256, batch=32, minutes=3.0, patience=6),
-    "gpu": dict(hidden=1024, batch=256, minutes=60.0, patience=10, estimator_lr=7e-5),
+    "gpu": dict(
+        hidden=1024, batch=256, minutes=60.0, patience=10, estimator_lr=7e-5, device="cuda"
+    ),
 }
 SEEDS = {"quick": (0,), "cpu": (0, 1, 2), "gpu": (0, 1, 2)}
 BUDGETS = tuple(SEEDS)
@@ -104,7 +107,6 @@ class Recipe:
     against: the truncation of BPTT that everything is measured against; None: each its own.
     data: what a run is counted in beside seconds: "sequences" (of a batch), or what the task's
         symbols are.
-    jobs: runs at a time; None: one a core.
     quoted: the paper's figures, by arm and truncation; of what is tested, or else of the figure.
     """
 
@@ -120,7 +122,6 @@ class Recipe:
     search: Search | None = None
     against: int | None = None
     data: str = "sequences"
-    jobs: int | None = None
     quoted: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict)
 
 
@@ -168,7 +169,6 @@ def bit_sequences(
             LENGTHS,
             SEEDS[budget],
             figure,
-            jobs=1 if budget == "gpu" else None,
             quoted=QUOTED[task],
         )
 
@@ -199,7 +199,6 @@ def penn_treebank(budget: str) -> Recipe:
         search=searches[budget],
         against=40,
         data="characters",
-        jobs=1 if budget == "gpu" else None,
         quoted=QUOTED["ptb"],
     )
 

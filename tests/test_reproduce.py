@@ -14,7 +14,7 @@ from test_cli import refused
 
 from dnirnn.data import Vocabulary
 from dnirnn.log import read_log
-from dnirnn.tasks import plots, recipes, reproduce, runs, training
+from dnirnn.tasks import cli, plots, recipes, reproduce, runs, training
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.cli import main
 from dnirnn.tasks.copy import CopyOptions
@@ -118,6 +118,19 @@ def test_the_papers_figures_stand_where_they_are_run():
         assert set(recipe.quoted) <= {arm.name for arm in recipe.arms}
         for figures in recipe.quoted.values():
             assert set(figures) & set(recipe.truncations)
+
+
+def test_the_gpu_budget_is_one_for_a_gpu(monkeypatch):
+    """Unless another device is asked for."""
+    asked = []
+    monkeypatch.setattr(cli, "jobs_and_threads", lambda *given: asked.append(given) or (1, 1))
+    monkeypatch.setattr(reproduce, "reproduce", lambda recipe, *_: asked.append(recipe) or [])
+    for words, device in (([], "cuda"), (["--device", "cpu"], "cpu")):
+        assert main(["reproduce", "ptb", "--budget", "gpu", *words]) == 0
+        given, recipe = asked[-2:]
+        assert given == (None, device) and recipe.options.device == device
+        options = recipe.options
+        assert (options.hidden, options.batch, recipe.search.rates[0]) == (1024, 256, 7e-5)
 
 
 # The search
@@ -327,6 +340,7 @@ BAD = {
     "another decay": (["ptb", "--decays", "x"], "--decays must be of none, cosine; got x"),
     "nothing": (["ptb", "--arms", "dni", "--truncations", "40"], "nothing in common"),
     "jobs 0": (["copy", "--jobs", "0"], "--jobs must be at least 1; got 0"),
+    "a device": (["copy", "--device", "tpu"], "device must be cpu, cuda or cuda:N; got 'tpu'"),
     "minutes 0": (["copy", "--minutes", "0"], "--minutes must be above 0; got 0"),
     "a seed": (["copy", "--seeds", "-1"], "--seed must be at least 0; got -1"),
     "no data": (["ptb", "--data-dir", "nowhere"], "--data-dir must be a folder with ptb.train"),
