@@ -278,7 +278,9 @@ def settings(arm: Arm) -> str:
     for name, value in arm.changes.items():
         values = value if isinstance(value, tuple) else () if value is True else (value,)
         words += [flag(name), *map(str, values)]
-    return " ".join(words + [f"({arm.chunks} chunks an update)"] * (arm.chunks > 1))
+    if arm.chunks is not None:
+        words.append(f"({'a chunk' if arm.chunks == 1 else f'{arm.chunks} chunks'} an update)")
+    return " ".join(words)
 
 
 def shown(recipe: Recipe, table: Table) -> list[str]:

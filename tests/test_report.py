@@ -101,6 +101,7 @@ def test_settings_are_said_in_the_words_of_the_command_line():
     changes = dict(dense=True, context=("input", "target"), scale=0.5, estimator_hidden=("linear",))
     words = "--dense --context input target --scale 0.5 --estimator-hidden linear"
     assert settings(Arm("a", "a", changes)) == words
+    assert settings(Arm("a", "a", {}, chunks=1)) == "(a chunk an update)"
     assert settings(Arm("a", "a", changes, chunks=4)) == f"{words} (4 chunks an update)"
 
 

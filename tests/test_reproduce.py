@@ -93,6 +93,8 @@ def test_every_run_of_every_recipe_can_be_made(table, budget):
     assert len(set(names)) == len(names) and BPTT in recipe.arms
     for column in columns(recipe):
         options = options_of(recipe, column, hidden=4, seed=3, lr=0.25)
+        early = column.decay == "none" and recipe.options.patience is not None
+        assert (options.patience is not None) == early
         assert (options.seed, options.lr, options.truncation) == (3, 0.25, column.truncation)
         assert (options.estimator == "none") == (column.arm == BPTT)
         words = [Vocabulary.of("tick")] if recipe.task == "char-lm" else []
