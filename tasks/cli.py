@@ -441,8 +441,8 @@ def add_reproduce(parent: argparse.ArgumentParser) -> None:
             "--budget",
             choices=recipes.BUDGETS,
             default="cpu",
-            help="the recipe: quick, a smoke run of minutes; cpu, an hour or two on two cores; gpu,"
-            " the paper's sizes (default: cpu)",
+            help="the recipe: quick, a smoke run of minutes; cpu, for two cores, up to three hours;"
+            " gpu, the paper's sizes (default: cpu)",
         )
         arms = {arm.name: arm.label for arm in recipe.arms}
         said = ", ".join(f"{arm} ({label})" for arm, label in arms.items())

@@ -38,7 +38,7 @@ __all__ = ["DECAY", "RepeatCopyOptions", "RepeatCopyStream", "build", "evaluate"
 
 FIGURES = (
     Figure("solved", "largest length times repeats solved", "{:.1f}", False),
-    Figure("solved_steps", "steps of such a sequence", "{:.1f}", False),
+    Figure("solved_steps", "steps of the largest sequence solved", "{:.1f}", False),
     Figure("error", "error at the size after it, bits per bit", "{:.3f}", True),
 )
 UNIT, EPOCHS = "vectors to say", "batches of sequences"

@@ -164,7 +164,7 @@ def tables_of(recipe: Recipe, traces: Sequence[Trace]) -> Iterator[Table]:
             title = f"{on_the_way.label}, after equal {word}"
             yield Table(title, axis, decay, on_the_way, cells, times, recipe.tested is None)
         for axis in ("data", "seconds"):
-            cost = Figure(axis, axes[axis], "{:,.0f}", True)
+            cost = Figure(recipe.figure, axes[axis], "{:,.0f}", True)
             cells = costs(recipe, own, axis, on_the_way.lower_is_better)
             title = f"{axes[axis]} until as good as {baseline_name(recipe)} after equal seconds"
             yield Table(title, f"{axis} spent", decay, cost, cells, True, False)

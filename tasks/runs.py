@@ -75,9 +75,9 @@ def run_missing(
     if missing:
         said += f"; {at_once} at a time"
     if missing and all(limits):
-        said += f", at most {sum(limits) / at_once:,.0f} minutes of training"
+        said += f", at most {sum(limits) / at_once:,.1f} minutes of training"
     print(said, flush=True)
-    return run_all(task, missing, jobs, quiet)
+    return run_all(task, missing, jobs, quiet) if missing else []
 
 
 def run_all(task: str, runs: Sequence[Run], jobs: int, quiet: bool) -> list[Failure]:
