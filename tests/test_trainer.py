@@ -91,8 +91,9 @@ def test_with_the_end_in_sight_updates_add_up_to_full_backpropagation(
     tmp_path, chunks, make_stream
 ):
     trainer, whole = oracle_trainer(tmp_path, make_stream(), chunks), make_stream().next(None)
-    while trainer.t < len(whole.x):
+    for _ in range(1 if chunks == "sequence" else math.ceil(len(whole.x) / (3 * chunks))):
         trainer.learn()
+    assert trainer.t == len(whole.x)
     expected = make_model("none").double()
     expected.truncated.truncation = len(whole.x)
     nats, _, _ = expected(whole, expected.initial_state(4))
