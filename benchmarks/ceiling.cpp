@@ -3,34 +3,41 @@
 #include <ATen/native/CPUBlas.h>
 #include <torch/extension.h>
 
-#include <chrono>
 #include <vector>
 
-// GFLOP/s of `repeats` products of [rows, depth] by a weight of [depth, columns], packed in blocks
-// of 32 columns; each thread has its share of the blocks, as in a recurrent product.
-double brgemm_rate(int64_t rows, int64_t depth, int64_t columns, int64_t repeats) {
+// Products of [rows, depth] by a weight of [depth, columns], packed in blocks of 32 columns; each
+// thread has its share of the blocks, as in a recurrent product.
+class Products {
+ public:
+  Products(int64_t rows, int64_t depth, int64_t columns)
+      : rows_(rows), depth_(depth), columns_(columns), a_(rows * depth, 0.5f),
+        b_(depth * columns, 0.5f), c_(rows * columns) {}
+
+  // False where this torch has no brgemm in float32.
+  bool run(int64_t times) {
 #if defined(CPUBLAS_BRGEMM_F32F32F32)
-  const int64_t blocks = columns / 32;
-  std::vector<float> a(rows * depth, 0.5f), b(depth * columns, 0.5f), c(rows * columns);
-  const auto run = [&](int64_t times) {
-    at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
+    at::parallel_for(0, columns_ / 32, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = 0; i < times; i++) {
         for (int64_t j = first; j < last; j++) {
-          at::native::cpublas::brgemm(rows, 32, depth, depth, 32, columns, false, a.data(),
-                                      b.data() + j * depth * 32, c.data() + j * 32);
+          at::native::cpublas::brgemm(rows_, 32, depth_, depth_, 32, columns_, false, a_.data(),
+                                      b_.data() + j * depth_ * 32, c_.data() + j * 32);
         }
       }
       at::native::cpublas::brgemm_release(false);
     });
-  };
-  run(1);
-  const auto began = std::chrono::steady_clock::now();
-  run(repeats);
-  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
-  return 2e-9 * rows * depth * columns * repeats / took.count();
+    return true;
 #else
-  return 0;
+    return false;
 #endif
-}
+  }
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) { m.def("brgemm_rate", &brgemm_rate); }
+ private:
+  int64_t rows_, depth_, columns_;
+  std::vector<float> a_, b_, c_;
+};
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  pybind11::class_<Products>(m, "Products")
+      .def(pybind11::init<int64_t, int64_t, int64_t>())
+      .def("run", &Products::run);
+}

@@ -15,9 +15,10 @@ def alternate(
 ) -> dict[str, float]:
     """Median seconds of one call of each side.
 
-    The sides take turns, so that whatever else the machine does falls on all of them alike; each
-    turn repeats a short call until it has taken a millisecond. Runs for about ``seconds`` a side,
-    and for ``rounds`` rounds at least.
+    The sides take turns, so that whatever else the machine does falls on all of them alike. A turn
+    begins with a call that is not timed, because the side before has had the caches, and repeats a
+    short call until it has taken a millisecond. Runs for about ``seconds`` a side, and for
+    ``rounds`` rounds at least.
     """
     repeats = {}
     for name, call in sides.items():
@@ -32,6 +33,7 @@ def alternate(
         end = time.perf_counter() + seconds * len(sides)
         while time.perf_counter() < end or len(next(iter(times.values()))) < rounds:
             for name, call in sides.items():
+                call()
                 began = time.perf_counter()
                 for _ in range(repeats[name]):
                     call()
