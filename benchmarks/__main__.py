@@ -1,6 +1,6 @@
 """make bench: every figure beside what a user would take instead, in one run.
 
-python -m benchmarks [op] [step] [cost] [stacks] [--quick] [--seconds S] [--out FILE]
+python -m benchmarks [op] [bfloat16] [sample] [step] [cost] [stacks] [--quick] [--seconds S] [--out FILE]
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import cost, op, stacks, steps
 from benchmarks.timing import alternate, machine
 
-PARTS = ("op", "step", "cost", "stacks")
+PARTS = ("op", "bfloat16", "sample", "step", "cost", "stacks")
 STEP_HIDDEN, STEP_BATCH, STEP_LENGTH = (256, 512, 1024), (32, 128), 8
 
 
@@ -35,6 +35,10 @@ def main() -> None:
         print(", ".join(f"{h}: {rate:.0f}" for h, rate in rates.items()))
     if "op" in parts:
         found["op"] = bench_op(options)
+    if "bfloat16" in parts:
+        found["bfloat16"] = bench_bfloat16(options)
+    if "sample" in parts:
+        found["sample"] = bench_sample(options)
     if "step" in parts:
         found["step"] = bench_step(options)
     if "cost" in parts:
@@ -71,6 +75,39 @@ def bench_op(options: argparse.Namespace) -> list[dict]:
         print(
             f"{'fwd+bwd' if backward else 'fwd'}: against the faster path at each point, from"
             f" x{min(some):.2f} to x{max(some):.2f}; more than 10 % slower at {slower} of {len(some)}"
+        )
+    return rows
+
+
+def bench_bfloat16(options: argparse.Namespace) -> list[dict]:
+    print("\nThe operator in bfloat16 (autocast), forward with backward, over our own float32")
+    print(f"{'H':>5} {'B':>4} {'T':>3} {'bf16 ms':>9} {'x float32':>9} {'GFLOP/s':>8} {'of brgemm':>9}")
+    rows = []
+    for hidden in (512,) if options.quick else op.HIDDEN[1:]:
+        for batch in (32,) if options.quick else (1, 32):
+            for length in (8, 40):
+                row = op.in_bfloat16(hidden, batch, length, options.seconds)
+                rows.append(row)
+                share = "" if row["of_ceiling"] is None else f"{row['of_ceiling']:9.0%}"
+                print(
+                    f"{hidden:5} {batch:4} {length:3} {row['bfloat16_ms']:9.3f}"
+                    f" {row['vs_float32']:9.2f} {row['gflops']:8.0f} {share}",
+                    flush=True,
+                )
+    return rows
+
+
+def bench_sample(options: argparse.Namespace) -> list[dict]:
+    print("\nOne step a call, B 1, input 64, no gradients: against torch.nn.LSTM called likewise")
+    print(f"{'H':>5} {'ours us':>9} {'oneDNN us':>10} {'native us':>10} {'x faster one':>13}")
+    rows = []
+    for hidden in (256,) if options.quick else op.HIDDEN:
+        row = op.step_by_step(hidden, options.seconds)
+        rows.append(row)
+        print(
+            f"{hidden:5} {row['ours_us']:9.1f} {row['onednn_us']:10.1f} {row['native_us']:10.1f}"
+            f" {row['vs_faster']:13.2f}",
+            flush=True,
         )
     return rows
 

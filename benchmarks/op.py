@@ -78,15 +78,66 @@ def point(hidden: int, batch: int, steps: int, backward: bool, seconds: float) -
     }
 
 
+def in_bfloat16(hidden: int, batch: int, steps: int, seconds: float) -> dict:
+    """Forward with backward in bfloat16 (autocast: float32 parameters) against our own float32."""
+    core = dnirnn.LSTM(INPUT, hidden)
+    grad = torch.randn(steps, batch, hidden)
+    state = core.initial_state(batch)
+    both = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(steps, batch, INPUT, dtype=dtype, requires_grad=True)
+
+        def run(x=x, grad=grad.to(dtype), reduced=dtype == torch.bfloat16) -> None:
+            for parameter in (x, *core.parameters()):
+                parameter.grad = None
+            with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+                output, _ = core(x, state)
+            output.backward(grad)
+
+        both[str(dtype).removeprefix("torch.")] = run
+    product, alone = 2 * ROWS * hidden * 4 * hidden, brgemm(hidden, torch.bfloat16)
+    repeats = round(min(max(flops(hidden, batch, steps, True) / product, 1), 4e9 / product))
+    beside = {} if alone is None else {"brgemm": lambda: alone(repeats)}
+    times = alternate({**both, **beside}, seconds)
+    rate = flops(hidden, batch, steps, True) / times["bfloat16"] / 1e9
+    ceiling = None if alone is None else repeats * product / times["brgemm"] / 1e9
+    return {
+        "hidden": hidden,
+        "batch": batch,
+        "steps": steps,
+        **{f"{name}_ms": 1e3 * times[name] for name in both},
+        "vs_float32": times["float32"] / times["bfloat16"],
+        "gflops": rate,
+        "brgemm_gflops": ceiling,
+        "of_ceiling": ceiling and rate / ceiling,
+    }
+
+
+def step_by_step(hidden: int, seconds: float) -> dict:
+    """One step a call without gradients, B 1: what sampling does."""
+    times = alternate(sides(hidden, 1, 1, False), seconds)
+    return {
+        "hidden": hidden,
+        **{f"{name}_us": 1e6 * value for name, value in times.items()},
+        "vs_faster": min(times["onednn"], times["native"]) / times["ours"],
+    }
+
+
 @functools.cache
-def brgemm(hidden: int) -> Callable[[int], object] | None:
-    """ATen's brgemm alone, so many times: [32, H] by [H, 4 H]. None where this torch has none."""
+def brgemm(
+    hidden: int, dtype: torch.dtype = torch.float32
+) -> Callable[[int], object] | None:
+    """ATen's brgemm alone, so many times: [32, H] by [H, 4 H]. None where there is none here."""
     from torch.utils.cpp_extension import load
 
     source = Path(__file__).with_name("ceiling.cpp")
     module = load("dnirnn_ceiling", [str(source)], extra_cflags=["-O3", "-fopenmp"])
-    products = module.Products(ROWS, hidden, 4 * hidden)
-    return products.run if products.run(1) else None
+    kind = module.BFloat16Products if dtype == torch.bfloat16 else module.Products
+    products = kind(ROWS, hidden, 4 * hidden)
+    try:
+        return products.run if products.run(1) else None
+    except RuntimeError:  # a CPU that oneDNN has no such product for
+        return None
 
 
 def ceiling(seconds: float) -> dict[int, float]:
