@@ -1,9 +1,10 @@
 # make demo, make test, make bench: each sets up what it needs first.
+# make gpu [DATA=folder of Penn Treebank]: with $(PYTHON) and its packages as they are.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dnirnn demo
@@ -13,6 +14,9 @@ test: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(if $(DATA),--data "$(DATA)")
 
 $(VENV)/.requirements: requirements.txt
 	$(PYTHON) -m venv $(VENV)

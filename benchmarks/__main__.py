@@ -1,16 +1,18 @@
 """make bench: every figure beside what a user would take instead, in one run.
 
-python -m benchmarks [op] [bfloat16] [sample] [step] [cost] [stacks] [--quick] [--seconds S] [--out FILE]
+python -m benchmarks [op] [bfloat16] [sample] [step] [cost] [stacks] [cuda] [--quick] [--seconds S]
+                     [--out FILE]
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from benchmarks import cost, op, stacks, steps
+from benchmarks import cost, cuda, op, stacks, steps
 from benchmarks.timing import alternate, machine
+from dnirnn.device import find_device
 
-PARTS = ("op", "bfloat16", "sample", "step", "cost", "stacks")
+PARTS = ("op", "bfloat16", "sample", "step", "cost", "stacks", "cuda")
 STEP_HIDDEN, STEP_BATCH, STEP_LENGTH = (256, 512, 1024), (32, 128), 8
 
 
@@ -45,6 +47,8 @@ def main() -> None:
         found["cost"] = bench_cost(options)
     if "stacks" in parts:
         found["stacks"] = bench_stacks(options, rates[stacks.HIDDEN])
+    if "cuda" in parts:
+        found["cuda"] = bench_cuda(options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     print(f"\nwritten to {options.out}")
@@ -200,6 +204,15 @@ def bench_stacks(options: argparse.Namespace, ceiling: float) -> list[dict]:
             flush=True,
         )
     return rows
+
+
+def bench_cuda(options: argparse.Namespace) -> dict | None:
+    try:
+        find_device("cuda")
+    except ValueError as error:
+        print(f"\ncuda: skipped, {error}")
+        return None
+    return cuda.report(options.quick, options.seconds)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
 """What the benchmarks compare computes the same thing on both sides."""
 
+import json
+import sys
+
 import pytest
 import torch
+from benchmarks import __main__ as main
+from benchmarks.cuda import Step, floor_of
 from benchmarks.stacks import INPUT, PEERS
 from strategies import assert_close
 
@@ -13,3 +18,46 @@ def test_a_stack_and_its_loop_of_torch_cells_agree(name):
     x = torch.randn(9, 2, INPUT, dtype=torch.float64)
     outputs, _ = peer.core(x, peer.core.initial_state(2))
     assert_close(peer.loop(x), outputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_whole_step_and_plain_torch_s_agree(dtype):
+    """Loss by loss, and in every weight after some steps: what a GPU is timed on, on the CPU."""
+    step = Step(12, 3, 4, dtype, torch.device("cpu"), graphs=False)
+    losses = []
+    loss_of = step.text.loss
+    step.text.loss = lambda *given: losses.append(loss_of(*given)) or losses[-1]
+    for _ in range(5):
+        step.plain(), step.ours()
+    nats = [row[0] / 12 for row in step.updater.read()]
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    assert nats == pytest.approx([float(loss) for loss in losses], rel=tolerance)
+    ours = step.model.truncated
+    pairs = [
+        *zip(ours.core.parameters(), step.core.parameters(), strict=True),
+        *zip(ours.estimator.parameters(), step.estimator.parameters(), strict=True),
+        (step.model.readout.weight, step.text.readout.weight),
+        (step.model.encoder.weight, step.text.embedding.weight),
+    ]
+    if dtype == torch.float32:
+        for one, other in pairs:
+            assert_close(one, other, tolerance)
+        assert_close(step.ours_state, step.joined(step.state), tolerance)
+
+
+def test_floors_are_of_their_rates():
+    rates = {"float32": 1e12, "bytes": 1e9, "step": 1e-6}
+    floors = floor_of(256, 32, 40, 5, "float32", rates)
+    assert floors["steps"] == pytest.approx(48e-6)
+    assert floors["flops"] == pytest.approx(24 * 40 * 32 * 256 * 320 / 1e12)
+    double = floor_of(256, 32, 40, 5, "float32", {**rates, "bytes": 2e9})
+    assert double["bytes"] == pytest.approx(floors["bytes"] / 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure on")
+def test_without_a_gpu_its_part_is_skipped_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "cuda", "--out", str(tmp_path / "out.json")])
+    main.main()
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("cuda:")]
+    assert "skipped, device cuda" in line
+    assert json.loads((tmp_path / "out.json").read_text())["cuda"] is None

@@ -1,0 +1,334 @@
+"""On a GPU: the whole training step and the operator, against cuDNN's LSTM, eager and in CUDA graphs.
+
+Every figure is a median of CUDA events; the sides take turns. float32 lets products use tf32, on
+both sides; bfloat16 is autocast in the whole step, parameters and state of float32, and a model of
+bfloat16 parameters for the operator alone.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+import dnirnn
+from benchmarks.op import INPUT, flops
+from benchmarks.steps import EMBEDDING, SCALE, SYMBOLS, Text, plain_estimator
+from dnirnn.data import Batch
+from dnirnn.device import own_stream
+from dnirnn.model import SequenceModel, symbol_nats
+from dnirnn.optimizers import make_optimizer
+from dnirnn.tasks.network import BFloat16Model
+from dnirnn.updater import CUDAGraphs, Updater
+
+HIDDEN, BATCH, STEPS = (256, 512, 1024), (32, 128, 256), (8, 40)
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+RATE, UNREAD = 1e-4, 4096
+
+
+class Step:
+    """A whole DNI step in plain torch around nn.LSTM, one backward pass, and the same of dnirnn.
+
+    plain: the step, on tensors that stay where they are: eager, or to be captured.
+    ours: the same step, of an Updater.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        batch: int,
+        steps: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        graphs: bool,
+    ):
+        torch.manual_seed(0)
+        self.text, self.core = Text(hidden).to(device), nn.LSTM(EMBEDDING, hidden).to(device)
+        self.estimator = plain_estimator(hidden, hidden).to(device)
+        self.reduced, self.device = dtype == torch.bfloat16, device
+        symbols = torch.randint(SYMBOLS, (steps + 1, batch), device=device)
+        self.x, self.y = symbols[:-1].contiguous(), symbols[1:].contiguous()
+        self.state = torch.zeros(2, 1, batch, hidden, device=device, requires_grad=True)
+        self.fitted = [*self.text.parameters(), *self.core.parameters()]
+        both = (self.fitted, list(self.estimator.parameters()))
+        self.optimizers = [make_optimizer("", parameters, "Adam", RATE, {}) for parameters in both]
+        self.model, self.updater = self.of_dnirnn(hidden, batch, steps, graphs)
+        self.ours_state, self.t = self.model.initial_state(batch), 0
+
+    def of_dnirnn(
+        self, hidden: int, batch: int, steps: int, graphs: bool
+    ) -> tuple[SequenceModel, Updater]:
+        core = dnirnn.LSTM(EMBEDDING, hidden)
+        core.load_state_dict(self.core.state_dict())
+        estimator = dnirnn.SyntheticGradient(core.state_size, (hidden,), SCALE, SCALE)
+        for layer, given in zip(estimator.layers, (self.estimator[0], self.estimator[2])):
+            layer.load_state_dict(given.state_dict())
+        text = Text(hidden)
+        text.load_state_dict(self.text.state_dict())
+        kind = BFloat16Model if self.reduced else SequenceModel
+        truncated = dnirnn.Truncated(core, steps, estimator)
+        model = kind(text.embedding, truncated, text.readout, symbol_nats).to(self.device)
+        parts = (model.core_parameters(), model.estimator_parameters())
+        optimizers = [make_optimizer("", parameters, "Adam", RATE, {}) for parameters in parts]
+        bounds = [(None, 1.0), (None, None)]
+        updater = Updater(
+            model, optimizers, bounds, batch, batch, 1 / (batch * steps), watch=False,
+            capture=CUDAGraphs() if graphs else None, capacity=UNREAD,
+        )  # fmt: skip
+        return model, updater
+
+    def ours(self) -> None:
+        if self.updater.full:
+            self.updater.read()
+        self.ours_state = self.updater(Batch(self.x, self.y), self.ours_state, self.t)
+        self.t += len(self.x)
+
+    def plain(self) -> None:
+        batch, hidden = self.state.shape[2:]
+        unit = 1 / self.y.numel()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
+            outputs, ended = self.core(self.text.embedding(self.x), tuple(self.state))
+            loss = self.text.loss(outputs, self.y)
+            with torch.no_grad():
+                after = torch.stack(ended)
+                synthetic = self.estimator(self.joined(after)) * (SCALE * unit)
+                seeds = synthetic.view(batch, 2, 1, hidden).permute(1, 2, 0, 3).contiguous()
+        torch.autograd.backward([loss, *ended], [None, *(s.to(after.dtype) for s in seeds)])
+        entered, target = self.joined(self.state.detach()), self.joined(self.state.grad) / unit
+        error = 0.5 * (self.estimator(entered) - target).square().sum(-1).mean()
+        error.backward()
+        nn.utils.clip_grad_norm_(self.fitted, 1.0, foreach=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.state.grad = None
+        with torch.no_grad():
+            self.state.copy_(after)
+
+    def joined(self, parts: Tensor) -> Tensor:
+        """[B, 2 H], h then c, of [2, 1, B, H]."""
+        return parts.squeeze(1).transpose(0, 1).flatten(1)
+
+
+@contextmanager
+def reduced_products() -> Iterator[None]:
+    """float32 products may use tf32: in torch's own, in cuDNN's LSTM and in ours."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def captured(call: Callable[[], None]) -> Callable[[], None]:
+    """A CUDA graph of a call that was warmed up."""
+    for _ in range(3):
+        call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        call()
+    return graph.replay
+
+
+def alternate(
+    sides: dict[str, Callable[[], None]], seconds: float, rounds: int = 7
+) -> dict[str, float]:
+    """Median seconds of one call of each side, by CUDA events around turns of some milliseconds."""
+
+    def turn(call: Callable[[], None], repeats: int) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3 / repeats
+
+    repeats, times = {}, {name: [] for name in sides}
+    for name, call in sides.items():
+        turn(call, 3)
+        repeats[name] = max(1, min(1000, round(5e-3 / turn(call, 5))))
+    for _ in range(max(rounds, min(100, round(seconds / 5e-3)))):
+        for name, call in sides.items():
+            times[name].append(turn(call, repeats[name]))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_of(call: Callable[[], None]) -> float:
+    """MiB that a call needs at its peak beyond what is there."""
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - held) / 2**20
+
+
+def step_point(hidden: int, batch: int, precision: str, seconds: float, steps: int = 8) -> dict:
+    """One size of the whole step: ours replayed and eager, plain torch captured and eager."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    made = {
+        name: Step(hidden, batch, steps, PRECISIONS[precision], device, graphs)
+        for name, graphs in (("graph", True), ("eager", False))
+    }
+    plain = made["graph"].plain
+    plain(), made["eager"].ours()
+    peaks = {"peak_mib": peak_of(made["eager"].ours), "plain_peak_mib": peak_of(plain)}
+    sides = {
+        "ours": made["graph"].ours,
+        "ours_eager": made["eager"].ours,
+        "plain_eager": made["eager"].plain,
+        "plain_graph": captured(plain),
+    }
+    times = alternate(sides, seconds)
+    return {
+        "hidden": hidden,
+        "batch": batch,
+        "precision": precision,
+        **{f"{name}_ms": 1e3 * value for name, value in times.items()},
+        "vs_eager": times["plain_eager"] / times["ours"],
+        "vs_graph": times["plain_graph"] / times["ours"],
+        "characters_per_second": batch * steps / times["ours"],
+        **peaks,
+    }
+
+
+def op_point(
+    hidden: int, batch: int, steps: int, chunks: int, precision: str, seconds: float, rates: dict
+) -> dict:
+    """Forward with backward, both sides in graphs: ours in chunks, cuDNN over all the steps."""
+    dtype = PRECISIONS[precision]
+    made = dict(device="cuda", dtype=dtype)
+    reference, core = nn.LSTM(INPUT, hidden, **made), dnirnn.LSTM(INPUT, hidden, **made)
+    core.load_state_dict(reference.state_dict())
+    truncated = dnirnn.Truncated(core, steps // chunks, dnirnn.ZeroGradient())
+    x = torch.randn(steps, batch, INPUT, **made, requires_grad=True)
+    grad = torch.randn(steps, batch, hidden, **made)
+    state = core.initial_state(batch)
+    start = tuple(torch.zeros(2, 1, batch, hidden, **made))
+
+    def both(module: nn.Module, initial: object) -> Callable[[], None]:
+        parameters = [x, *module.parameters()]
+
+        def call() -> None:
+            for parameter in parameters:
+                parameter.grad = None
+            module(x, initial)[0].backward(grad)
+
+        return call
+
+    calls = {"ours": both(truncated, state), "cudnn": both(reference, start)}
+    peaks = {f"{name}_peak_mib": peak_of(call) for name, call in calls.items()}
+    sides = {name: captured(call) for name, call in calls.items()}
+    times = alternate(sides, seconds)
+    floors = floor_of(hidden, batch, steps, chunks, precision, rates)
+    floor = max(floors.values())
+    return {
+        "hidden": hidden,
+        "batch": batch,
+        "steps": steps,
+        "chunks": chunks,
+        "precision": precision,
+        **{f"{name}_ms": 1e3 * value for name, value in times.items()},
+        "vs_cudnn": times["cudnn"] / times["ours"],
+        **{f"floor_{name}_ms": 1e3 * value for name, value in floors.items()},
+        "of_floor": floor / times["ours"],
+        **peaks,
+    }
+
+
+def floor_of(
+    hidden: int, batch: int, steps: int, chunks: int, precision: str, rates: dict
+) -> dict[str, float]:
+    """Seconds that no forward with backward goes below: by arithmetic, by bytes, by steps.
+
+    bytes: the weights read forwards and backwards and their gradients written; inputs, outputs,
+    their gradients, and the histories of h, c and the gates written and read once. steps: of the
+    forward pass and of a chunk's backward pass, each after the one before.
+    """
+    size = PRECISIONS[precision].itemsize
+    weights = 4 * hidden * (hidden + INPUT) + 8 * hidden
+    rows = steps * batch
+    moved = 3 * weights * size + rows * (3 * INPUT + 2 * hidden) * size + 2 * 6 * rows * hidden * 4
+    return {
+        "flops": flops(hidden, batch, steps, True) / rates[precision],
+        "bytes": moved / rates["bytes"],
+        "steps": (steps + steps // chunks) * rates["step"],
+    }
+
+
+def ceilings() -> dict[str, float]:
+    """What this GPU reaches: flops a second in products, bytes a second, seconds from step to step.
+
+    A step is a small kernel that waits for the one before, in a graph: what a recurrence pays that
+    is one kernel a step. A kernel that stays on the chip pays a barrier over its blocks.
+    """
+    rates = {}
+    for precision, dtype in PRECISIONS.items():
+        a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=dtype)
+        out = torch.empty_like(a)
+        time = alternate({"mm": lambda: torch.mm(a, b, out=out)}, 0.3)["mm"]
+        rates[precision] = 2 * 8192**3 / time
+    large = torch.randn(2**28, device="cuda")
+    into = torch.empty_like(large)
+    rates["bytes"] = 2 * 2**30 / alternate({"copy": lambda: into.copy_(large)}, 0.3)["copy"]
+    small = torch.zeros(32, device="cuda")
+
+    def chain() -> None:
+        for _ in range(200):
+            small.add_(1)
+
+    rates["step"] = alternate({"chain": captured(chain)}, 0.3)["chain"] / 200
+    return rates
+
+
+def report(quick: bool, seconds: float) -> dict:
+    """All of it, printed as it is found."""
+    name = torch.cuda.get_device_name()
+    device = torch.device("cuda", torch.cuda.current_device())
+    hidden, batch = (HIDDEN[:1], BATCH[:1]) if quick else (HIDDEN, BATCH)
+    found = {"gpu": name, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    print(f"\n{name}, CUDA {found['cuda']}, cuDNN {found['cudnn']}; float32 products use tf32")
+    with own_stream(device), reduced_products():
+        found["ceilings"] = rates = ceilings()
+        print(
+            f"ceilings: {rates['float32'] / 1e12:.0f} TFLOP/s float32 (tf32),"
+            f" {rates['bfloat16'] / 1e12:.0f} bfloat16, {rates['bytes'] / 1e12:.2f} TB/s,"
+            f" {rates['step'] * 1e6:.2f} us a dependent kernel in a graph"
+        )
+        print("\nThe whole DNI step, T 8; x: plain torch's time over ours")
+        print(f"{'':9}{'H':>5} {'B':>4} {'ours ms':>8} {'x eager':>8} {'x graph':>8}", end="")
+        print(f" {'ours eager ms':>14} {'chars/s':>12} {'MiB':>6} {'plain MiB':>10}")
+        found["step"] = []
+        for precision in PRECISIONS:
+            for h in hidden:
+                for b in batch:
+                    row = step_point(h, b, precision, seconds)
+                    found["step"].append(row)
+                    print(
+                        f"{precision:9}{h:5} {b:4} {row['ours_ms']:8.3f} {row['vs_eager']:8.2f}"
+                        f" {row['vs_graph']:8.2f} {row['ours_eager_ms']:14.3f}"
+                        f" {row['characters_per_second']:12,.0f} {row['peak_mib']:6.0f}"
+                        f" {row['plain_peak_mib']:10.0f}",
+                        flush=True,
+                    )
+        print("\nThe operator, forward with backward, both sides in graphs; 5 chunks of 8 over 40")
+        print(f"{'':9}{'H':>5} {'B':>4} {'T':>3} {'chunks':>6} {'ours ms':>8}", end="")
+        print(f" {'x cuDNN':>8} {'of floor':>9}  floor: flops, bytes, steps ms")
+        found["op"] = []
+        for precision in PRECISIONS:
+            for h in hidden:
+                for b in batch:
+                    for steps, chunks in ((8, 1), (40, 1), (40, 5)):
+                        row = op_point(h, b, steps, chunks, precision, seconds, rates)
+                        found["op"].append(row)
+                        floors = [row[f"floor_{of}_ms"] for of in ("flops", "bytes", "steps")]
+                        print(
+                            f"{precision:9}{h:5} {b:4} {steps:3} {chunks:6} {row['ours_ms']:8.3f}"
+                            f" {row['vs_cudnn']:8.2f} {row['of_floor']:9.0%}  "
+                            + ", ".join(f"{floor:.3f}" for floor in floors),
+                            flush=True,
+                        )
+    return found

@@ -1,0 +1,216 @@
+"""make gpu: builds, tests and measures on a machine with a GPU and no network.
+
+python -m benchmarks.gpu [--data FOLDER] [--out results/gpu] [--only STEP ...] [--minutes M] [--quick]
+
+It uses the Python that runs it as it is, and installs nothing: the extension is built in the
+checkout. A step that fails is named, the others go on, and the exit code is 1. Nothing here imports
+dnirnn, which is not built before the first step.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ARMS = ((8, "none"), (40, "none"), (8, "dni"))  # truncation, estimator
+HIDDEN, BATCH = 1024, 128
+NEEDED = {
+    "build": ("torch", "setuptools"),
+    "laws": ("torch", "pytest", "hypothesis", "numpy", "safetensors", "tqdm"),
+    "sanitizer": ("torch", "pytest", "hypothesis", "numpy", "safetensors", "tqdm"),
+    "benchmark": ("torch", "numpy", "safetensors", "tqdm"),
+    "ptb": ("torch", "numpy", "safetensors", "tqdm"),
+}
+# The sanitizer slows a kernel down many times: a few of the laws, and both kinds of fault.
+SANITIZED = ("memcheck", "racecheck")
+
+
+class Failed(Exception):
+    """A step that did not do what it should; the message says what."""
+
+
+class Skipped(Exception):
+    """A step that can't be done here; the message says why."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="of ptb.train.txt and its two: compares on them"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "gpu", metavar="FOLDER")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "gpu", metavar="FOLDER")
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training an arm (default 5)")
+    parser.add_argument("--quick", action="store_true", help="few points in the benchmark")
+    options = parser.parse_args(argv)
+    if not options.minutes > 0:
+        parser.error(f"--minutes must be above 0; got {options.minutes}")
+    if options.data is not None and not (options.data / "ptb.train.txt").exists():
+        parser.error(f"--data must hold ptb.train.txt, ptb.valid.txt, ptb.test.txt; got {options.data}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    found, failed = {}, False
+    for name in options.only:
+        began = time.monotonic()
+        print(f"\n== {name}", flush=True)
+        try:
+            check_packages(name)
+            said = STEPS[name](options)
+            state = "done"
+        except Skipped as why:
+            said, state = str(why), "skipped"
+        except Failed as why:
+            said, state, failed = str(why), "failed", True
+        found[name] = {"state": state, "said": said, "seconds": round(time.monotonic() - began, 1)}
+        print(f"{name}: {state}{f', {said}' if said else ''}", flush=True)
+        (options.out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\nwritten to {options.out}")
+    return int(failed)
+
+
+def check_packages(step: str) -> None:
+    missing = [name for name in NEEDED[step] if importlib.util.find_spec(name) is None]
+    if missing:
+        words = " ".join(missing)
+        raise Failed(
+            f"{sys.executable} has no {', '.join(missing)}: on a machine with a network run `pip"
+            f" download {words} -d wheels`, here `pip install --no-index --find-links wheels {words}`"
+        )
+
+
+def run(words: Sequence[str], log: Path, **more: str) -> str:
+    """Runs a program in the checkout, on the screen and in ``log``; what it wrote. Raises Failed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **more}
+    lines = []
+    with open(log, "w", encoding="utf-8") as file, subprocess.Popen(
+        list(words), cwd=ROOT, env=environment, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            file.write(line)
+            lines.append(line)
+    if process.returncode:
+        raise Failed(f"exit code {process.returncode}: {log}")
+    return "".join(lines)
+
+
+def build(options: argparse.Namespace) -> str:
+    """The extension in the checkout, where dnirnn.tasks becomes a link to tasks/."""
+    link = ROOT / "dnirnn" / "tasks"
+    if not link.is_symlink() and not link.exists():
+        link.symlink_to(Path("..", "tasks"))
+    run([sys.executable, "setup.py", "build_ext", "--inplace"], options.out / "build.txt")
+    run([sys.executable, "-m", "dnirnn.tasks.cli", "doctor"], options.out / "doctor.txt")
+    return built_for_cuda()
+
+
+def built_for_cuda() -> str:
+    words = "import torch; from dnirnn import ops; print(ops.built_for('cuda'), torch.cuda.is_available())"
+    said = subprocess.run(
+        [sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    if said[:1] != ["True"]:
+        raise Failed("the extension was built without its CUDA kernels: build.txt says why")
+    if said[1:] != ["True"]:
+        raise Failed("torch sees no CUDA device here")
+    return "with the CUDA kernels"
+
+
+def laws(options: argparse.Namespace) -> str:
+    words = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider"]
+    return run(words, options.out / "laws.txt").strip().splitlines()[-1]
+
+
+def sanitizer(options: argparse.Namespace) -> str:
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        raise Skipped("compute-sanitizer is not on the PATH")
+    for tool in SANITIZED:
+        run(
+            [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-m",
+             "cuda", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py", "-k", "H-200 or H 200"],
+            options.out / f"sanitizer-{tool}.txt", PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+        )  # fmt: skip
+    return " and ".join(SANITIZED)
+
+
+def benchmark(options: argparse.Namespace) -> str:
+    out = options.out / "benchmark.json"
+    quick = ["--quick"] if options.quick else []
+    words = [sys.executable, "-m", "benchmarks", "cuda", "--out", str(out), *quick]
+    run(words, options.out / "benchmark.txt")
+    if json.loads(out.read_text())["cuda"] is None:
+        raise Failed("it found no GPU")
+    return str(out)
+
+
+def ptb(options: argparse.Namespace) -> str:
+    """BPTT over 8 and 40 steps and DNI over 8, an arm after the other, each so many minutes."""
+    if options.data is None:
+        raise Skipped("no --data: a folder of ptb.train.txt, ptb.valid.txt and ptb.test.txt")
+    rows = []
+    for truncation, estimator in ARMS:
+        name = f"ptb-{HIDDEN}-T{truncation}-{estimator}"
+        folder = options.runs / name
+        words = [
+            sys.executable, "-m", "dnirnn.tasks.cli", "train", "char-lm", "--corpus", "ptb",
+            "--data-dir", str(options.data.resolve()), "--hidden", str(HIDDEN),
+            "--batch", str(BATCH), "--truncation", str(truncation), "--estimator", estimator,
+            "--minutes", str(options.minutes), "--device", "cuda", "--quiet", "--out", str(folder),
+        ]  # fmt: skip
+        run(words, options.out / f"{name}.txt")
+        rows.append(row_of(truncation, estimator, json.loads((folder / "result.json").read_text())))
+        (options.out / "ptb.json").write_text(json.dumps(rows, indent=1) + "\n")
+    table = table_of(rows)
+    (options.out / "ptb.txt").write_text(table)
+    print(table, end="")
+    return str(options.out / "ptb.txt")
+
+
+def row_of(truncation: int, estimator: str, result: dict) -> dict:
+    return {
+        "truncation": truncation,
+        "estimator": estimator,
+        "hidden": HIDDEN,
+        "batch": BATCH,
+        "seconds": result["seconds"],
+        "characters": result["symbols"],
+        "characters_per_second": result["symbols"] / result["seconds"],
+        "valid_bits": result["best"]["bits"],
+        "test_bits": result["test"]["test_bits"],
+    }
+
+
+def table_of(rows: Sequence[dict]) -> str:
+    lines = [
+        f"Penn Treebank characters, {HIDDEN} units, {BATCH} sequences",
+        f"{'steps':>5} {'estimator':>9} {'characters/s':>13} {'characters':>13} {'seconds':>8}"
+        f" {'valid bits':>10} {'test bits':>10}",
+    ]
+    lines += [
+        f"{row['truncation']:5} {row['estimator']:>9} {row['characters_per_second']:13,.0f}"
+        f" {row['characters']:13,} {row['seconds']:8,.0f} {row['valid_bits']:10.4f}"
+        f" {row['test_bits']:10.4f}"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+STEPS: dict[str, Callable[[argparse.Namespace], str]] = {
+    "build": build,
+    "laws": laws,
+    "sanitizer": sanitizer,
+    "benchmark": benchmark,
+    "ptb": ptb,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

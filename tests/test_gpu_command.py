@@ -1,0 +1,113 @@
+"""make gpu: what it asks of the machine, what it does in which order, and what it leaves behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks import gpu
+
+ROOT = Path(__file__).parent.parent
+RESULT = {"seconds": 300.0, "symbols": 6_000_000, "best": {"bits": 1.5}, "test": {"test_bits": 1.25}}
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Programs that are noted and not run; what they would have left, left. fail: what fails."""
+    ran, fail = [], set()
+
+    def run(words, log, **more):
+        ran.append(list(words))
+        log.write_text("said\n")
+        if fail & {*words, log.name}:
+            raise gpu.Failed(f"exit code 1: {log}")
+        if "train" in words:
+            folder = Path(words[words.index("--out") + 1])
+            folder.mkdir(parents=True)
+            (folder / "result.json").write_text(json.dumps(RESULT))
+        if words[2:4] == ["benchmarks", "cuda"]:
+            Path(words[words.index("--out") + 1]).write_text(json.dumps({"cuda": {"step": []}}))
+        return "3 passed\n"
+
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(gpu, "built_for_cuda", lambda: "with the CUDA kernels")
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/bin/{name}")
+    run.ran, run.fail = ran, fail
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "ptb.train.txt").write_text("a")
+    run.words = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs"), "--data", str(data)]
+    return run
+
+
+def summary(tmp_path):
+    return json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+def test_it_builds_tests_measures_and_compares(machine, tmp_path):
+    assert gpu.main(machine.words) == 0
+    assert [step["state"] for step in summary(tmp_path).values()] == ["done"] * 5
+    said = [" ".join(words) for words in machine.ran]
+    marks = ["build_ext", "doctor", "-m cuda", "memcheck", "racecheck", "benchmarks cuda"]
+    arms = ["--truncation 8 --estimator none", "--truncation 40 --estimator none",
+            "--truncation 8 --estimator dni"]  # fmt: skip
+    assert all(mark in words for mark, words in zip(marks + arms, said, strict=True))
+    assert all("--minutes 5.0 --device cuda" in words for words in said[-3:])
+    rows = json.loads((tmp_path / "out" / "ptb.json").read_text())
+    assert [(row["truncation"], row["estimator"]) for row in rows] == list(gpu.ARMS)
+    assert rows[2]["characters_per_second"] == 20_000 and rows[2]["test_bits"] == 1.25
+    table = (tmp_path / "out" / "ptb.txt").read_text()
+    assert table.count("1.2500") == 3 and "20,000" in table
+
+
+def test_a_step_that_fails_is_named_and_the_others_go_on(machine, tmp_path, capsys):
+    machine.fail.add("laws.txt")
+    assert gpu.main([*machine.words, "--minutes", "0.5"]) == 1
+    states = {name: step["state"] for name, step in summary(tmp_path).items()}
+    assert states == {**dict.fromkeys(gpu.STEPS, "done"), "laws": "failed"}
+    assert "laws: failed, exit code 1:" in capsys.readouterr().out
+
+
+def test_without_the_corpus_or_the_sanitizer_these_are_skipped(machine, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    assert gpu.main(machine.words[:4]) == 0
+    states = {name: step["state"] for name, step in summary(tmp_path).items()}
+    assert states == {**dict.fromkeys(gpu.STEPS, "done"), "sanitizer": "skipped", "ptb": "skipped"}
+
+
+def test_packages_that_are_missing_are_named_with_what_to_do(machine, tmp_path, monkeypatch):
+    find = gpu.importlib.util.find_spec
+    monkeypatch.setattr(
+        gpu.importlib.util, "find_spec", lambda name: None if name == "hypothesis" else find(name)
+    )
+    assert gpu.main(machine.words) == 1
+    found = summary(tmp_path)
+    assert [name for name in found if found[name]["state"] == "failed"] == ["laws", "sanitizer"]
+    assert "has no hypothesis:" in found["laws"]["said"]
+    assert "pip install --no-index --find-links wheels hypothesis" in found["laws"]["said"]
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--minutes", "0"], "--minutes must be above 0; got 0.0"),
+    (["--data", "/nowhere"], "--data must hold ptb.train.txt"),
+    (["--only", "everything"], "invalid choice: 'everything'"),
+])  # fmt: skip
+def test_bad_words_cost_nothing(machine, tmp_path, capsys, words, says):
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main([*machine.words[:4], *words])
+    assert stopped.value.code == 2 and says in capsys.readouterr().err
+    assert not machine.ran and not (tmp_path / "out").exists()
+
+
+def test_a_program_s_words_go_to_the_log_and_its_failure_is_told(tmp_path):
+    log = tmp_path / "log.txt"
+    assert gpu.run([sys.executable, "-c", "print(7)"], log) == "7\n" == log.read_text()
+    with pytest.raises(gpu.Failed, match=f"exit code 3: {log}"):
+        gpu.run([sys.executable, "-c", "raise SystemExit(3)"], log)
+
+
+def test_make_gpu_uses_the_python_that_it_is_given_and_makes_no_environment():
+    words = ["make", "-n", "gpu", "PYTHON=/opt/python", "DATA=/some where"]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.split("\n") == ['/opt/python -m benchmarks.gpu --data "/some where"', ""]
