@@ -7,16 +7,17 @@
 #include <tuple>
 #include <vector>
 
+#include "calls.h"
+
 namespace dnirnn {
-namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+using ForwardResult = LstmForwardResult;
+using BackwardResult = LstmBackwardResult;
 
 ForwardResult call_forward(const Tensor& x, const Tensor& state, const OptionalTensor& probe,
                            at::TensorList weights, at::TensorList estimator, int64_t truncation,
@@ -44,6 +45,8 @@ BackwardResult call_backward(const OptionalTensor& grad_output, const OptionalTe
   return op.call(grad_output, grad_sent, x, h, c, gates, between, weights, reset, truncation,
                  probe_rows, with_grad_x, with_grad_state);
 }
+
+namespace {
 
 OptionalTensor optional(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;

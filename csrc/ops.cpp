@@ -24,6 +24,10 @@ TORCH_LIBRARY(dnirnn, m) {
       "recurrent_backward(Tensor grad_output, Tensor x, Tensor h, Tensor output, Tensor gates, "
       "Tensor w_ih, Tensor w_hh, bool gated, bool with_grad_x) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // Modules of one layer each, by their periods, plain or LSTMs: (output, the state after them).
+  m.def(
+      "clockwork(Tensor x, Tensor state, Tensor[] weights, int[] periods, int t0, bool lstm) "
+      "-> (Tensor, Tensor)");
   // (error, gradients)
   m.def("regression(Tensor entered, Tensor target, Tensor[] estimator) -> (Tensor, Tensor[])");
 }

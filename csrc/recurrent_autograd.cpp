@@ -3,10 +3,9 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
-#include "recurrent.h"
+#include "calls.h"
 
 namespace dnirnn {
-namespace {
 
 using at::Tensor;
 using torch::autograd::AutogradContext;
@@ -33,6 +32,8 @@ UnitBackwardResult call_backward(const Tensor& grad_output, const Tensor& x, con
                                     const Tensor&, const Tensor&, const Tensor&, bool, bool)>();
   return op.call(grad_output, x, h, output, gates, w_ih, w_hh, gated, with_grad_x);
 }
+
+namespace {
 
 struct Recurrent : torch::autograd::Function<Recurrent> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& h,

@@ -174,6 +174,28 @@ def recurrent(
     return torch.ops.dnirnn.recurrent(*tensors, gated)[0]
 
 
+def clockwork(
+    x: Tensor, state: Tensor, weights: list[Tensor], periods: list[int], t0: int, lstm: bool
+) -> tuple[Tensor, Tensor]:
+    """M modules of n units each, a period each, over T steps: dnirnn.Clockwork's equations.
+
+    A module is run over its own ticks alone, the slowest first.
+
+    x: inputs [T, B, I], float32, float64 or bfloat16. Under autocast, x and the weights are cast.
+    state: the modules' states, [B, M n], or [B, 2 M n] (h_1, c_1, h_2, ...) where ``lstm``.
+    weights: w_ih [G n, I + (M - m) n], w_hh [G n, n], b_ih [G n], b_hh [G n] of each module m = 1,
+        2, ... in turn, the fastest first, with G = 1, or 4 (i, f, g, o); the columns of w_ih are
+        those of x, then those of the slower modules.
+    t0: steps since the sequence's start at the first step.
+
+    Returns (the outputs [T, B, M n], the state after them).
+
+    Raises ValueError or TypeError for tensors that do not fit.
+    """
+    x, weights = autocast(x, weights)
+    return torch.ops.dnirnn.clockwork(x, state, weights, periods, t0, lstm)
+
+
 def accumulate_regression(entered: Tensor, target: Tensor, weights: list[Tensor]) -> Tensor:
     """Adds to the .grad of an MLP's weights the gradient of its regression; returns the error.
 

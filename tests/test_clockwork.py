@@ -5,9 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import assert_close, seeds
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dnirnn import Clockwork
+from dnirnn import Clockwork, Core, ops
+
+needs_op = pytest.mark.skipif(
+    not ops.built, reason="the fused operators are not built here (dnirnn.ops.built is False)"
+)
 
 CELLS = ["rnn", "lstm"]
 PERIODS = [(1,), (3,), (1, 2), (2, 3, 7), (1, 2, 4, 8)]
@@ -63,7 +68,7 @@ def paper(core, weights, x, state, t0):
     t0=st.integers(0, 9),
     seed=seeds,
 )
-def test_equals_one_recurrence_with_zero_blocks(cell, periods, steps, batch, size, t0, seed):
+def test_equals_one_recurrence_with_zero_blocks(cell, path, periods, steps, batch, size, t0, seed):
     torch.manual_seed(seed)
     core = Clockwork(2, size * len(periods), periods, cell).double()
     x = torch.randn(steps, batch, 2, dtype=torch.float64, requires_grad=True)
@@ -78,11 +83,13 @@ def test_equals_one_recurrence_with_zero_blocks(cell, periods, steps, batch, siz
     if cell == "lstm":
         assert_close(parts[1].flatten(1), c)
 
-    y = torch.randn_like(outputs)
-    expected = torch.autograd.grad((outputs * y).sum(), [x, state, *weights])
-    found = torch.autograd.grad(
-        (output * y).sum(), [x, state, *core.parameters()], materialize_grads=True
-    )
+    y, end = torch.randn_like(outputs), torch.randn_like(last)
+    ended = [h, c] if cell == "lstm" else [h]
+    by_module = torch.stack([part.unflatten(1, (-1, size)) for part in ended], 2).flatten(1)
+    loss = (outputs * y).sum() + (by_module * end).sum()
+    expected = torch.autograd.grad(loss, [x, state, *weights])
+    loss = (output * y).sum() + (last * end).sum()
+    found = torch.autograd.grad(loss, [x, state, *core.parameters()], materialize_grads=True)
     assert_close(found[:2], expected[:2])
     with torch.no_grad():
         for parameter, gradient in zip(core.parameters(), found[2:]):
@@ -147,17 +154,73 @@ def test_a_module_that_does_not_tick_costs_nothing(cell, t0, steps, reference):
     assert backward.get_total_flops() <= 2 * expected
 
 
+class Rows(TorchDispatchMode):
+    """Notes the steps and the width of what each cell's operator reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function.name() in ("dnirnn::recurrent", "dnirnn::lstm_tbptt"):
+            self.read.append((arguments[0].shape[0], arguments[0].shape[2]))
+        return function(*arguments, **(options or {}))
+
+
+@needs_op
 @pytest.mark.parametrize("cell", CELLS)
-def test_each_module_is_called_once_over_its_ticks(cell, path, monkeypatch):
-    """And not at all where it has none, on every path."""
-    core = Clockwork(2, 8, (1, 2, 4, 8), cell)
-    rows = {}
-    for period, part in zip(core.periods, core.parts):
-        part.register_forward_pre_hook(
-            lambda _, inputs, period=period: rows.setdefault(period, []).append(len(inputs[0]))
-        )
-    core(torch.randn(7, 3, 2), torch.zeros(3, core.state_size), 1)
-    assert rows == {1: [7], 2: [3], 4: [1]}
+def test_the_operator_runs_each_module_once_over_its_ticks(cell):
+    """The slowest first, and not at all where it has no tick."""
+    core = Clockwork(5, 8, (1, 2, 4, 8), cell)
+    with Rows() as rows:
+        core(torch.randn(7, 3, 5), torch.zeros(3, core.state_size), 1)
+    assert rows.read == [(1, 5 + 2), (3, 5 + 4), (7, 5 + 6)]
+
+
+@needs_op
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("missing", ["x", "output", "state", "ticks"])
+def test_what_nobody_asks_for_is_left_out(cell, missing):
+    """Gradients of the operator where there is none of one input or output, or no tick."""
+    core = Clockwork(3, 6, (3, 4, 5), cell).double()
+    x = torch.randn(2 if missing == "ticks" else 9, 2, 3, dtype=torch.float64)
+    state = torch.randn(2, core.state_size, dtype=torch.float64, requires_grad=True)
+    x.requires_grad_(missing != "x")
+    found = []
+    for forward in (core, lambda *arguments: Core.forward(core, *arguments)):
+        output, last = forward(x, state, 1)
+        loss = 0.0 if missing == "output" else output.square().sum()
+        loss = loss if missing == "state" else loss + last.cos().sum()
+        wanted = [state, *core.parameters()] + ([] if missing == "x" else [x])
+        found.append(torch.autograd.grad(loss, wanted, materialize_grads=True))
+    assert_close(*map(list, found))
+
+
+@needs_op
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_operator_is_traced_whole(cell):
+    core = Clockwork(3, 6, (1, 2, 3), cell).double()
+    x, state = torch.randn(5, 2, 3).double(), torch.randn(2, core.state_size).double()
+    arguments = (x.requires_grad_(), state, [*core.parameters()], core.periods, 2, cell == "lstm")
+    torch.library.opcheck(torch.ops.dnirnn.clockwork.default, arguments)
+    if cell == "rnn":
+        return  # Dynamo does not take a module that holds an nn.RNN
+    torch._dynamo.reset()
+    results = []
+    for forward in (core, torch.compile(core, fullgraph=True, backend="aot_eager")):
+        output, last = forward(x, state, 2)
+        loss = output.square().sum() + last.sum()
+        results.append([output, last, *torch.autograd.grad(loss, [x, *core.parameters()])])
+    assert_close(results[1], results[0])
+
+
+@needs_op
+def test_it_has_no_second_derivative():
+    core = Clockwork(3, 4, (1, 2))
+    x = torch.randn(3, 2, 3, requires_grad=True)
+    output, _ = core(x, core.initial_state(2))
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(output.sum(), x, create_graph=True)
 
 
 def test_bfloat16_says_what_it_is_given_and_keeps_a_float32_state(path):

@@ -115,15 +115,18 @@ struct Backward {
   Weights<T> w;
   T* grad_x;  // null where it is not wanted
   T *grad_h, *grad_w_ih, *grad_w_hh, *grad_b_ih, *grad_b_hh;
-  // Work: blocks [rows T B][W] of each unit of each gate, gates n, r, z, zh_n (plain: z alone), so
-  // that the first G are those of the input's products and the last G those of h's; what comes back
-  // to h, through the products and by z; the packed weights; each thread's panel of inputs.
+  // Work: blocks [rows T B][W] of each unit of each gate, `block` apart, gates n, r, z, zh_n (plain:
+  // z alone), so that the first G are those of the input's products and the last G those of h's;
+  // what comes back to h, through the products and by z; the packed weights; each thread's panel of
+  // inputs.
   T *d, *back, *carry, *panels_h, *panels_x, *inputs;
 
   int64_t lanes() const { return kernel.lanes; }
   int64_t units() const { return (s.H + lanes() - 1) / lanes(); }
   int64_t rows() const { return s.T * s.B; }
-  int64_t block() const { return rows() * lanes(); }
+  // A row more than there is: a power of two apart, the blocks would lie in the same sets of the
+  // caches, of which a product reads a few lines of all.
+  int64_t block() const { return (rows() + 1) * lanes(); }
   int64_t depth() const { return s.G * units() * lanes(); }
   // The blocks of h's products: behind n's, which is the input's alone.
   const T* d_h() const { return s.G == 1 ? d : d + units() * block(); }
@@ -243,7 +246,9 @@ struct Backward {
 
 template <typename T>
 int64_t team_of(const UnitSizes& s, int64_t units) {
-  return team_size(units, 2.0 * s.B * s.G * s.H * (s.I + s.H));
+  const double step = 2.0 * s.B * s.G * s.H * (s.I + s.H);
+  // To call a team together takes as long as about as many operations.
+  return s.T * step < 3e6 ? 1 : team_size(units, step);
 }
 
 template <typename T>
@@ -308,7 +313,7 @@ UnitBackwardResult backward(const UnitSizes& s, const Tensor& grad_output, const
                          grad_wh.mutable_data_ptr<T>(),
                          grad_bi.mutable_data_ptr<T>(),
                          grad_bh.mutable_data_ptr<T>(),
-                         d.get((s.G == 1 ? 1 : 4) * U * W * rows),
+                         d.get((s.G == 1 ? 1 : 4) * U * W * (rows + 1)),
                          back.get(s.B * s.H),
                          carry.get(s.B * s.H),
                          panels_h.get(U * W * depth),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dnirnn import ops
 from dnirnn.cells import RNN
 from dnirnn.core import Core
 from dnirnn.lstm import LSTM
@@ -24,10 +25,10 @@ class Clockwork(Core):
 
     (cell="lstm": the same with :class:`dnirnn.LSTM`'s equations.) Nothing flows from fast to slow:
     the recurrence over all H units is block-triangular (:meth:`recurrent_weight`), and each module
-    holds only the blocks that are not zero. So ``forward`` unrolls the slowest module first, over
-    its ticks alone, in one call, and then each faster one with the slower modules' states as
-    inputs. That is so where all rows are at one t (an int); rows at different times, or with
-    resets, go step by step.
+    holds only the blocks that are not zero. So the fused operator runs the slowest module first,
+    over its ticks alone, and then each faster one with what the slower ones said among its inputs.
+    That is so where all rows are at one t (an int); rows at different times, or with resets, go
+    step by step, and every module is computed at every step.
 
     The output [B, H] is h_1, ..., h_M, the fastest first. The state concatenates the modules'
     states: h_1, h_2, ... (S = H), or h_1, c_1, h_2, c_2, ... (S = 2 H).
@@ -96,23 +97,12 @@ class Clockwork(Core):
     def forward(
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        if reset is not None or isinstance(t0, Tensor):
+        lstm = self.cell == "lstm"
+        fused = ops.fused_for(x_TBI) and (lstm or x_TBI.device.type == "cpu")
+        if reset is not None or isinstance(t0, Tensor) or not fused:
             return super().forward(x_TBI, state_BS, t0, reset)
-        steps, states = len(x_TBI), list(state_BS.chunk(len(self.periods), 1))
-        # What the modules so far said, [T + 1, B, n of each]: before step 0, then after each.
-        said = x_TBI.new_empty(steps + 1, x_TBI.shape[1], 0)
-        for i in reversed(range(len(self.periods))):
-            period = self.periods[i]
-            first = -t0 % period
-            held = states[i][:, : self.size].to(x_TBI.dtype).expand(min(first, steps) + 1, -1, -1)
-            if first < steps:
-                ticks = slice(first, steps, period)
-                x = torch.cat([x_TBI[ticks], said[ticks]], 2)
-                output, states[i] = self.parts[i](x, states[i], (t0 + first) // period)
-                output = output if period == 1 else output.repeat_interleave(period, 0)
-                held = torch.cat([held, output])[: steps + 1]
-            said = torch.cat([held, said], 2)
-        return said[1:], torch.cat(states, 1)
+        weights = list(self.parts.parameters())
+        return ops.clockwork(x_TBI, state_BS, weights, self.periods, t0, lstm)
 
     def recurrent_weight(self) -> Tensor:
         """The recurrence of all units as one matrix, [H, H], or [4 H, H] for an LSTM.

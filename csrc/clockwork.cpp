@@ -1,0 +1,204 @@
+// A clockwork of modules, for every device: each module runs over its own ticks on the operator of
+// its cell, the slowest first, so that what it said is there when the faster ones read it.
+//
+// Letters: T steps, B batch, I input, M modules of n units, H = M n, the fastest first. `said`
+// [T + 1, B, H] is what the modules said before each step, and after the last one.
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "calls.h"
+
+namespace dnirnn {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// One module: the steps at which it ticks, and what of `said` [T + 1, B, H], or of its gradient, is
+// the module's. Rows up to `first` hold what it said before the call, then `period` rows each tick,
+// maybe fewer the last. The views are made by their strides: each other way takes several.
+struct Module {
+  int64_t m, period, T, B, H, n;
+  int64_t first, count, whole;  // whole: ticks that are held for all of a period
+
+  Module(int64_t m, at::IntArrayRef periods, int64_t t0, int64_t T, int64_t B, int64_t n)
+      : m(m), period(periods[m]), T(T), B(B), H(periods.size() * n), n(n) {
+    first = std::min((period - t0 % period) % period, T);
+    count = (T - first + period - 1) / period;
+    whole = (T - first) / period;
+  }
+  Tensor rows(const Tensor& said, int64_t from, int64_t count, int64_t step, int64_t column,
+              int64_t columns) const {
+    return said.as_strided({count, B, columns}, {step * B * H, H, 1}, from * B * H + column);
+  }
+  // What the slower modules said before each of its ticks.
+  Tensor heard(const Tensor& said) const {
+    return rows(said, first, count, period, (m + 1) * n, H - (m + 1) * n);
+  }
+  Tensor before(const Tensor& said) const { return rows(said, 0, first + 1, 1, m * n, n); }
+  Tensor held(const Tensor& said) const {
+    return said.as_strided({whole, period, B, n}, {period * B * H, B * H, H, 1},
+                           (first + 1) * B * H + m * n);
+  }
+  Tensor rest(const Tensor& said) const {
+    const int64_t from = first + 1 + whole * period;
+    return rows(said, from, T + 1 - from, 1, m * n, n);
+  }
+  // Of a tensor that has a row a step, those of the ticks.
+  Tensor ticks(const Tensor& x) const { return x.slice(0, first, T, period); }
+
+  void hold(const Tensor& said, const Tensor& output) const {
+    if (whole) held(said).copy_(output.slice(0, 0, whole).unsqueeze(1));
+    if (whole < count) rest(said).copy_(output.select(0, whole));
+  }
+  // What comes back to each tick from the rows that hold it: [count, B, n].
+  Tensor sum(const Tensor& grad_said) const {
+    if (period == 1)
+      return rows(grad_said, 1, T, 1, m * n, n).clone(at::MemoryFormat::Contiguous);
+    if (whole == count) return held(grad_said).sum(1);
+    Tensor sums = at::empty({count, B, n}, grad_said.options());
+    if (whole) sums.slice(0, 0, whole).copy_(held(grad_said).sum(1));
+    sums.select(0, whole).copy_(rest(grad_said).sum(0));
+    return sums;
+  }
+};
+
+Tensor cast(const Tensor& tensor, at::ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : tensor.to(type);
+}
+
+// What was saved of a module that ticked, behind the weights of all: its input, then, of an LSTM,
+// h, c, gates, between; of a plain layer, what it started from, its output, an empty history.
+constexpr int64_t saved_of(bool lstm) { return lstm ? 5 : 4; }
+
+struct Clockwork : torch::autograd::Function<Clockwork> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& state,
+                               at::TensorList weights, at::IntArrayRef periods, int64_t t0,
+                               bool lstm) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const int64_t T = x.size(0), B = x.size(1), M = periods.size(), n = weights[1].size(1);
+    const Tensor said = at::empty({T + 1, B, M * n}, x.options());
+    std::vector<Tensor> states = state.chunk(M, 1);
+    variable_list saved(weights.begin(), weights.end());
+    for (int64_t m = M - 1; m >= 0; m--) {
+      const Module module(m, periods, t0, T, B, n);
+      const Tensor h = states[m].narrow(1, 0, n);
+      module.before(said).copy_(h);
+      if (!module.count) continue;
+      Tensor in = module.ticks(x), output;
+      if (m + 1 < M) in = at::cat({in, module.heard(said)}, 2);
+      const at::TensorList w = weights.slice(4 * m, 4);
+      if (lstm) {
+        auto [told, sent, synthetic, h_kept, c_kept, gates, between] =
+            call_forward(in, states[m], std::nullopt, w, {}, T, 0, std::nullopt);
+        output = told;
+        states[m] = sent.select(0, 0);
+        saved.insert(saved.end(), {in, h_kept, c_kept, gates, between});
+      } else {
+        const Tensor start = cast(h, x.scalar_type());
+        auto [told, gates] = call_forward(in, start, w[0], w[1], w[2], w[3], false);
+        output = told;
+        states[m] = cast(output.select(0, module.count - 1), state.scalar_type());
+        saved.insert(saved.end(), {in, start, output, gates});
+      }
+      module.hold(said, output);
+    }
+    ctx->save_for_backward(std::move(saved));
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["periods"] = periods.vec();
+    ctx->saved_data["t0"] = t0;
+    ctx->saved_data["lstm"] = lstm;
+    ctx->saved_data["sizes"] = std::vector<int64_t>(x.sizes().vec());
+    ctx->saved_data["grad_x"] = x.requires_grad();
+    ctx->saved_data["grad_state"] = state.requires_grad();
+    ctx->saved_data["state"] = state.scalar_type();
+    return {said.slice(0, 1), at::cat(states, 1)};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    TORCH_CHECK(!torch::autograd::compute_requires_grad(grads, saved),
+                "dnirnn::clockwork has no second derivative: call backward without create_graph=True");
+    at::AutoDispatchBelowADInplaceOrView below;
+    const auto periods = ctx->saved_data["periods"].toIntVector();
+    const auto sizes = ctx->saved_data["sizes"].toIntVector();
+    const auto state_type = ctx->saved_data["state"].toScalarType();
+    const bool lstm = ctx->saved_data["lstm"].toBool();
+    const bool with_grad_x = ctx->saved_data["grad_x"].toBool();
+    const bool with_grad_state = ctx->saved_data["grad_state"].toBool();
+    const int64_t T = sizes[0], B = sizes[1], I = sizes[2], t0 = ctx->saved_data["t0"].toInt();
+    const int64_t M = periods.size(), n = saved[1].size(1);
+    variable_list result(4 * M + 5);
+    if (!grads[0].defined() && !grads[1].defined()) return result;
+
+    const auto options = saved[0].options();
+    const Tensor grad_said = at::empty({T + 1, B, M * n}, options);
+    grad_said.slice(0, 0, grads[0].defined() ? 1 : T + 1).zero_();
+    if (grads[0].defined()) grad_said.slice(0, 1).copy_(grads[0]);
+    const Tensor grad_x = with_grad_x ? at::zeros(sizes, options) : Tensor();
+    std::vector<Tensor> grad_states(M), grad_lasts(M);
+    if (grads[1].defined()) grad_lasts = grads[1].chunk(M, 1);
+    // What was saved lies in the order of the forward pass, the slowest first.
+    int64_t behind = saved.size();
+    for (int64_t m = 0; m < M; m++) {
+      const Module module(m, periods, t0, T, B, n);
+      const Tensor& last = grad_lasts[m];
+      if (module.count) {
+        behind -= saved_of(lstm);
+        const Tensor* kept = &saved[behind];
+        const at::TensorList w(&saved[4 * m], 4);
+        const Tensor grad = module.sum(grad_said);
+        const bool with_grad_in = with_grad_x || m + 1 < M;
+        Tensor grad_in;
+        if (lstm) {
+          auto [of_in, of_state, of_probe, of_weights] = call_backward(
+              grad, last.defined() ? std::optional(last.unsqueeze(0)) : std::nullopt, kept[0],
+              kept[1], kept[2], kept[3], kept[4], w, std::nullopt, T, 0, with_grad_in,
+              with_grad_state);
+          grad_in = of_in;
+          grad_states[m] = of_state;
+          std::copy(of_weights.begin(), of_weights.end(), result.begin() + 2 + 4 * m);
+        } else {
+          if (last.defined()) grad.select(0, module.count - 1).add_(last);
+          auto [of_in, of_h, of_w_ih, of_w_hh, of_b_ih, of_b_hh] = call_backward(
+              grad, kept[0], kept[1], kept[2], kept[3], w[0], w[1], false, with_grad_in);
+          grad_in = of_in;
+          grad_states[m] = cast(of_h, state_type);
+          const Tensor of_weights[] = {of_w_ih, of_w_hh, of_b_ih, of_b_hh};
+          std::copy_n(of_weights, 4, result.begin() + 2 + 4 * m);
+        }
+        if (with_grad_x) module.ticks(grad_x).add_(grad_in.slice(2, 0, I));
+        if (m + 1 < M) module.heard(grad_said).add_(grad_in.slice(2, I));
+      } else if (with_grad_state) {
+        grad_states[m] = last.defined() ? last.clone()
+                                        : at::zeros({B, lstm ? 2 * n : n}, options.dtype(state_type));
+      }
+      if (with_grad_state) grad_states[m].narrow(1, 0, n).add_(module.before(grad_said).sum(0));
+    }
+    result[0] = grad_x;
+    if (with_grad_state) result[1] = at::cat(grad_states, 1);
+    return result;
+  }
+};
+
+std::tuple<Tensor, Tensor> clockwork(const Tensor& x, const Tensor& state, at::TensorList weights,
+                                     at::IntArrayRef periods, int64_t t0, bool lstm) {
+  const variable_list out = Clockwork::apply(x, state, weights, periods, t0, lstm);
+  return {out[0], out[1]};
+}
+
+}  // namespace
+}  // namespace dnirnn
+
+// Made of other operators, so that it runs, is differentiated and traced wherever they are.
+TORCH_LIBRARY_IMPL(dnirnn, CompositeImplicitAutograd, m) {
+  m.impl("clockwork", &dnirnn::clockwork);
+}
