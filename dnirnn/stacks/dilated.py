@@ -98,11 +98,13 @@ class Dilate(Core):
             started = states[:width].reshape(width * batch, -1)
             output, ended = self.cell(fold(x_TBI), started, 0, folded)
             outputs.append(output.view(rounds * width, batch, -1))
-            states = torch.cat([states[width:], ended.view(width, batch, -1)])
+            ended = ended.view(width, batch, -1)
+            states = ended if width == d else torch.cat([states[width:], ended])
         if last is not None:
             ages = torch.arange(steps - d, steps, device=last.device)[:, None]
             states = states.masked_fill((last[-1] > ages)[..., None], 0)
-        return torch.cat(outputs), states.transpose(0, 1).reshape(batch, -1)
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return output, states.transpose(0, 1).reshape(batch, -1)
 
     def extra_repr(self) -> str:
         return f"dilation={self.dilation}"

@@ -87,7 +87,7 @@ class Every(Core):
             ticked, inner = self.core(reads, inner, t0 // self.period)
             outputs = torch.cat([outputs, ticked.to(held.dtype)])
         ticks_so_far = (torch.arange(steps, device=x_TBI.device) + t0 + 1) // self.period
-        output = outputs[ticks_so_far - t0 // self.period]
+        output = outputs.index_select(0, ticks_so_far - t0 // self.period)
         return output.to(x_TBI.dtype), torch.cat([inner, outputs[-1], kept], 1)
 
     def gathered(self, x_TBI: Tensor, kept: Tensor, first: int) -> tuple[Tensor, Tensor]:
