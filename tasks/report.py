@@ -195,16 +195,16 @@ def together(recipe: Recipe, traces: Sequence[Trace]) -> list[list[Trace]]:
     return [[t for t in traces if t.column.truncation == one] for one in truncations]
 
 
-def limit_of(group: Sequence[Trace], axis: str) -> float:
+def limits_of(group: Sequence[Trace], axis: str) -> tuple[float, float]:
     """How far all of them came, but for those that ended before their budget did.
 
-    Where it was this budget that ended them all, their last updates went a little beyond it, each
-    by another bit: that counts as equal.
+    And how far they are read, which is the same but where it was this budget that ended them all:
+    their last updates went beyond it, each by another bit, and that counts as equal.
     """
     whole = [t for t in group if t.result and t.result["stopped"] != "patience"]
     ended_here = whole and all(t.result["stopped"] == ENDS[axis] for t in whole)
     ends = [getattr(trace.curve[-1], axis) for trace in whole or group]
-    return max(ends) if ended_here else min(ends)
+    return min(ends), max(ends) if ended_here else min(ends)
 
 
 def read_along(recipe: Recipe, traces: Sequence[Trace], axis: str, lower: bool) -> list[Cell]:
@@ -212,9 +212,9 @@ def read_along(recipe: Recipe, traces: Sequence[Trace], axis: str, lower: bool) 
     return [
         Cell(column, limit, [value for value in values if value is not None], failed(seeds))
         for group in together(recipe, traces)
-        for limit in [limit_of(group, axis)]
+        for limit, furthest in [limits_of(group, axis)]
         for column, seeds in by_column(group)
-        for values in [[reading(trace.curve, axis, limit, lower) for trace in seeds]]
+        for values in [[reading(trace.curve, axis, furthest, lower) for trace in seeds]]
     ]
 
 
