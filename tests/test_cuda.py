@@ -55,9 +55,17 @@ def flat(outputs) -> list[torch.Tensor]:
     return [value.cpu() for value in (*values, *gradients)]
 
 
+@pytest.fixture(params=["auto", "steps", "on chip"])
+def cuda_path(request) -> str:
+    """How the steps are taken; on chip only where they fit."""
+    torch.ops.dnirnn.cuda_path(request.param)
+    yield request.param
+    torch.ops.dnirnn.cuda_path("auto")
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", [*TRAINED, *LARGE])
-def test_a_gpu_computes_what_the_cpu_does(name, dtype):
+def test_a_gpu_computes_what_the_cpu_does(name, dtype, cuda_path):
     """In float32 on the CPU where the dtype has 16 bits: what is tested is the GPU's rounding."""
     call = make_call(**(TRAINED | LARGE)[name], dtype=dtype)
     wide = call if dtype in (torch.float32, torch.float64) else moved(call, torch.float32)
@@ -69,17 +77,16 @@ def test_a_gpu_computes_what_the_cpu_does(name, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", TRAINED)
-def test_the_same_call_twice_is_equal_bit_for_bit(name, dtype):
+def test_the_same_call_twice_is_equal_bit_for_bit(name, dtype, cuda_path):
     call = moved(make_call(**TRAINED[name], dtype=dtype), "cuda")
     assert all(torch.equal(a, b) for a, b in zip(flat(by_op(call)), flat(by_op(call))))
 
 
-def test_tf32_is_used_where_torchs_lstm_would_use_it(monkeypatch):
+def test_tf32_is_used_where_torchs_lstm_would_use_it(cuda_path, monkeypatch):
     """And the switch of other matrix products is as it was."""
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("this GPU has no tf32")
-    call = moved(make_call(4, 64, 128, 256), torch.float32)
-    call = moved(call, "cuda")
+    call = moved(make_call(4, 64, 128, 256, dtype=torch.float32), "cuda")
     for products in (False, True):
         monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", products)
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -100,7 +107,7 @@ def update(model, x, y, state):
 
 
 @pytest.mark.parametrize("hidden_size", [64, 333])
-def test_a_cuda_graph_replays_the_eager_update(hidden_size):
+def test_a_cuda_graph_replays_the_eager_update(hidden_size, cuda_path):
     """Captured once, replayed on other data: nothing waits for the host or remembers it."""
     with torch.device("cuda"):
         core = LSTM(24, hidden_size, 2)
@@ -131,7 +138,7 @@ def test_a_cuda_graph_replays_the_eager_update(hidden_size):
         assert_close(list(found), wanted, 1e-6)
 
 
-def test_the_work_goes_to_the_current_stream():
+def test_the_work_goes_to_the_current_stream(cuda_path):
     """Behind a wait in that stream, so that work in another would read what is not there yet."""
     call = moved(make_call(8, 16, 32, 64, truncation=4, probe="chunks", estimator=()), "cuda")
     expected = flat(by_op(call))
@@ -147,7 +154,7 @@ def test_the_work_goes_to_the_current_stream():
     assert_close(flat(found), expected, 1e-12)
 
 
-def test_nothing_in_the_operator_waits_for_the_device():
+def test_nothing_in_the_operator_waits_for_the_device(cuda_path):
     call = moved(make_call(8, 16, 32, 64, truncation=3, probe="chunks", estimator=(8,)), "cuda")
     by_op(call)
     torch.cuda.set_sync_debug_mode("error")

@@ -55,4 +55,92 @@ void for_each(int64_t count, CUstream_st* stream, void (*kernel)(Parameters...),
   kernel<<<blocks, kThreads, 0, stream>>>(arguments...);
 }
 
+// Blocks that work together, all of them running at once.
+
+__device__ inline int thread() { return threadIdx.x; }
+__device__ inline int block() { return blockIdx.x; }
+__device__ inline void sync() { __syncthreads(); }
+
+__device__ inline float* shared_memory() {
+  extern __shared__ float memory[];
+  return memory;
+}
+
+// 16 bytes, aligned.
+template <typename Vector>
+__device__ Vector load(const void* from) {
+  return *static_cast<const Vector*>(from);
+}
+
+// The same, of what other blocks wrote in this kernel: past the first cache, which is not told of it.
+template <typename Vector>
+__device__ Vector load_from_others(const void* from) {
+  const uint4 found = __ldcg(static_cast<const uint4*>(from));
+  return {{found.x, found.y, found.z, found.w}};
+}
+
+// Every block is here once more: what its threads wrote, all of them see. arrived counts up from 0 in
+// the course of a kernel; `expected` is the blocks times the waits so far.
+__device__ inline void wait_for_all(unsigned* arrived, unsigned expected) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    atomicAdd(arrived, 1);
+    while (*static_cast<volatile unsigned*>(arrived) < expected) {
+    }
+    __threadfence();
+  }
+  __syncthreads();
+}
+
+// The float32 of these bits as tf32. Not to be taken out of a loop: there are no registers for it.
+__device__ inline uint32_t as_tf32(uint32_t value) {
+  uint32_t rounded;
+  asm volatile("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(value)));
+  return rounded;
+}
+
+// What as_tf32 left off.
+__device__ inline uint32_t rest_of(uint32_t value, uint32_t rounded) {
+  return __float_as_uint(__uint_as_float(value) - __uint_as_float(rounded));
+}
+
+// sum [16, 8] += a [16, 16] b [16, 8], or over 8 columns of tf32, by all threads of a warp. Thread
+// (g, q) has of a the rows g, g + 8, g, g + 8; of sum the columns 2 q and 2 q + 1 of rows g, g + 8.
+template <typename V>
+__device__ inline void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#define DNIRNN_MMA(name)                                                                       \
+  asm("mma.sync.aligned." name " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                 \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+  if constexpr (std::is_same_v<V, BFloat16>)
+    DNIRNN_MMA("m16n8k16.row.col.f32.bf16.bf16.f32");
+  else if constexpr (std::is_same_v<V, Half>)
+    DNIRNN_MMA("m16n8k16.row.col.f32.f16.f16.f32");
+  else
+    DNIRNN_MMA("m16n8k8.row.col.f32.tf32.tf32.f32");
+#undef DNIRNN_MMA
+}
+
+inline int attribute(cudaDeviceAttr name) {
+  int device = 0, value = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&value, name, device);
+  return value;
+}
+
+inline int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
+// Whether mma exists for bfloat16 and tf32.
+inline bool has_mma() { return attribute(cudaDevAttrComputeCapabilityMajor) >= 8; }
+
+// Starts kernel(arguments...) on blocks that all run at once, or not at all.
+template <typename... Parameters, typename... Arguments>
+void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_st* stream,
+                    void (*kernel)(Parameters...), Arguments... arguments) {
+  void* pointers[] = {&arguments...};
+  cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel),
+                              dim3(static_cast<unsigned>(blocks)), dim3(threads), pointers,
+                              shared_bytes, stream);
+}
+
 }  // namespace dnirnn::cuda

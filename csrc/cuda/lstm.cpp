@@ -1,11 +1,13 @@
 // lstm_tbptt and its backward on the GPU.
 //
 // Forward, a layer at a time: the products of all its inputs are one matrix product; then a step is
-// one product with w_hh and one kernel for all its cells.
+// one product with w_hh and one kernel for all its cells, or all steps are one kernel (on_chip.cu).
 // Backward: given the gradients at the boundaries the N chunks are independent, so a step is one
-// kernel and one product for N B rows; the weights' gradients are one product over all steps.
+// kernel and one product for N B rows, or all K steps are one kernel; the weights' gradients are one
+// product over all steps.
 // Histories are by chunk (lstm.h), so that a step's rows are contiguous. h and `between` are of x's
 // dtype, c and the gates of the state's.
+#include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
@@ -13,6 +15,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
+#include <atomic>
 #include <tuple>
 #include <vector>
 
@@ -49,6 +52,34 @@ void* mutable_data(const Tensor& tensor) {
 
 Tensor contiguous(const OptionalTensor& tensor) {
   return tensor && tensor->defined() ? tensor->contiguous() : Tensor();
+}
+
+// How the steps are taken, for tests and benchmarks; on chip only where they fit.
+enum class Path { kAuto, kSteps, kOnChip };
+std::atomic<Path> chosen{Path::kAuto};
+
+void choose(c10::string_view path) {
+  TORCH_CHECK_VALUE(path == "auto" || path == "steps" || path == "on chip",
+                    "path must be 'auto', 'steps' or 'on chip'; got '", path, "'");
+  chosen = path == "auto" ? Path::kAuto : path == "steps" ? Path::kSteps : Path::kOnChip;
+}
+
+// rows by depth: the left side of a step's product.
+bool on_chip(const Sizes& s, Type type, int64_t rows, int64_t depth) {
+  if (chosen == Path::kSteps || !fits_on_chip(s, type)) return false;
+  return chosen == Path::kOnChip || faster_on_chip(s, type, rows, depth);
+}
+
+Products products() {
+  return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN) ? Products::kTf32 : Products::kExact;
+}
+
+Tensor waits_of(const Sizes& s, const Tensor& x) {
+  return at::zeros({s.L, kWaits}, x.options().dtype(at::kInt));
+}
+
+unsigned* waits_at(const Tensor& waits, int64_t layer) {
+  return reinterpret_cast<unsigned*>(waits.mutable_data_ptr<int>()) + layer * kWaits;
 }
 
 // w_ih, w_hh, b_ih, b_hh of a layer. In rows: the same product whatever the strides were.
@@ -105,7 +136,9 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
       history.select(2, s.N - 1).slice(1, s.steps(s.N - 1)).zero_();
 
   const Tf32AsInTorchLstm tf32(x.scalar_type());
-  Tensor product = at::empty({s.B, 4 * s.H}, held);
+  const bool together = on_chip(s, type, s.B, s.H);
+  const Tensor waits = together ? waits_of(s, x) : Tensor();
+  Tensor product = at::empty({together ? 0 : s.B, 4 * s.H}, held);
   Tensor input = by_chunk(s, x);
   for (int64_t layer = 0; layer < s.L; layer++) {
     const std::vector<Tensor> w = layer_of(weights, layer);
@@ -120,6 +153,7 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
                        data(state_in),
                        data(probe_in),
                        reset ? reset_in.const_data_ptr<bool>() : nullptr,
+                       data(w[1]),
                        data(w[2]),
                        data(w[3]),
                        h[layer].mutable_data_ptr(),
@@ -131,7 +165,11 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
     multiply(sums, input, w[0].t());
     enter(pass, stream);
     check_launch();
-    for (int64_t t = 0; t < s.T; t++) {
+    if (together) {
+      steps_on_chip(pass, products(), waits_at(waits, layer), stream);
+      check_launch();
+    }
+    for (int64_t t = 0; t < s.T && !together; t++) {
       multiply(product, h[layer][t % s.K][t / s.K], w_hh);
       step(pass, t, product.const_data_ptr(), stream);
       check_launch();
@@ -166,31 +204,39 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
 
   const Tf32AsInTorchLstm tf32(x.scalar_type());
   Tensor d = at::empty({s.K, rows, 4 * s.H}, options);
-  Tensor dh = at::empty({rows, s.H}, held), dc = at::empty({rows, s.H}, held);
+  const Type type = type_of(x.scalar_type());
+  const bool together = on_chip(s, type, rows, 4 * s.H);
+  const Tensor waits = together ? waits_of(s, x) : Tensor();
+  Tensor dh = at::empty({together ? 0 : rows, s.H}, held), dc = at::empty({rows, s.H}, held);
   Tensor above;
   for (int64_t layer = s.L - 1; layer >= 0; layer--) {
     const std::vector<Tensor> w = layer_of(weights, layer);
     const bool top = layer + 1 == s.L;
     const Backward pass{s,
-                        type_of(x.scalar_type()),
+                        type,
                         layer,
                         probe_rows != s.N && probe_rows == s.T,
                         top ? data(grad_out) : nullptr,
                         top ? nullptr : data(above),
                         data(grad_end),
                         reset ? reset_in.const_data_ptr<bool>() : nullptr,
+                        data(w[1]),
                         c[layer].const_data_ptr(),
                         gates[layer].const_data_ptr(),
                         d.mutable_data_ptr(),
                         dc.mutable_data_ptr(),
                         mutable_data(grad_probe),
                         mutable_data(grad_state)};
-    for (int64_t k = s.K - 1; k >= 0; k--) {
+    if (together) {
+      steps_back_on_chip(pass, products(), waits_at(waits, layer), stream);
+      check_launch();
+    }
+    for (int64_t k = s.K - 1; k >= 0 && !together; k--) {
       step_back(pass, k, dh.const_data_ptr(), stream);
       check_launch();
       if (k > 0 || pass.grad_probe || pass.grad_state) multiply(dh, d[k], w[1]);
     }
-    if (pass.grad_probe || pass.grad_state) {
+    if ((pass.grad_probe || pass.grad_state) && !together) {
       leave(pass, dh.const_data_ptr(), stream);
       check_launch();
     }
@@ -221,6 +267,10 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
 
 }  // namespace
 }  // namespace dnirnn::cuda
+
+TORCH_LIBRARY_FRAGMENT(dnirnn, m) {
+  m.def("cuda_path(str path) -> ()", &dnirnn::cuda::choose);
+}
 
 TORCH_LIBRARY_IMPL(dnirnn, DNIRNN_DEVICE, m) {
   m.impl("lstm_tbptt", &dnirnn::cuda::lstm_tbptt);

@@ -24,6 +24,7 @@ struct Forward {
   const void* state;     // [B, S], S
   const void* probe;     // [N or T, B, S], S; or null
   const bool* reset;     // [T, B], or null
+  const void* w_hh;         // [4 H, H], V
   const void *b_ih, *b_hh;  // [4 H], V
   void* h;               // by chunk, [.., H], V: what a step starts from
   void* c;               // the same, S
@@ -46,7 +47,7 @@ struct Backward {
   const void* grad_above;   // by chunk, [.., H], S; or null
   const void* grad_sent;    // [N, B, S], S; or null
   const bool* reset;        // [T, B], or null
-  const void *c, *gates;    // as in Forward
+  const void *w_hh, *c, *gates;  // as in Forward
   void* d;                  // by chunk, [.., 4, H], V: the gradients of the gates' sums
   void* dc;                 // [N, B, H], S: on its way back
   void* grad_probe;         // [N or T, B, S], S; or null
@@ -58,5 +59,21 @@ struct Backward {
 void step_back(const Backward& pass, int64_t k, const void* dh, CUstream_st* stream);
 // What came back to the chunks' starts. dh: d of step 0 times w_hh.
 void leave(const Backward& pass, const void* dh, CUstream_st* stream);
+
+// All steps of a layer in one kernel that keeps w_hh on chip, in the registers of as many blocks as
+// the GPU runs at once, which wait for each other once a step.
+
+// Words that the blocks wait on, zero before a kernel starts.
+constexpr int kWaits = 64;
+enum class Products { kExact, kTf32 };  // of float32
+// Whether the layer fits on the current device; and whether that is likely the faster way for
+// products of these rows by w_hh along its H or (backwards) 4 H side.
+bool fits_on_chip(const Sizes& s, Type type);
+bool faster_on_chip(const Sizes& s, Type type, int64_t rows, int64_t depth);
+// step for every t, after enter.
+void steps_on_chip(const Forward& pass, Products products, unsigned* waits, CUstream_st* stream);
+// step_back for every k, and leave.
+void steps_back_on_chip(const Backward& pass, Products products, unsigned* waits,
+                        CUstream_st* stream);
 
 }  // namespace dnirnn::cuda

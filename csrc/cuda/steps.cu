@@ -21,12 +21,8 @@ __global__ void step_kernel(Forward p, int64_t t, const void* product) {
   const int64_t i = index(), b = i / s.H, j = i % s.H;
   if (b >= s.B) return;
   const S* sums = static_cast<const S*>(product) + b * 4 * s.H + j;
-  CellGates<S> gates = begin<V, S>(p, t, b, j);
-  gates.i += sums[0];
-  gates.f += sums[s.H];
-  gates.g += sums[2 * s.H];
-  gates.o += sums[3 * s.H];
-  finish<V>(p, t, b, j, gates);
+  finish<V>(p, t, b, j, begin<V, S>(p, t, b, j),
+            CellGates<S>{sums[0], sums[s.H], sums[2 * s.H], sums[3 * s.H]});
 }
 
 template <typename V, typename S>
@@ -34,8 +30,9 @@ __global__ void step_back_kernel(Backward p, int64_t k, const void* dh) {
   const Sizes& s = p.s;
   const int64_t i = index(), row = i / s.H, j = i % s.H;
   if (row >= s.N * s.B) return;
+  const int64_t n = row / s.B, b = row % s.B;
   const S back = k + 1 < s.K ? static_cast<const S*>(dh)[i] : S(0);
-  finish_back<V>(p, k, row / s.B, row % s.B, j, back);
+  finish_back<V>(p, k, n, b, j, begin_back<V, S>(p, k, n, b, j), back);
 }
 
 template <typename S>

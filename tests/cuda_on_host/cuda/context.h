@@ -3,10 +3,11 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/mm.h>
+#include <torch/library.h>
+
+#include "cuda/device.h"
 
 #define DNIRNN_DEVICE CPU
-
-struct CUstream_st;
 
 namespace dnirnn::cuda {
 
@@ -24,3 +25,9 @@ struct Tf32AsInTorchLstm {
 };
 
 }  // namespace dnirnn::cuda
+
+TORCH_LIBRARY_FRAGMENT(dnirnn, m) {
+  m.def("grids_started() -> int", [] { return dnirnn::cuda::grids_started; });
+  m.def("set_multiprocessors(int count) -> ()",
+        [](int64_t count) { dnirnn::cuda::multiprocessors_there = count; });
+}

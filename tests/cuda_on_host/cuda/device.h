@@ -2,15 +2,24 @@
 // a machine without a GPU.
 #pragma once
 
+#include <setjmp.h>
+#include <ucontext.h>
+
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <type_traits>
+#include <vector>
 
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __launch_bounds__(...)
 
 struct CUstream_st;
 
@@ -60,6 +69,189 @@ void for_each(int64_t count, CUstream_st*, void (*kernel)(Parameters...), Argume
     current_index = i;
     kernel(arguments...);
   }
+}
+
+// Blocks that work together: each thread a fiber, one of those that can go on chosen at random.
+
+struct Fiber {
+  ucontext_t start;
+  jmp_buf at;  // where it left off: no system call, as a change of contexts would be
+  bool begun = false;
+  std::unique_ptr<char[]> stack;
+  int thread, block;
+};
+
+// Fibers that wait until `count` of them do.
+struct Meeting {
+  std::vector<Fiber*> waiting;
+};
+
+struct Warp {
+  Meeting here, done;
+  uint32_t a[32][4], b[32][2];
+};
+
+struct Block {
+  Meeting here;
+  std::vector<float> shared;
+  std::vector<Warp> warps;
+};
+
+struct Grid {
+  std::function<void()> kernel;
+  std::vector<Fiber> fibers;
+  std::vector<Block> blocks;
+  std::vector<Fiber*> ready;
+  jmp_buf home;
+  Fiber* now = nullptr;
+  int finished = 0;
+  uint32_t random = 1;
+
+  void leave() {
+    if (!_setjmp(now->at)) _longjmp(home, 1);
+  }
+  void yield() {
+    ready.push_back(now);
+    leave();
+  }
+  void meet(Meeting& meeting, size_t count) {
+    meeting.waiting.push_back(now);
+    if (meeting.waiting.size() == count) {
+      ready.insert(ready.end(), meeting.waiting.begin(), meeting.waiting.end());
+      meeting.waiting.clear();
+    }
+    leave();
+  }
+  void run() {
+    while (!ready.empty()) {
+      random = random * 1664525 + 1013904223;
+      std::swap(ready[random / 65536 % ready.size()], ready.back());
+      now = ready.back();
+      ready.pop_back();
+      if (_setjmp(home)) continue;
+      if (now->begun) _longjmp(now->at, 1);
+      now->begun = true;
+      setcontext(&now->start);
+    }
+    if (finished != int(fibers.size())) die("threads wait for others that never come");
+  }
+  [[noreturn]] static void die(const char* what) {
+    std::fprintf(stderr, "cuda_on_host: %s\n", what);
+    std::abort();
+  }
+};
+
+inline Grid* grid;
+inline int64_t grids_started = 0;
+
+inline int thread() { return grid->now->thread; }
+inline int block() { return grid->now->block; }
+inline Block& this_block() { return grid->blocks[block()]; }
+inline void sync() { grid->meet(this_block().here, this_block().warps.size() * 32); }
+inline float* shared_memory() { return this_block().shared.data(); }
+
+template <typename Vector>
+Vector load(const void* from) {
+  if (reinterpret_cast<uintptr_t>(from) % sizeof(Vector)) Grid::die("a load that is not aligned");
+  Vector found;
+  std::memcpy(&found, from, sizeof(Vector));
+  return found;
+}
+template <typename Vector>
+Vector load_from_others(const void* from) {
+  return load<Vector>(from);
+}
+
+inline void wait_for_all(unsigned* arrived, unsigned expected) {
+  sync();
+  if (thread() == 0) {
+    ++*arrived;
+    while (*arrived < expected) grid->yield();
+  }
+  sync();
+}
+
+inline float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+inline uint32_t as_tf32(uint32_t value) { return (value + 0x1000) & ~0x1fffu; }
+inline uint32_t rest_of(uint32_t value, uint32_t rounded) {
+  return bits_of(float_of(value) - float_of(rounded));
+}
+
+// Value i of a register: one tf32, of which the unit reads the upper 19 bits, or two of 16 bits.
+template <typename V>
+float value_of(uint32_t word, int i) {
+  if constexpr (std::is_same_v<V, float>) {
+    return float_of(word & ~0x1fffu);
+  } else {
+    const auto bits = static_cast<uint16_t>(word >> (16 * i));
+    V value;
+    std::memcpy(&value, &bits, 2);
+    return widen(value);
+  }
+}
+
+template <typename V>
+void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  Warp& warp = this_block().warps[thread() / 32];
+  const int lane = thread() % 32, g = lane / 4, q = lane % 4;
+  std::memcpy(warp.a[lane], a, sizeof(a));
+  std::memcpy(warp.b[lane], b, sizeof(b));
+  grid->meet(warp.here, 32);
+  for (int i = 0; i < 4; i++) {
+    const int column = 2 * q + i % 2;
+    for (int k = 0; k < 8; k++)  // the fragments' words, of which thread k % 4 has words k / 4
+      for (int half = 0; half < 4 / int(sizeof(V)); half++)
+        sum[i] += value_of<V>(warp.a[g * 4 + k % 4][k / 4 * 2 + i / 2], half) *
+                  value_of<V>(warp.b[column * 4 + k % 4][k / 4], half);
+  }
+  grid->meet(warp.done, 32);
+}
+
+// Few, so that small layers take several groups of blocks and tiles of rows.
+inline int64_t multiprocessors_there = 12;
+inline int multiprocessors() { return multiprocessors_there; }
+inline bool has_mma() { return true; }
+
+template <typename... Parameters, typename... Arguments>
+void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_st*,
+                    void (*kernel)(Parameters...), Arguments... arguments) {
+  if (blocks > multiprocessors()) Grid::die("more blocks than run at once");
+  Grid all;
+  grid = &all;
+  grids_started++;
+  all.kernel = [&] { kernel(arguments...); };
+  all.blocks.resize(blocks);
+  for (Block& one : all.blocks) {
+    one.shared.assign(shared_bytes / 4, NAN);
+    one.warps.resize(threads / 32);
+  }
+  all.fibers.resize(blocks * threads);
+  constexpr size_t kStack = 64 << 10;
+  for (size_t i = 0; i < all.fibers.size(); i++) {
+    Fiber& fiber = all.fibers[i];
+    fiber.block = i / threads;
+    fiber.thread = i % threads;
+    fiber.stack.reset(new char[kStack]);
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = fiber.stack.get();
+    fiber.start.uc_stack.ss_size = kStack;
+    makecontext(&fiber.start, +[] {
+      grid->kernel();
+      grid->finished++;
+      _longjmp(grid->home, 1);
+    }, 0);
+    all.ready.push_back(&fiber);
+  }
+  all.run();
 }
 
 }  // namespace dnirnn::cuda

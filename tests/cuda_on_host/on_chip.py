@@ -1,0 +1,67 @@
+"""All steps in one kernel: which calls take it, and what test_op's sizes leave out of it.
+
+test_cuda_on_host runs this. The emulated GPU has 12 multiprocessors, so 96 cells fill it.
+"""
+
+import pytest
+import torch
+from strategies import assert_close
+from test_op import FLOOR, assert_equals_the_loop, by_loop, by_op, make_call
+
+TILES = {
+    "groups of blocks": dict(steps=4, batch=70, inputs=3, hidden_size=24, truncation=2),
+    "tiles of rows": dict(steps=3, batch=70, inputs=3, hidden_size=96),
+    "tiles and chunks": dict(steps=5, batch=23, inputs=2, hidden_size=48, truncation=2, probe="steps"),
+    "slices of two warps": dict(steps=2, batch=3, inputs=2, hidden_size=88, reset=True),
+}
+
+
+def grids(call) -> int:
+    before = torch.ops.dnirnn.grids_started()
+    by_op(call)
+    return torch.ops.dnirnn.grids_started() - before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", TILES)
+def test_equals_the_loop(name, dtype, cuda_path):
+    call = make_call(**TILES[name], dtype=dtype)
+    assert_equals_the_loop(call)
+    assert grids(call) == (2 if cuda_path == "on chip" else 0)
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "dtype"),
+    [(264, torch.float32), (264, torch.bfloat16), (520, torch.float16)],
+    ids=str,
+)
+def test_equals_the_loop_where_warps_hold_more(hidden_size, dtype, cuda_path, request):
+    """The kernels of more than 256 cells and of more than 512, on a GPU with room for them."""
+    torch.ops.dnirnn.set_multiprocessors(66)
+    request.addfinalizer(lambda: torch.ops.dnirnn.set_multiprocessors(12))
+    call = make_call(3, 2, 3, hidden_size, truncation=2, dtype=dtype)
+    assert_equals_the_loop(call)
+    assert grids(call) == (2 if cuda_path == "on chip" else 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(dtype=torch.float64), dict(hidden_size=12), dict(hidden_size=104)],
+    ids=["float64", "cells no multiple of 8", "more cells than multiprocessors hold"],
+)
+def test_what_does_not_fit_takes_its_steps_one_by_one(change):
+    sizes = dict(steps=2, batch=2, inputs=3, hidden_size=16, dtype=torch.float32)
+    assert grids(make_call(**sizes | change)) == 0
+
+
+def test_tf32_where_it_is_allowed(cuda_path, monkeypatch):
+    """Then, and only then, float32 products have 11 bits."""
+    if cuda_path == "steps":
+        pytest.skip("torch's own products are its own affair")
+    call = make_call(3, 5, 4, 32, dtype=torch.float32)
+    expected = by_loop(call)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    found = by_op(call)
+    for one, other in zip((*found[:2], *found[3]), (*expected[:2], *expected[3])):
+        assert_close(one, other, 2e-3, FLOOR)
+    assert (found[0] - expected[0]).norm() > 1e-5 * expected[0].norm()
