@@ -71,14 +71,15 @@ void for_each(int64_t count, CUstream_st*, void (*kernel)(Parameters...), Argume
   }
 }
 
-// Blocks that work together: each thread a fiber, one of those that can go on chosen at random.
+// Blocks that work together: each thread a fiber. A warp chosen at random runs as far as it can, so
+// that it is ahead of the others wherever they do not wait for each other.
 
 struct Fiber {
   ucontext_t start;
   jmp_buf at;  // where it left off: no system call, as a change of contexts would be
   bool begun = false;
   std::unique_ptr<char[]> stack;
-  int thread, block;
+  int thread, block, warp;
 };
 
 // Fibers that wait until `count` of them do.
@@ -101,33 +102,49 @@ struct Grid {
   std::function<void()> kernel;
   std::vector<Fiber> fibers;
   std::vector<Block> blocks;
-  std::vector<Fiber*> ready;
+  std::vector<std::vector<Fiber*>> ready;  // of each warp
+  std::vector<int> going;                  // the warps that have some
   jmp_buf home;
   Fiber* now = nullptr;
   int finished = 0;
+  size_t at = 0;  // the warp at hand, in `going`
   uint32_t random = 1;
 
   void leave() {
     if (!_setjmp(now->at)) _longjmp(home, 1);
   }
+  void go_on(Fiber* fiber) {
+    const int warp = fiber->warp;
+    if (ready[warp].empty()) going.push_back(warp);
+    ready[warp].push_back(fiber);
+  }
   void yield() {
-    ready.push_back(now);
+    go_on(now);
+    at = going.size();
     leave();
   }
   void meet(Meeting& meeting, size_t count) {
     meeting.waiting.push_back(now);
     if (meeting.waiting.size() == count) {
-      ready.insert(ready.end(), meeting.waiting.begin(), meeting.waiting.end());
+      for (Fiber* fiber : meeting.waiting) go_on(fiber);
       meeting.waiting.clear();
     }
     leave();
   }
+  size_t draw(size_t below) {
+    random = random * 1664525 + 1013904223;
+    return random / 65536 % below;
+  }
   void run() {
-    while (!ready.empty()) {
-      random = random * 1664525 + 1013904223;
-      std::swap(ready[random / 65536 % ready.size()], ready.back());
-      now = ready.back();
-      ready.pop_back();
+    while (!going.empty()) {
+      if (at >= going.size() || draw(4096) == 0) at = draw(going.size());
+      auto& mine = ready[going[at]];
+      now = mine.back();
+      mine.pop_back();
+      if (mine.empty()) {
+        going[at] = going.back();
+        going.pop_back();
+      }
       if (_setjmp(home)) continue;
       if (now->begun) _longjmp(now->at, 1);
       now->begun = true;
@@ -235,11 +252,13 @@ void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_s
     one.warps.resize(threads / 32);
   }
   all.fibers.resize(blocks * threads);
+  all.ready.resize(blocks * threads / 32);
   constexpr size_t kStack = 64 << 10;
   for (size_t i = 0; i < all.fibers.size(); i++) {
     Fiber& fiber = all.fibers[i];
     fiber.block = i / threads;
     fiber.thread = i % threads;
+    fiber.warp = i / 32;
     fiber.stack.reset(new char[kStack]);
     getcontext(&fiber.start);
     fiber.start.uc_stack.ss_sp = fiber.stack.get();
@@ -249,7 +268,7 @@ void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_s
       grid->finished++;
       _longjmp(grid->home, 1);
     }, 0);
-    all.ready.push_back(&fiber);
+    all.go_on(&fiber);
   }
   all.run();
 }
