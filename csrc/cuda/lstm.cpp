@@ -90,21 +90,21 @@ std::vector<Tensor> layer_of(at::TensorList weights, int64_t layer) {
 }
 
 // [T, B, W] by time as [K N B, W] by chunk.
-Tensor by_chunk(const Sizes& s, const Tensor& by_time) {
-  const int64_t width = by_time.size(2);
-  if (s.N == 1) return by_time.contiguous().view({s.T * s.B, width});
-  Tensor padded = by_time;
+Tensor to_chunks(const Sizes& s, const Tensor& steps) {
+  const int64_t width = steps.size(2);
+  if (s.N == 1) return steps.contiguous().view({s.T * s.B, width});
+  Tensor padded = steps;
   if (s.N * s.K > s.T) {
-    padded = at::zeros({s.N * s.K, s.B, width}, by_time.options());
-    padded.narrow(0, 0, s.T).copy_(by_time);
+    padded = at::zeros({s.N * s.K, s.B, width}, steps.options());
+    padded.narrow(0, 0, s.T).copy_(steps);
   }
   return padded.reshape({s.N, s.K, s.B, width}).transpose(0, 1).reshape({-1, width});
 }
 
 // And back.
-Tensor by_time(const Sizes& s, const Tensor& by_chunk) {
-  const int64_t width = by_chunk.size(1);
-  return by_chunk.view({s.K, s.N, s.B, width})
+Tensor to_time(const Sizes& s, const Tensor& chunks) {
+  const int64_t width = chunks.size(1);
+  return chunks.view({s.K, s.N, s.B, width})
       .transpose(0, 1)
       .reshape({s.N * s.K, s.B, width})
       .narrow(0, 0, s.T);
@@ -139,7 +139,7 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
   const bool together = on_chip(s, type, s.B, s.H);
   const Tensor waits = together ? waits_of(s, x) : Tensor();
   Tensor product = at::empty({together ? 0 : s.B, 4 * s.H}, held);
-  Tensor input = by_chunk(s, x);
+  Tensor input = to_chunks(s, x);
   for (int64_t layer = 0; layer < s.L; layer++) {
     const std::vector<Tensor> w = layer_of(weights, layer);
     const Tensor w_hh = w[1].t();
@@ -243,7 +243,7 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
 
     const Tensor all = d.view({-1, 4 * s.H}), back = all.t();
     const Tensor input =
-        layer == 0 ? by_chunk(s, x) : between[layer - 1].view({-1, s.input(layer)});
+        layer == 0 ? to_chunks(s, x) : between[layer - 1].view({-1, s.input(layer)});
     const Tensor inputs[2] = {input, h[layer].view({-1, s.H})};
     for (int i = 0; i < 2; i++) {
       Tensor grad = at::empty({4 * s.H, inputs[i].size(1)}, held);
@@ -259,7 +259,7 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
     } else if (with_grad_x) {
       Tensor product = at::empty({s.K * rows, s.I}, options);
       multiply(product, all, w[0]);
-      grad_x = s.N == 1 ? product.view(x.sizes()) : by_time(s, product);
+      grad_x = s.N == 1 ? product.view(x.sizes()) : to_time(s, product);
     }
   }
   return {grad_x, grad_state, grad_probe, grads};
