@@ -387,8 +387,7 @@ class Trainer:
             self.t,
             self.stream.state_dict(),
             get_rng(self.device),
-            [settings(optimizer) for optimizer in self.optimizers],
-            None if self.schedule is None else scalars_of(self.schedule.state_dict()),
+            *self.rates(),
         )
         if self.config.warm_up or self.config.blend:
             share = blended(self.update, self.config.warm_up, self.config.blend)
@@ -416,6 +415,13 @@ class Trainer:
         # A stream is told of every sequence before it begins the next.
         if self.updater.full or batch.final:
             self.look()
+
+    def rates(self) -> tuple[list[dict], dict | None]:
+        """What may change from update to update of the optimizers, and of the schedule."""
+        if self.schedule is None:
+            return [{"lr": optimizer.param_groups[0]["lr"]} for optimizer in self.optimizers], None
+        now = [settings(optimizer) for optimizer in self.optimizers]
+        return now, scalars_of(self.schedule.state_dict())
 
     def look_ahead(self, batch: Batch, state: Tensor, t: int) -> None:
         """Tells a TrueGradient what comes after the batch; the stream stays where it is."""

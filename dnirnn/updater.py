@@ -133,7 +133,7 @@ class Updater:
 
     def watched(self, batch: Batch, state: Tensor, t: int) -> Tensor:
         kept = [buffer.clone() for buffer in self.buffers]
-        ended, told = self.add_gradients(batch, state, t)
+        ended, gradients, told = self.add_gradients(batch, state, t)
         # The update's one synchronisation: everything that the host wants to know, at once.
         on_device = [value for value in told if isinstance(value, Tensor)]
         known = iter(torch.stack(on_device).tolist())
@@ -141,7 +141,7 @@ class Updater:
         nats, _, *norms = row
         finite = math.isfinite(nats + sum(norms))
         if finite:
-            self.step(norms)
+            self.step(gradients, norms)
         else:
             with torch.no_grad():
                 for buffer, before in zip(self.buffers, kept):
@@ -153,7 +153,7 @@ class Updater:
     def unwatched(self, batch: Batch) -> None:
         """The update from ``self.state`` at ``self.t``, without a word to the host."""
         kept = [buffer.clone() for buffer in self.buffers]
-        ended, told = self.add_gradients(batch, self.state, self.t)
+        ended, gradients, told = self.add_gradients(batch, self.state, self.t)
         with torch.no_grad():
             row = torch.stack([self.on_device(value) for value in told])
             nats, _, *norms = row.unbind()
@@ -163,7 +163,7 @@ class Updater:
             try:
                 for optimizer, rate in zip(self.optimizers, self.rates):
                     optimizer.param_groups[0]["lr"] = rate
-                self.step(norms)
+                self.step(gradients, norms)
             finally:
                 for optimizer, rate in zip(self.optimizers, rates):
                     optimizer.param_groups[0]["lr"] = rate
@@ -208,10 +208,11 @@ class Updater:
 
     def add_gradients(
         self, batch: Batch, state: Tensor, t: int | Tensor
-    ) -> tuple[Tensor, list[Tensor | float]]:
+    ) -> tuple[Tensor, list[list[Tensor]], list[Tensor | float]]:
         """Runs the batch piece by piece, adding to every .grad.
 
-        Returns (the state it ends in, what TOLD says).
+        Returns (the state it ends in, the gradients there are, of the core and of the estimator,
+        what TOLD says).
         """
         states, nats, errors = [], [], []
         pieces = self.rows // self.rows_at_once
@@ -231,23 +232,19 @@ class Updater:
         else:
             error = errors[0] if errors else 0.0
             ended, total = states[0], nats[0]
-        core, estimator = self.gradients()
+        core, estimator = (
+            [parameter.grad for parameter in parameters if parameter.grad is not None]
+            for parameters in self.parameters
+        )
         if pieces > 1 and estimator:
             # An estimator's regression is a mean over rows; the pieces' gradients were added up.
             torch._foreach_mul_(estimator, 1 / pieces)
-        return ended, [total, error, norm_of(core), norm_of(estimator)]
+        return ended, [core, estimator], [total, error, norm_of(core), norm_of(estimator)]
 
-    def gradients(self) -> list[list[Tensor]]:
-        """The gradients there are, of the core's parameters and of the estimator's."""
-        return [
-            [parameter.grad for parameter in parameters if parameter.grad is not None]
-            for parameters in self.parameters
-        ]
-
-    def step(self, norms: Sequence[float | Tensor]) -> None:
+    def step(self, gradients: list[list[Tensor]], norms: Sequence[float | Tensor]) -> None:
         """Brings each part's gradient, of the norm that is given, within its bounds, and steps."""
-        for gradients, norm, bounds in zip(self.gradients(), norms, self.bounds):
-            rescale(gradients, norm, *bounds)
+        for part, norm, bounds in zip(gradients, norms, self.bounds):
+            rescale(part, norm, *bounds)
         for optimizer in self.optimizers:
             optimizer.step()
 
