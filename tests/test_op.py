@@ -1,6 +1,8 @@
 """The fused operator against the loop over LSTM.step (law 1) and torch.nn.LSTM (law 2)."""
 
 import os
+import random
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -452,6 +454,26 @@ def test_forwards_before_backwards_keep_their_own_histories():
         call = calls[i]
         found = torch.autograd.grad(outputs[i], call.wanted, [call.by_output, call.by_sent])
         assert all(torch.equal(a, b) for a, b in zip(found, expected[i]))
+
+
+def test_memory_that_is_used_again_is_nobody_elses_and_does_not_grow():
+    """Outputs keep what they say while others, small and large, come and go."""
+    core, drawn = LSTM(8, 64), random.Random(0)
+
+    def come_and_go():
+        held = []
+        for steps in [*(drawn.randint(8, 120) for _ in range(40)), 1500, 40, 1500]:
+            output, _ = core(torch.randn(steps, 32, 8), core.initial_state(32))
+            held.append((output.detach(), output.detach().clone()))
+            if len(held) > 6:
+                held.pop(drawn.randrange(len(held)))
+        assert all(torch.equal(output, kept) for output, kept in held)
+
+    come_and_go()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    come_and_go(), come_and_go()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 64 * 1024, f"{grown} KiB more at the peak"
 
 
 def test_a_weight_changed_before_the_backward_is_refused():

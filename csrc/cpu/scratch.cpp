@@ -1,62 +1,97 @@
 #include "cpu/scratch.h"
 
 #include <ATen/ATen.h>
+#include <sys/mman.h>
 
 #include <algorithm>
-#include <deque>
+#include <iterator>
+#include <map>
 #include <mutex>
 
 namespace dnirnn::cpu {
 namespace {
 
+// Hands out pieces of large slabs, each from the smallest free stretch that holds it. The slabs are
+// made of huge pages where the system has them: the histories of a small layer already fill a
+// thousand ordinary pages, more than the nearer table of translations holds, and where ordinary
+// pages lie in the second-level cache is left to chance.
 class Pool {
  public:
   void* take(size_t bytes) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      used_ += bytes;
-      most_used_ = std::max(most_used_, used_);
-      // The newest first: it is the likeliest to be in a cache.
-      const auto found = std::find_if(free_.rbegin(), free_.rend(),
-                                      [&](const Block& block) { return block.bytes == bytes; });
-      if (found != free_.rend()) {
-        void* data = found->data;
-        free_.erase(std::next(found).base());
-        waiting_ -= bytes;
-        return data;
-      }
-    }
-    void* data = std::aligned_alloc(kAlignment, bytes);
-    if (!data) {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      used_ -= bytes;
-    }
-    TORCH_CHECK(data, "out of memory for a tensor of ", bytes, " bytes");
+    bytes = padded(bytes);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto found = smallest(bytes);
+    if (found == free_.end()) found = add_slab(bytes);
+    char* data = found->first;
+    const size_t left = found->second - bytes;
+    free_.erase(found);
+    if (left > 0) free_.emplace(data + bytes, left);
     return data;
   }
 
   void give_back(void* data, size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    used_ -= bytes;
-    waiting_ += bytes;
-    free_.push_back({data, bytes});
-    while (used_ + waiting_ > most_used_) {
-      std::free(free_.front().data);
-      waiting_ -= free_.front().bytes;
-      free_.pop_front();
+    auto here = free_.emplace(static_cast<char*>(data), padded(bytes)).first;
+    const auto next = std::next(here);
+    if (next != free_.end() && adjoin(here, next)) {
+      here->second += next->second;
+      free_.erase(next);
+    }
+    if (here != free_.begin() && adjoin(std::prev(here), here)) {
+      std::prev(here)->second += here->second;
+      free_.erase(here);
     }
   }
 
-  static constexpr size_t kAlignment = 64;
-
  private:
-  struct Block {
-    void* data;
-    size_t bytes;
-  };
+  using Stretches = std::map<char*, size_t>;
+  static constexpr size_t kHugePage = size_t(2) << 20, kSlab = size_t(32) << 20;
+
+  // Pieces are aligned to a cache line. Those of one size are a power of two apart as a rule, and
+  // the same row of each would lie in the same sets of the caches: a few lines more move them.
+  static size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64 + 9 * 64; }
+
+  Stretches::iterator smallest(size_t bytes) {
+    auto best = free_.end();
+    for (auto at = free_.begin(); at != free_.end(); ++at)
+      if (at->second >= bytes && (best == free_.end() || at->second < best->second)) best = at;
+    return best;
+  }
+
+  bool adjoin(Stretches::const_iterator a, Stretches::const_iterator b) const {
+    return a->first + a->second == b->first && slabs_.count(b->first) == 0;
+  }
+
+  Stretches::iterator add_slab(size_t bytes) {
+    // What waits unused makes room first.
+    for (auto at = slabs_.begin(); at != slabs_.end();) {
+      const auto found = free_.find(at->first);
+      if (found != free_.end() && found->second == at->second) {
+        munmap(at->first, at->second);
+        free_.erase(found);
+        at = slabs_.erase(at);
+      } else {
+        ++at;
+      }
+    }
+    const size_t size = (std::max(bytes, kSlab) + kHugePage - 1) / kHugePage * kHugePage;
+    void* mapped = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TORCH_CHECK(mapped != MAP_FAILED, "out of memory for ", bytes, " bytes");
+    char* start = static_cast<char*>(mapped);
+    const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(start) % kHugePage) % kHugePage;
+    if (before > 0) munmap(start, before);
+    start += before;
+    munmap(start + size, kHugePage - before);
+#if defined(MADV_HUGEPAGE)
+    madvise(start, size, MADV_HUGEPAGE);
+#endif
+    slabs_.emplace(start, size);
+    return free_.emplace(start, size).first;
+  }
+
   std::mutex mutex_;
-  std::deque<Block> free_;  // the oldest first
-  size_t used_ = 0, waiting_ = 0, most_used_ = 0;
+  Stretches free_, slabs_;
 };
 
 // Never destroyed: tensors may outlive everything else in the process.
@@ -67,16 +102,18 @@ Pool& pool() {
 
 }  // namespace
 
+void* take(size_t bytes) { return pool().take(bytes); }
+void give_back(void* data, size_t bytes) { pool().give_back(data, bytes); }
+
 at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
   // Smaller blocks malloc keeps by itself.
   constexpr size_t kSmall = 1 << 16;
   size_t bytes = options.dtype().itemsize();
   for (const int64_t size : sizes) bytes *= size;
   if (bytes < kSmall) return at::empty(sizes, options);
-  bytes = (bytes + Pool::kAlignment - 1) / Pool::kAlignment * Pool::kAlignment;
-  void* data = pool().take(bytes);
+  void* data = take(bytes);
   return at::from_blob(
-      data, sizes, [bytes](void* p) { pool().give_back(p, bytes); }, options);
+      data, sizes, [bytes](void* p) { give_back(p, bytes); }, options);
 }
 
 }  // namespace dnirnn::cpu

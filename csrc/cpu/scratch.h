@@ -3,39 +3,44 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
 
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 
 namespace dnirnn::cpu {
+
+// Memory of the pool, aligned to a cache line; it goes back with the size it was taken with.
+void* take(size_t bytes);
+void give_back(void* data, size_t bytes);
 
 // A work buffer of one thread. get() may move it: what it held is lost.
 template <typename T>
 class Scratch {
  public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { release(); }
+
   T* get(int64_t count) {
-    const size_t bytes = (count * sizeof(T) + 127) / 64 * 64;
-    if (bytes > size_) {
-      data_.reset();
-      data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-      size_ = data_ ? bytes : 0;
-      TORCH_CHECK(data_, "out of memory for a work buffer of ", bytes, " bytes");
+    const size_t bytes = count * sizeof(T);
+    if (!data_ || bytes > size_) {
+      release();
+      data_ = static_cast<T*>(take(bytes));
+      size_ = bytes;
     }
-    return data_.get();
+    return data_;
   }
 
  private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> data_;
+  void release() {
+    if (data_) give_back(data_, size_);
+    data_ = nullptr;
+  }
+  T* data_ = nullptr;
   size_t size_ = 0;
 };
 
-// at::empty, from memory that dead tensors gave back. What waits for use is never more than what
-// was in use at once.
+// at::empty, from the pool's memory.
 at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 }  // namespace dnirnn::cpu
