@@ -87,9 +87,12 @@ struct Regression {
   const T* target;
   std::vector<T*> values;     // the input of each layer [R, K], and the last one's output
   std::vector<T*> gradients;  // of W_1, b_1, ..., W_D, b_D
-  T* deltas[2];               // gradients of a layer's output, in blocks [U][R][W]
+  T* deltas[2];               // gradients of a layer's output, U blocks [R][W], `block` apart
   T *panels, *errors;         // one a member
   int64_t panel;
+
+  // A row more than there is, so that the blocks are no power of two apart (see lstm.cpp).
+  int64_t block() const { return (rows + 1) * kernel.lanes; }
 
   void run(const Member& me) const {
     T* mine = panels + me.index * panel;
@@ -115,18 +118,24 @@ struct Regression {
     const int64_t W = kernel.lanes, U = (size + W - 1) / W;
     T* to = deltas[(mlp.layers.size() - 1) % 2];
     const T* predicted = values.back();
-    T error = 0;
+    const T share = T(1) / rows;
+    T sums[64] = {};
     for (int64_t u = me.first(U); u < me.last(U); u++) {
+      const int64_t lanes = std::min(W, size - u * W);
       for (int64_t r = 0; r < rows; r++) {
-        for (int64_t lane = 0; lane < W; lane++) {
-          const int64_t j = u * W + lane, at = r * size + j;
-          const T d = j < size ? predicted[at] - target[at] : T(0);
-          error += d * d;
-          to[(u * rows + r) * W + lane] = d / rows;
+        const int64_t at = r * size + u * W;
+        T* row = to + u * block() + r * W;
+        for (int64_t lane = 0; lane < lanes; lane++) {
+          const T d = predicted[at + lane] - target[at + lane];
+          sums[lane] += d * d;
+          row[lane] = share * d;
         }
+        std::fill(row + lanes, row + W, T(0));
       }
     }
-    errors[me.index] = error / (2 * rows);
+    T error = 0;
+    for (int64_t lane = 0; lane < W; lane++) error += sums[lane];
+    errors[me.index] = share * error / 2;
   }
 
   // This member's columns of dW [O, K] = delta^T input, and its part of db.
@@ -142,13 +151,13 @@ struct Regression {
         std::fill(mine + r * wide + columns, mine + (r + 1) * wide, T(0));
       }
       for (int64_t u = 0; u < U; u++)
-        kernel.transposed_product(rows, delta + u * rows * W, mine, dw + u * W * layer.K + column,
+        kernel.transposed_product(rows, delta + u * block(), mine, dw + u * W * layer.K + column,
                                   layer.K, std::min(W, layer.O - u * W), columns, false);
     }
     for (int64_t u = me.first(U); u < me.last(U); u++) {
       T sums[64] = {};
       for (int64_t r = 0; r < rows; r++)
-        for (int64_t lane = 0; lane < W; lane++) sums[lane] += delta[(u * rows + r) * W + lane];
+        for (int64_t lane = 0; lane < W; lane++) sums[lane] += delta[u * block() + r * W + lane];
       std::copy_n(sums, std::min(W, layer.O - u * W), db + u * W);
     }
   }
@@ -158,7 +167,7 @@ struct Regression {
              T* mine) const {
     const int64_t W = kernel.lanes, U = (layer.O + W - 1) / W;
     const int64_t units = (layer.K + W - 1) / W, last = me.last(units);
-    const Rows<T> a{delta, W, rows * W, U * W};
+    const Rows<T> a{delta, W, block(), U * W};
     for (int64_t v = me.first(units); v < last; v += kernel.vectors) {
       const int64_t count = std::min(kernel.vectors, last - v), wide = count * W;
       const int64_t column = v * W, columns = std::min(wide, layer.K - column);
@@ -174,7 +183,7 @@ struct Regression {
           for (int64_t lane = 0; lane < W; lane++) {
             const int64_t j = column + i * W + lane;
             const bool through = j < layer.K && input[r * layer.K + j] > 0;
-            to[((v + i) * rows + r) * W + lane] = through ? product[r * wide + i * W + lane] : T(0);
+            to[(v + i) * block() + r * W + lane] = through ? product[r * wide + i * W + lane] : T(0);
           }
         }
       }
@@ -222,12 +231,12 @@ std::tuple<Tensor, std::vector<Tensor>> regression_as(const Tensor& entered, con
   std::vector<Tensor> result;
   for (const Tensor& tensor : mlp.held) result.push_back(empty(tensor.sizes(), tensor.options()));
   T* values = value_scratch.get(mlp.layers.size() * rows * widest);
-  T* deltas = delta_scratch.get(2 * rows * widest);
+  T* deltas = delta_scratch.get(2 * (rows + 1) * widest);
   Regression<T> pass{kernel, mlp, rows, goal.const_data_ptr<T>(), {}, {}, {}, nullptr, nullptr, panel};
   pass.values.push_back(const_cast<T*>(in.const_data_ptr<T>()));
   for (size_t d = 0; d < mlp.layers.size(); d++) pass.values.push_back(values + d * rows * widest);
   for (const Tensor& tensor : result) pass.gradients.push_back(tensor.mutable_data_ptr<T>());
-  pass.deltas[0] = deltas, pass.deltas[1] = deltas + rows * widest;
+  pass.deltas[0] = deltas, pass.deltas[1] = deltas + (rows + 1) * widest;
   pass.panels = panel_scratch.get(threads * panel);
   pass.errors = error_scratch.get(threads);
   std::fill_n(pass.errors, threads, T(0));

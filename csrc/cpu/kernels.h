@@ -48,11 +48,12 @@ struct Rows {
 template <typename E, typename T = Wide<E>>
 struct CellForward {
   const T* c;       // c before the step, stride `width`
-  E* gates;         // [M, 4, H]: the gates, kept for the backward pass
+  E* gates;         // [M][4][lanes]: the gates, kept for the backward pass
   E* output;        // h', stride `width`
   E* h_next;        // h' again, where the next step reads it, stride `next`; or null, and then
   T* h_sent;        // h', as the state that a chunk ends in
   T* c_next;        // c', stride `next`
+  const T* products;  // [M][4 W]: x P_x, where it was computed before, or null
   int64_t width;    // H
   int64_t next;
   int64_t lanes;    // how many cells of the unit exist
@@ -62,7 +63,7 @@ struct CellForward {
 
 template <typename E, typename T = Wide<E>>
 struct CellBackward {
-  const E* gates;        // [M, 4, H]
+  const E* gates;        // [M][4][lanes]
   const T* c;            // c before the step, stride `width`
   const E* grad_output;  // stride `width`, or null
   const T* dh;           // what came back to h' from the next step, stride `width`
@@ -124,7 +125,8 @@ struct Kernels {
                    E* panel, int64_t wide);
   void (*put_weights)(int64_t first, int64_t count, const T* from, int64_t stride, int64_t columns,
                       E* panel, int64_t wide);
-  // The cell of one unit on bias + x P_x + h P_h, for M rows. The panel [K_x + K_h][4 W].
+  // The cell of one unit on bias + x P_x + h P_h, for M rows. The panel [K_x + K_h][4 W]; K_x is 0
+  // where cell.products holds x P_x.
   void (*cell_forward)(int64_t m, const Rows<E>& x, const Rows<E>& h, const E* panel, const T* bias,
                        const CellForward<E>& cell);
   // The same for one row, on the weights as they lie: w [4 H, K], from the unit's first row on.

@@ -314,11 +314,11 @@ template <typename T>
 DNIRNN_INLINE void finish_cell(CellGates<Vec<T>> gates, int64_t row, const CellForward<T>& cell) {
   Vec<T> c = load(cell.c + row * cell.width, cell.lanes);
   const Vec<T> out = cell_forward<typename MathOf<T>::type>(gates, c);
-  T* to = cell.gates + row * 4 * cell.width;
+  T* to = cell.gates + row * 4 * cell.lanes;
   store(to, gates.i, cell.lanes);
-  store(to + cell.width, gates.f, cell.lanes);
-  store(to + 2 * cell.width, gates.g, cell.lanes);
-  store(to + 3 * cell.width, gates.o, cell.lanes);
+  store(to + cell.lanes, gates.f, cell.lanes);
+  store(to + 2 * cell.lanes, gates.g, cell.lanes);
+  store(to + 3 * cell.lanes, gates.o, cell.lanes);
   const Vec<T> rounded = cell.round ? round_bfloat16(out) : out;
   store(cell.output + row * cell.width, rounded, cell.lanes);
   if (cell.h_next) {
@@ -337,6 +337,14 @@ void cell_forward_tile(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* p
   for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
     for (int v = 0; v < 4; v++) acc[r][v] = load(bias + v * W<T>);
+  }
+  if (cell.products) {
+    const Wide<T>* from = cell.products + m * 4 * W<T>;
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; v++) acc[r][v] += load(from + (r * 4 + v) * W<T>);
+    }
   }
   multiply<T, R, 4>(acc, from_row(x, m), panel, 4);
   constexpr int64_t rows = Multiplied<T>::rows;
@@ -398,10 +406,10 @@ void cell_backward_rows(int64_t m, const CellBackward<T>& cell) {
   using M = typename MathOf<T>::type;
   for (int64_t row = 0; row < m; row++) {
     const int64_t at = row * cell.width;
-    const T* from = cell.gates + 4 * at;
+    const T* from = cell.gates + row * 4 * cell.lanes;
     const CellGates<Vec<T>> gates{
-        load(from, cell.lanes), load(from + cell.width, cell.lanes),
-        load(from + 2 * cell.width, cell.lanes), load(from + 3 * cell.width, cell.lanes)};
+        load(from, cell.lanes), load(from + cell.lanes, cell.lanes),
+        load(from + 2 * cell.lanes, cell.lanes), load(from + 3 * cell.lanes, cell.lanes)};
     Vec<T> dh = load(cell.dh + at, cell.lanes);
     if (cell.grad_output) dh += load(cell.grad_output + at, cell.lanes);
     Vec<T> dc = load(cell.dc + at, cell.lanes);

@@ -84,7 +84,9 @@ void pack_columns(const Kernels<E>& kernel, const Wide<E>* w, int64_t H, int64_t
   }
 }
 
-// What one step of one chunk is given, kept for the backward pass: h and c as the step used them.
+// What one step of one chunk is given, kept for the backward pass: h and c as the step used them,
+// and its gates, unit after unit in [B][4][W] (the last one narrower): each is written and read by
+// itself, and rows of all gates would be pages apart.
 template <typename E>
 struct Histories {
   E* h;
@@ -95,6 +97,8 @@ struct Histories {
   int64_t row(int64_t layer, int64_t k, int64_t n) const {
     return ((layer * s.K + k) * s.N + n) * s.B;
   }
+  // Of the unit whose first column is j.
+  E* gates_of(int64_t row, int64_t j) const { return gates + 4 * (row * s.H + j * s.B); }
 };
 
 template <typename E, typename T = Wide<E>>
@@ -111,7 +115,7 @@ struct Forward {
   T* sent;
   Histories<E> kept;
   E* panels;
-  T* biases;
+  T *biases, *products;
 
   E* layer_output(int64_t layer) const {
     return layer + 1 == s.L ? output : between + layer * s.T * s.B * s.H;
@@ -143,6 +147,8 @@ struct Forward {
 
   // One row and so few steps that reading the weights as they lie costs less than packing them.
   static bool direct(const Sizes& s) { return s.B == 1 && s.T <= 2; }
+  // So few rows that a step's do not fill a tile: then the products of x are of all steps at once.
+  static bool all_steps_of_x(const Sizes& s) { return s.B <= 8 && s.T > 1 && !direct(s); }
   // Panels that are needed at once: those of one step are used and forgotten.
   static int64_t panel_count(const Sizes& s, int64_t units, int64_t threads) {
     return s.T == 1 ? threads : units;
@@ -183,12 +189,13 @@ struct Forward {
     E* out = layer_output(layer) + t * s.B * s.H;
     T* end = sent + n * s.B * s.S + layer * 2 * s.H;
     const int64_t after = last ? 0 : kept.row(layer, k + 1, n) * s.H;
-    const Rows<E> rows_x{in, I, W, I}, rows_h{kept.h + row * s.H, s.H, W, s.H};
+    const bool ahead = all_steps_of_x(s);
+    const Rows<E> rows_x{in, I, W, ahead ? 0 : I}, rows_h{kept.h + row * s.H, s.H, W, s.H};
     for (int64_t u = u0; u < u1; u++) {
       const int64_t j = u * W;
       CellForward<E> cell{};
       cell.c = kept.c + row * s.H + j;
-      cell.gates = kept.gates + row * 4 * s.H + j;
+      cell.gates = kept.gates_of(row, j);
       cell.output = out + j;
       cell.h_next = last ? nullptr : kept.h + after + j;
       cell.h_sent = end + j;
@@ -211,6 +218,12 @@ struct Forward {
         kernel.pack_rows(w.w_hh + j * s.H, s.H * s.H, 4, cell.lanes, cell.lanes, s.H,
                          panel + depth_x * 4 * W);
       }
+      if (ahead) {
+        T* to = products + u * s.T * s.B * 4 * W;
+        if (t == 0) kernel.product(s.T * s.B, {in, I, W, I}, panel, to, 4 * W, 4 * W);
+        cell.products = to + t * s.B * 4 * W;
+        panel += depth_x * 4 * W;
+      }
       kernel.cell_forward(s.B, rows_x, rows_h, panel, bias, cell);
     }
   }
@@ -232,9 +245,9 @@ struct Backward {
   T* grad_state;  // null where it is not wanted
   std::vector<Layer<T>> grads;  // const only in name
   int64_t group_steps;
-  // Work: the gradients on their way back [N B, H]; those of the gates [4 U][group rows][W], and as
-  // panels of a product over their rows, where that is not the same; the packed weights; each
-  // thread's panel of the inputs; the gradient of a layer's input.
+  // Work: the gradients on their way back [N B, H]; those of the gates, 4 U blocks [group rows][W],
+  // `block` apart, and as panels of a product over their rows, where that is not the same; the
+  // packed weights; each thread's panel of the inputs; the gradient of a layer's input.
   T *dh, *dc;
   E *d_gates, *d_panels, *panels_h, *panels_x, *inputs, *grad_between;
 
@@ -285,17 +298,22 @@ struct Backward {
 
   int64_t group_rows() const { return panel_rows<E>(group_steps * s.N * s.B); }
 
+  int64_t block() const { return block_of(group_rows(), kernel.lanes); }
+  // A row more than there is: a power of two apart, the blocks would lie in the same sets of the
+  // caches, of which a product reads a few lines of all.
+  static int64_t block_of(int64_t rows, int64_t W) { return (rows + panel_rows<E>(1)) * W; }
+
   // The gate gradients of a group, of units [u0, u1), as panels.
   void put_gates(int64_t rows, int64_t u0, int64_t u1) const {
     if (d_panels == d_gates) return;
-    const int64_t W = kernel.lanes, block = group_rows() * W;
+    const int64_t W = kernel.lanes, block = this->block();
     for (int64_t i = 4 * u0; i < 4 * u1; i++)
       kernel.put_rows(0, rows, d_gates + i * block, W, W, d_panels + i * block, W);
   }
 
   // The gradients of the gates of step k of every chunk, for units [u0, u1).
   void cells(int64_t layer, int64_t k, int64_t low, const E* above, int64_t u0, int64_t u1) const {
-    const int64_t W = kernel.lanes, block = group_rows() * W, rows = s.N * s.B;
+    const int64_t W = kernel.lanes, block = this->block(), rows = s.N * s.B;
     for (int64_t u = u0; u < u1; u++) {
       const int64_t j = u * W;
       for (int64_t n = 0; n < s.N; n++) {
@@ -307,7 +325,7 @@ struct Backward {
         }
         const int64_t row = kept.row(layer, k, n), here = n * s.B * s.H + j;
         CellBackward<E> cell{};
-        cell.gates = kept.gates + row * 4 * s.H + j;
+        cell.gates = kept.gates_of(row, j);
         cell.c = kept.c + row * s.H + j;
         cell.grad_output = above ? above + (n * s.K + k) * s.B * s.H + j : nullptr;
         cell.dh = dh + here;
@@ -325,7 +343,7 @@ struct Backward {
   void back(const Member& me, int64_t layer, int64_t k, int64_t low, int64_t j0, int64_t j1) const {
     if (k == 0 && !grad_state && !grad_probe) return;
     const int64_t W = kernel.lanes, U = (s.H + W - 1) / W, rows = s.chunks(k) * s.B;
-    const Rows<E> a{d_gates + (k - low) * s.N * s.B * W, W, group_rows() * W, 4 * U * W};
+    const Rows<E> a{d_gates + (k - low) * s.N * s.B * W, W, block(), 4 * U * W};
     for (int64_t j = j0; j < j1; j += 4 * W) {
       const int64_t columns = std::min(4 * W, j1 - j);
       // Packed at its first use; where that is the only one, it is forgotten.
@@ -359,7 +377,7 @@ struct Backward {
                         bool first) const {
     const int64_t W = kernel.lanes, U = (s.H + W - 1) / W, I = s.input(layer);
     const int64_t units_x = (I + W - 1) / W, units = units_x + U, wide = kernel.weight_vectors;
-    const int64_t rows = (high - low) * s.N * s.B, block = group_rows() * W;
+    const int64_t rows = (high - low) * s.N * s.B, block = this->block();
     E* panel = inputs + me.index * group_rows() * wide * W;
     const Layer<T>& grad = grads[layer];
     int64_t unit = me.first(units);
@@ -429,7 +447,7 @@ struct Backward {
       const int64_t r0 = split_rows ? me.first(whole) : 0;
       const int64_t r1 = split_rows ? me.last(whole) : whole;
       const int64_t row = (k - low) * s.N * s.B + n * s.B + r0;
-      const Rows<E> a{d_gates + row * W, W, group_rows() * W, 4 * U * W};
+      const Rows<E> a{d_gates + row * W, W, block(), 4 * U * W};
       E* c = to + ((n * s.K + k) * s.B + r0) * I;
       for (int64_t j = 0; j < I; j += 4 * W)
         kernel.narrow_product(r1 - r0, a, panels_x + j * 4 * U * W, c + j, I, std::min(4 * W, I - j));
@@ -484,7 +502,7 @@ ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
       history.select(2, s.N - 1).slice(1, s.steps(s.N - 1)).zero_();
 
   static thread_local Scratch<E> panel_scratch;
-  static thread_local Scratch<T> bias_scratch;
+  static thread_local Scratch<T> bias_scratch, product_scratch;
   const Kernels<E>& kernel = kernels<E>();
   const int64_t W = kernel.lanes, U = (s.H + W - 1) / W;
   const int64_t widest = s.L > 1 ? std::max(s.I, s.H) : s.I;
@@ -506,7 +524,10 @@ ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
                         sent.mutable_data_ptr<T>(),
                         {write<E>(h), c.mutable_data_ptr<T>(), write<E>(gates), s},
                         panel_scratch.get(panels * depth * 4 * W),
-                        bias_scratch.get(U * 4 * W)};
+                        bias_scratch.get(U * 4 * W),
+                        Forward<E>::all_steps_of_x(s)
+                            ? product_scratch.get(s.T * s.B * U * 4 * W)
+                            : nullptr};
   run_team(threads, [&](const Member& me) { pass.run(me); });
 
   Tensor synthetic = estimator.empty() ? at::empty({0}, options) : predict(sent, estimator, scale);
@@ -551,8 +572,9 @@ BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
   const int64_t group_rows = panel_rows<E>(group_steps * rows);
   const double flops = 2.0 * rows * 4 * s.H * (s.I + s.H);
   const int64_t threads = team_size(U, flops);
-  E* gates_work = d_gates.get(4 * U * W * group_rows);
-  E* gates_panels = ElementOf<E>::rows == 1 ? gates_work : d_panels.get(4 * U * W * group_rows);
+  const int64_t gates_size = 4 * U * Backward<E>::block_of(group_rows, W);
+  E* gates_work = d_gates.get(gates_size);
+  E* gates_panels = ElementOf<E>::rows == 1 ? gates_work : d_panels.get(gates_size);
   const Backward<E> pass{s,
                          kernel,
                          out_in.defined() ? read<E>(out_in) : nullptr,
