@@ -89,20 +89,24 @@ def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> di
     targets = targets_of(apart, live, tensors, unit) if apart else ()
     jacobians = {id(cut): jacobian(cut) for cut in live if cut.estimator.needs_jacobian}
 
-    torch.autograd.backward(tensors, [torch.ones_like(loss), *(unit * cut.synthetic for cut in live)])
+    torch.autograd.backward(tensors, [None, *(unit * cut.synthetic for cut in live)])
     for cut, target in zip(apart, targets):
         cut.probe.grad = target
 
     if not live:
         return {}
     errors = [accumulate(cut, unit, jacobians.get(id(cut))) for cut in live]
-    found = {"estimator_error": torch.stack(errors).mean()}
+    found = {"estimator_error": mean(errors)}
     ahead = [
         cut.estimator.ahead.accumulate(*cut.ahead[:2], weight=cut.ahead[2])
         for cut in live
         if cut.ahead is not None
     ]
-    return {**found, "auxiliary_error": torch.stack(ahead).mean()} if ahead else found
+    return {**found, "auxiliary_error": mean(ahead)} if ahead else found
+
+
+def mean(errors: list[Tensor]) -> Tensor:
+    return errors[0] if len(errors) == 1 else torch.stack(errors).mean()
 
 
 def charged(loss: Tensor, interfaces: list[Interface], unit: float) -> Tensor:
