@@ -290,6 +290,9 @@ DNIRNN_INLINE void multiply_once(Vec<T> (&acc)[R][V], const T* entries, int64_t 
   }
 }
 
+// Blocks of the left side that are asked for before they are needed.
+constexpr int64_t AHEAD = 4;
+
 // acc [R][V] += A P, the panel's rows `wide` vectors apart.
 template <typename T, int R, int V>
 DNIRNN_INLINE void multiply(Vec<T> (&acc)[R][V], const Rows<T>& a, const T* panel, int64_t wide) {
@@ -297,6 +300,10 @@ DNIRNN_INLINE void multiply(Vec<T> (&acc)[R][V], const Rows<T>& a, const T* pane
   const T* block = a.data;
   for (int64_t k = 0; k < a.depth; k += W<T>, block += a.block) {
     const int64_t n = a.depth - k < W<T> ? a.depth - k : W<T>;
+    // Another core has written these a moment ago, and may share no cache with this one: then they
+    // come late, and as the blocks lie apart the hardware does not ask for them in time.
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++) __builtin_prefetch(block + AHEAD * a.block + r * a.row);
     int64_t i = 0;
     for (; i + rows <= n; i += rows, panel += wide * W<T> * rows)
       multiply_once<T, R, V, true>(acc, block + i, a.row, panel);
