@@ -82,10 +82,11 @@ unsigned* waits_at(const Tensor& waits, int64_t layer) {
   return reinterpret_cast<unsigned*>(waits.mutable_data_ptr<int>()) + layer * kWaits;
 }
 
-// w_ih, w_hh, b_ih, b_hh of a layer. In rows: the same product whatever the strides were.
-std::vector<Tensor> layer_of(at::TensorList weights, int64_t layer) {
+// w_ih, w_hh, b_ih, b_hh of a layer, in x's dtype. In rows: the same product whatever the strides were.
+std::vector<Tensor> layer_of(at::TensorList weights, int64_t layer, at::ScalarType type) {
   std::vector<Tensor> rows;
-  for (const Tensor& weight : weights.slice(4 * layer, 4)) rows.push_back(weight.contiguous());
+  for (const Tensor& weight : weights.slice(4 * layer, 4))
+    rows.push_back(weight.to(type).contiguous());
   return rows;
 }
 
@@ -141,7 +142,7 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
   Tensor product = at::empty({together ? 0 : s.B, 4 * s.H}, held);
   Tensor input = to_chunks(s, x);
   for (int64_t layer = 0; layer < s.L; layer++) {
-    const std::vector<Tensor> w = layer_of(weights, layer);
+    const std::vector<Tensor> w = layer_of(weights, layer, x.scalar_type());
     const Tensor w_hh = w[1].t();
     const bool last = layer + 1 == s.L;
     const Tensor out = last ? output : between[layer];
@@ -210,7 +211,7 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
   Tensor dh = at::empty({together ? 0 : rows, s.H}, held), dc = at::empty({rows, s.H}, held);
   Tensor above;
   for (int64_t layer = s.L - 1; layer >= 0; layer--) {
-    const std::vector<Tensor> w = layer_of(weights, layer);
+    const std::vector<Tensor> w = layer_of(weights, layer, x.scalar_type());
     const bool top = layer + 1 == s.L;
     const Backward pass{s,
                         type,
@@ -248,10 +249,11 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
     for (int i = 0; i < 2; i++) {
       Tensor grad = at::empty({4 * s.H, inputs[i].size(1)}, held);
       multiply(grad, back, inputs[i]);
-      grads[4 * layer + i] = grad.to(x.scalar_type());
+      grads[4 * layer + i] = grad.to(weights[4 * layer + i].scalar_type());
     }
     // Both biases have the same gradient, each a tensor of its own.
-    grads[4 * layer + 2] = at::sum(all, {0}, false, held.dtype().toScalarType()).to(x.scalar_type());
+    grads[4 * layer + 2] = at::sum(all, {0}, false, held.dtype().toScalarType())
+                               .to(weights[4 * layer + 2].scalar_type());
     grads[4 * layer + 3] = grads[4 * layer + 2].clone();
     if (layer > 0) {
       above = at::empty({s.K * rows, s.H}, held);
