@@ -32,7 +32,8 @@ BIT_SEQUENCES: dict[str, dict[str, Any]] = {
         estimator_hidden=("linear",),
         estimator_lr=1e-3,
         minutes=0.25,
-        evaluate_every=5_000,
+        evaluate_every=20_000,
+        log_every=20_000,
     ),
     "cpu": dict(
         bits=1,
@@ -43,7 +44,8 @@ BIT_SEQUENCES: dict[str, dict[str, Any]] = {
         estimator_hidden=("linear",),
         estimator_lr=1e-3,
         minutes=0.75,
-        evaluate_every=8_000,
+        evaluate_every=100_000,
+        log_every=100_000,
     ),
     "gpu": dict(
         bits=8,
@@ -53,7 +55,8 @@ BIT_SEQUENCES: dict[str, dict[str, Any]] = {
         lr=7e-5,
         estimator_lr=7e-5,
         minutes=30.0,
-        evaluate_every=200_000,
+        evaluate_every=800_000,
+        log_every=800_000,
         device="cuda",
     ),
 }
