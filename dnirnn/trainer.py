@@ -63,8 +63,6 @@ PROGRESS = (
     "best",
     "evaluations_since_best",
 )
-
-
 # What of an update's row can be not finite, and what it is called; the first that is, is named.
 NOT_FINITE = {
     "nats": "loss",
@@ -124,6 +122,10 @@ class TrainerConfig:
     estimator_optimizer, estimator_lr, estimator_options: the same for the estimator.
     clip, estimator_clip: largest norm of the gradient (of all parameters of the core, of the
         estimator); None: not clipped.
+    lift, estimator_lift: smallest norm of it: a shorter gradient is scaled up, but for zero; None:
+        not lifted.
+    warm_up, blend: updates in which the estimator is fitted and not used, and those after them over
+        which its scale rises to the whole by equal steps.
     micro_batch: rows computed at once; their gradients add up to the whole batch's. It must divide
         the batch size. None: all rows. (Dropout's masks are drawn per piece.)
     schedule, schedule_options: a class's name in torch.optim.lr_scheduler and its arguments,

@@ -37,7 +37,7 @@ def examine() -> Iterator[tuple[str, str]]:
 
 PACKAGES = {
     "datasets": "downloads Penn Treebank",
-    "matplotlib": "draws the plots of compare and demo",
+    "matplotlib": "draws the plots of compare, demo, reproduce, fidelity and detectors",
     "tensorboard": "train --tensorboard",
 }
 
