@@ -536,7 +536,9 @@ class TrainingOptions(Checked):
     estimator_optimizer_options: tuple = option(
         (), "its further options", "KEY=VALUE", parse=key_value, many=True
     )
-    estimator_lr: float = option(1e-4, "the predictor's learning rate", "RATE", above=0)
+    estimator_lr: float = option(
+        1e-4, "the predictor's learning rate; least-squares has none", "RATE", above=0
+    )
     estimator_clip: float = option(
         0.0, "longest gradient of the predictor in an update; 0: no limit", "NORM", at_least=0
     )
@@ -618,14 +620,19 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def with_value(options: Any, name: str, value: Any) -> dict[str, Any]:
-    """An option's value, and the defaults of those options that do not go with it."""
-    rules = {field.name: field.metadata["where"] for field in dataclasses.fields(options)}
-    defaults = {field.name: field.default for field in dataclasses.fields(options)}
-    apart = [other for other, rule in rules.items() if rule and rule[0] == name]
-    return {
-        name: value, **{other: defaults[other] for other in apart if value not in rules[other][1]}
-    }
+def with_value(
+    options: Any, name: str, value: Any, among: Iterable[Any] | None = None
+) -> dict[str, Any]:
+    """An option's value, and the defaults of those options that do not go with it.
+
+    among: of those only that go with one of these values; None: of all.
+    """
+    found = {name: value}
+    for field in dataclasses.fields(options):
+        of, allowed = field.metadata["where"] or (None, ())
+        if of == name and value not in allowed and (among is None or set(among) & set(allowed)):
+            found[field.name] = field.default
+    return found
 
 
 def for_each(options: type, name: str, values: Iterable[Any]) -> list[dict[str, Any]]:
@@ -634,20 +641,7 @@ def for_each(options: type, name: str, values: Iterable[Any]) -> list[dict[str, 
     So one set of options serves them all: each reads its own.
     """
     values = list(dict.fromkeys(values))
-    return [
-        {
-            name: value,
-            **{
-                field.name: field.default
-                for field in dataclasses.fields(options)
-                if (rule := field.metadata["where"])
-                and rule[0] == name
-                and value not in rule[1]
-                and set(values) & set(rule[1])
-            },
-        }
-        for value in values
-    ]
+    return [with_value(options, name, value, values) for value in values]
 
 
 def annotations(kind: type) -> set[str]:

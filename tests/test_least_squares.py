@@ -135,7 +135,7 @@ def test_learns_from_correlated_units_what_descent_does_not():
             optimizer.zero_grad()
         state = torch.randn(1000, 8).double() @ mix.T
         true = F.linear(state, weight)
-        return float((estimator(state) - true).norm() / true.norm())
+        return float((estimator(state).detach() - true).norm() / true.norm())
 
     solved = left_after_fits(LeastSquares(8, ridge=1e-6).double())
     descended = left_after_fits(SyntheticGradient(8, normalise=True).double())

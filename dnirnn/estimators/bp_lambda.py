@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn.estimators.base import GradientEstimator
-from dnirnn.estimators.synthetic import check_knobs
+from dnirnn.estimators.synthetic import check_knobs, check_sizes
 
 
 class BPLambda(GradientEstimator):
@@ -56,9 +56,7 @@ class BPLambda(GradientEstimator):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        for name, size in (("state_size", state_size), ("batch_size", batch_size)):
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{name} must be at least 1, an int; got {size!r}")
+        check_sizes(state_size=state_size, batch_size=batch_size)
         check_knobs(scale=scale, discount=discount, trace_decay=trace_decay)
         shape = (batch_size, state_size, state_size * (state_size + 1))
         dtype = dtype or torch.get_default_dtype()

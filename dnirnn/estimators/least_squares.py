@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn.estimators.base import GradientEstimator
-from dnirnn.estimators.synthetic import check_knobs
+from dnirnn.estimators.synthetic import check_knobs, check_sizes
 
 
 class LeastSquares(GradientEstimator):
@@ -20,8 +20,8 @@ class LeastSquares(GradientEstimator):
     So it has no learning rate, and it tracks a core that moves: a target counts for about
     1 / (1 - forgetting) fits. Descent on the same error needs many more, because the units of a
     recurrent state are strongly correlated. Where the targets are noise, ridge holds what it says
-    near zero. It says zero until the first solution. It takes a matrix of S + 1 squared, and a solution takes
-    (S + 1)^3 / 3 + 2 S (S + 1)^2 flops.
+    near zero. It says zero until the first solution. It takes a matrix of S + 1 squared, and a
+    solution takes (S + 1)^3 / 3 + 2 S (S + 1)^2 flops.
 
     state_size: S of the core.
     scale, discount: as for SyntheticGradient, and the targets too; here a scale of 1 and a discount
@@ -63,10 +63,8 @@ class LeastSquares(GradientEstimator):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        sizes = (("state_size", state_size, 1), ("context_size", context_size, 0))
-        for name, size, least in (*sizes, ("solve_every", solve_every, 1)):
-            if not isinstance(size, int) or isinstance(size, bool) or size < least:
-                raise ValueError(f"{name} must be at least {least}, an int; got {size!r}")
+        check_sizes(state_size=state_size, solve_every=solve_every)
+        check_sizes(0, context_size=context_size)
         check_knobs(
             scale=scale, discount=discount, trace_decay=trace_decay, forgetting=forgetting,
             ridge=ridge,

@@ -85,12 +85,10 @@ class SyntheticGradient(GradientEstimator):
         super().__init__()
         if not isinstance(hidden, Sequence):
             raise TypeError(f"hidden must be a sequence of widths, () for none; got {hidden!r}")
-        sizes = [state_size, *hidden, state_size]
-        for name, size in zip(["state_size", *["hidden"] * len(hidden)], sizes):
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{name} must be at least 1, an int; got {size!r}")
-        if not isinstance(context_size, int) or isinstance(context_size, bool) or context_size < 0:
-            raise ValueError(f"context_size must be at least 0, an int; got {context_size!r}")
+        check_sizes(state_size=state_size)
+        for width in hidden:
+            check_sizes(hidden=width)
+        check_sizes(0, context_size=context_size)
         check_knobs(scale=scale, discount=discount, auxiliary=auxiliary, trace_decay=trace_decay)
         if dense and trace_decay:
             raise ValueError(f"dense targets have no trace_decay; got {trace_decay!r}")
@@ -99,7 +97,7 @@ class SyntheticGradient(GradientEstimator):
         self.dense, self.trace_decay = dense, float(trace_decay)
         self.terminal_target, self.needs_context = terminal_target, context_size > 0
         made = {"device": device, "dtype": dtype}
-        widths = [state_size + context_size, *sizes[1:]]
+        widths = [state_size + context_size, *hidden, state_size]
         self.layers = nn.ModuleList(nn.Linear(i, o, **made) for i, o in zip(widths, widths[1:]))
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
@@ -177,6 +175,13 @@ class SyntheticGradient(GradientEstimator):
         for name in ("context_size", "normalise", "dense", "trace_decay", "auxiliary"):
             said += f", {name}={getattr(self, name)}" if getattr(self, name) else ""
         return said if self.terminal_target else f"{said}, terminal_target=False"
+
+
+def check_sizes(least: int = 1, **sizes: int) -> None:
+    """Raises ValueError naming the size that is no int of at least ``least``."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < least:
+            raise ValueError(f"{name} must be at least {least}, an int; got {size!r}")
 
 
 def check_knobs(**knobs: float) -> None:
