@@ -14,6 +14,7 @@ from dnirnn.tasks.curves import points
 from dnirnn.tasks.runs import Failure, Run, checked, run_missing, write_csv, write_log
 from dnirnn.tasks.task import Figure, steps_per_update
 from dnirnn.tasks.training import TASKS, figures_of
+from dnirnn.trainer import LOG
 
 ARM = ("core", "truncation", "estimator", "seed", "lr")
 
@@ -80,7 +81,7 @@ def report(task: str, runs: Sequence[Run], folder: Path, notice: str) -> None:
     done = [(run, result) for run in runs if (result := run.result()) is not None]
     if not done:
         return
-    paths = [folder / name for name in ("results.csv", "log.jsonl", "curves.png")]
+    paths = [folder / name for name in ("results.csv", LOG, "curves.png")]
     arms = [(run, {name: getattr(run.options, name) for name in ARM}) for run, _ in done]
     write_csv(paths[0], arms, figures)
     write_log(paths[1], arms)
@@ -107,17 +108,29 @@ def report(task: str, runs: Sequence[Run], folder: Path, notice: str) -> None:
 def curve_of(run: Run, key: str, named: bool) -> plots.Curve:
     options = run.options
     network = f"{options.core}, {options.truncation}" if named else f"{options.truncation}"
-    estimator = NAMES.get(options.estimator, options.estimator)
+    estimator = NAMES[options.estimator]
     return plots.Curve(
         f"{network} steps, {estimator}",
         network,
-        STYLES.get(options.estimator, ":"),
-        points(run.folder / "log.jsonl", key),
+        STYLES[options.estimator],
+        points(run.folder / LOG, key),
     )
 
 
-NAMES = {"none": "BPTT", "dni": "DNI", "true": "true gradient"}
-STYLES = {"none": "--", "dni": "-"}
+NAMES = {
+    "none": "BPTT",
+    "dni": "DNI",
+    "least-squares": "least squares",
+    "bp-lambda": "BP(lambda)",
+    "true": "true gradient",
+}
+STYLES = {
+    "none": "--",
+    "dni": "-",
+    "least-squares": "-.",
+    "bp-lambda": (0, (5, 1, 1, 1, 1, 1)),
+    "true": ":",
+}
 
 
 def table(done: Sequence[tuple[Run, dict]], figures: Sequence[Figure], unit: str) -> str:

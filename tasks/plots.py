@@ -20,7 +20,7 @@ class Curve(NamedTuple):
 
     name: str
     colour: str
-    style: str
+    style: str | tuple
     points: list[Point]
 
 
@@ -89,7 +89,7 @@ def draw_row(axes, curves: Sequence[Curve], looks: dict, lower: bool) -> None:
             axis.plot(
                 x,
                 [fmean(row) for row in values],
-                style,
+                linestyle=style,
                 color=shown,
                 linewidth=1.8,
                 marker=marker,

@@ -14,6 +14,7 @@ from dnirnn.tasks import compare, plots, runs
 from dnirnn.tasks.char_lm import FIGURES, CharLMOptions
 from dnirnn.tasks.cli import main
 from dnirnn.tasks.curves import Point
+from dnirnn.tasks.options import ESTIMATORS
 
 WORDS = "--hidden 4 --embedding 4 --batch 4 --evaluate-every 100 --quiet".split()
 SHORT = [*WORDS, "--updates", "12", "--truncations", "2", "5"]
@@ -254,4 +255,18 @@ def test_the_picture_has_two_panels_a_row_and_a_line_an_arm(tmp_path, monkeypatc
 
 def test_a_curve_of_one_point_is_drawn(tmp_path):
     plots.learning_curves({"": [curve("2", "2", [3])]}, tmp_path / "a.png", "bits", "x", "title")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_every_estimator_has_a_name_and_a_line_of_its_own():
+    assert set(compare.NAMES) == set(compare.STYLES) == set(ESTIMATORS)
+    assert len(set(compare.NAMES.values())) == len(set(compare.STYLES.values())) == len(ESTIMATORS)
+
+
+def test_a_line_is_drawn_in_any_style(tmp_path):
+    lines = [
+        plots.Curve(name, "2", style, [Point(1, 2, 3, 4), Point(2, 3, 4, 3)])
+        for name, style in compare.STYLES.items()
+    ]
+    plots.learning_curves({"": lines}, tmp_path / "a.png", "bits", "x", "title")
     assert (tmp_path / "a.png").stat().st_size > 1000
