@@ -1,9 +1,8 @@
 """The cores that ``--core`` names, made from the options that go with each."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import nn

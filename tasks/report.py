@@ -1,11 +1,10 @@
 """What reproduce writes: the paper's table and ours, at equal data, seconds and updates."""
 
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dnirnn.tasks import plots
 from dnirnn.tasks.cores import described
@@ -13,7 +12,7 @@ from dnirnn.tasks.curves import Point, points, reading, spent
 from dnirnn.tasks.options import flag, to_arguments
 from dnirnn.tasks.progress import minutes
 from dnirnn.tasks.recipes import BPTT, Arm, Column, Recipe
-from dnirnn.tasks.runs import Failure, Run, write_csv, write_log, write_whole
+from dnirnn.tasks.runs import Failure, Run, write_csv, write_log, write_rows, write_whole
 from dnirnn.tasks.task import Figure
 from dnirnn.tasks.training import TASKS, figures_of
 from dnirnn.trainer import LOG
@@ -414,14 +413,7 @@ def write_table(path: Path, recipe: Recipe, tables: Sequence[Table]) -> None:
             "quoted": theirs.get(cell.column.truncation),
         }
 
-    rows = [row(table, cell) for table in tables for cell in table.cells]
-
-    def write(file: IO[str]) -> None:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-    write_whole(path, write)
+    write_rows(path, [row(table, cell) for table in tables for cell in table.cells])
 
 
 def draw(recipe: Recipe, traces: Sequence[Trace], path: Path, notice: str) -> None:

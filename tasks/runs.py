@@ -18,7 +18,7 @@ from dnirnn.tasks.options import remembered, to_arguments
 from dnirnn.tasks.progress import bar, fraction, minutes, move
 from dnirnn.tasks.task import Figure
 from dnirnn.tasks.training import TASKS, figures_of
-from dnirnn.trainer import RESULT, check_config, read_json
+from dnirnn.trainer import LOG, RESULT, check_config, read_json
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 60.0  # what a run may take to finish its update and save
@@ -139,7 +139,7 @@ class Child:
     def share(self) -> float:
         """How much of its budget the run has used, by the last row of its log."""
         try:
-            with open(self.run.folder / "log.jsonl", "rb") as log:
+            with open(self.run.folder / LOG, "rb") as log:
                 log.seek(-min(2048, log.seek(0, os.SEEK_END)), os.SEEK_CUR)
                 rows = log.read().split(b"\n")
             return fraction(self.run.options, json.loads(rows[-2]))
@@ -191,10 +191,14 @@ def write_csv(path: Path, arms: Sequence[tuple[Run, dict]], figures: Sequence[Fi
             **{name: result[name] for name in SPENT},
         }
 
-    rows = [row(run, arm) for run, arm in arms]
+    write_rows(path, [row(run, arm) for run, arm in arms])
+
+
+def write_rows(path: Path, rows: Sequence[dict]) -> None:
+    """Writes a CSV with a line a row, and one before them of the first row's names."""
 
     def write(partial: IO[str]) -> None:
-        writer = csv.DictWriter(partial, list(rows[0]))
+        writer = csv.DictWriter(partial, list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows(rows)
 
@@ -206,7 +210,7 @@ def write_log(path: Path, arms: Sequence[tuple[Run, dict]]) -> None:
 
     def write(partial: IO[str]) -> None:
         for run, arm in arms:
-            for row in read_log(run.folder / "log.jsonl"):
+            for row in read_log(run.folder / LOG):
                 partial.write(json.dumps({"run": run.name, **arm, **row}) + "\n")
 
     write_whole(path, write)

@@ -103,5 +103,3 @@ def trainer_config(options: Any, symbols_per_update: float, decay: str) -> Train
         seed=options.seed,
         tensorboard=options.tensorboard,
     )
-
-

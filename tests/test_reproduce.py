@@ -256,6 +256,13 @@ def test_a_run_that_fails_is_marked_and_does_not_stop_the_others(made, tmp_path,
     assert [row["run"] for row in results] == ["bptt-T2-seed0"]
 
 
+def test_where_every_run_fails_the_report_says_how_far_they_came(made, tmp_path):
+    late = BROKEN._replace(changes=dict(lr=1e30, evaluate_every=1))
+    assert made(dataclasses.replace(COPY, arms=(late,), truncations=(2,)))[0] == 1
+    assert "† broken-T2-seed0 failed" in (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "results.csv").read_text().strip() == ""
+
+
 @pytest.fixture
 def text(tmp_path):
     (tmp_path / "tiny.txt").write_text("tick tock the clock\n" * 60)
