@@ -75,14 +75,34 @@ Tensor cast(const Tensor& tensor, at::ScalarType type) {
   return tensor.scalar_type() == type ? tensor : tensor.to(type);
 }
 
-// What was saved of a module that ticked, behind the weights of all: its input, then, of an LSTM,
-// h, c, gates, between; of a plain layer, what it started from, its output, an empty history.
+// What was saved of a module that ticked, behind the weights of all: its input (of the slowest,
+// which hears nobody, x itself, so that a change of x is noticed), then, of an LSTM, h, c, gates,
+// between; of a plain layer, what it started from, its output, an empty history.
 constexpr int64_t saved_of(bool lstm) { return lstm ? 5 : 4; }
+
+// What the cells' operators can't see, or see of one module alone.
+void check(const Tensor& x, const Tensor& state, at::TensorList weights, at::IntArrayRef periods,
+           bool lstm) {
+  const int64_t M = periods.size();
+  TORCH_CHECK_VALUE(x.dim() == 3 && x.size(0) > 0 && x.size(1) > 0,
+                    "x must be [T, B, I] with T and B at least 1; got ", x.sizes());
+  TORCH_CHECK_VALUE(M > 0 && *std::min_element(periods.begin(), periods.end()) > 0,
+                    "periods must be of at least 1 step, one a module; got ", periods);
+  TORCH_CHECK_VALUE(static_cast<int64_t>(weights.size()) == 4 * M,
+                    "weights must be w_ih, w_hh, b_ih, b_hh for each of ", M, " modules; got ",
+                    weights.size(), " tensors");
+  TORCH_CHECK_VALUE(weights[1].dim() == 2, "weights[1] (w_hh) must be [G n, n]; got ",
+                    weights[1].sizes());
+  const int64_t size = M * weights[1].size(1) * (lstm ? 2 : 1);
+  TORCH_CHECK_VALUE(state.dim() == 2 && state.size(0) == x.size(1) && state.size(1) == size,
+                    "state must be [", x.size(1), ", ", size, "]; got ", state.sizes());
+}
 
 struct Clockwork : torch::autograd::Function<Clockwork> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& state,
                                at::TensorList weights, at::IntArrayRef periods, int64_t t0,
                                bool lstm) {
+    check(x, state, weights, periods, lstm);
     at::AutoDispatchBelowADInplaceOrView below;
     const int64_t T = x.size(0), B = x.size(1), M = periods.size(), n = weights[1].size(1);
     const Tensor said = at::empty({T + 1, B, M * n}, x.options());
@@ -90,24 +110,25 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
     variable_list saved(weights.begin(), weights.end());
     for (int64_t m = M - 1; m >= 0; m--) {
       const Module module(m, periods, t0, T, B, n);
-      const Tensor h = states[m].narrow(1, 0, n);
-      module.before(said).copy_(h);
+      module.before(said).copy_(states[m].narrow(1, 0, n));
       if (!module.count) continue;
       Tensor in = module.ticks(x), output;
       if (m + 1 < M) in = at::cat({in, module.heard(said)}, 2);
+      const Tensor& kept_in = m + 1 < M ? in : x;
       const at::TensorList w = weights.slice(4 * m, 4);
       if (lstm) {
         auto [told, sent, synthetic, h_kept, c_kept, gates, between] =
             call_forward(in, states[m], std::nullopt, w, {}, T, 0, std::nullopt);
         output = told;
         states[m] = sent.select(0, 0);
-        saved.insert(saved.end(), {in, h_kept, c_kept, gates, between});
+        saved.insert(saved.end(), {kept_in, h_kept, c_kept, gates, between});
       } else {
-        const Tensor start = cast(h, x.scalar_type());
+        // Of `said`, not of the state: that the caller may change before the backward pass.
+        const Tensor start = module.before(said).select(0, 0);
         auto [told, gates] = call_forward(in, start, w[0], w[1], w[2], w[3], false);
         output = told;
         states[m] = cast(output.select(0, module.count - 1), state.scalar_type());
-        saved.insert(saved.end(), {in, start, output, gates});
+        saved.insert(saved.end(), {kept_in, start, output, gates});
       }
       module.hold(said, output);
     }
@@ -156,20 +177,20 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
         const Tensor* kept = &saved[behind];
         const at::TensorList w(&saved[4 * m], 4);
         const Tensor grad = module.sum(grad_said);
+        const Tensor in = m + 1 < M ? kept[0] : module.ticks(kept[0]);
         const bool with_grad_in = with_grad_x || m + 1 < M;
         Tensor grad_in;
         if (lstm) {
           auto [of_in, of_state, of_probe, of_weights] = call_backward(
-              grad, last.defined() ? std::optional(last.unsqueeze(0)) : std::nullopt, kept[0],
-              kept[1], kept[2], kept[3], kept[4], w, std::nullopt, T, 0, with_grad_in,
-              with_grad_state);
+              grad, last.defined() ? std::optional(last.unsqueeze(0)) : std::nullopt, in, kept[1],
+              kept[2], kept[3], kept[4], w, std::nullopt, T, 0, with_grad_in, with_grad_state);
           grad_in = of_in;
           grad_states[m] = of_state;
           std::copy(of_weights.begin(), of_weights.end(), result.begin() + 2 + 4 * m);
         } else {
           if (last.defined()) grad.select(0, module.count - 1).add_(last);
           auto [of_in, of_h, of_w_ih, of_w_hh, of_b_ih, of_b_hh] = call_backward(
-              grad, kept[0], kept[1], kept[2], kept[3], w[0], w[1], false, with_grad_in);
+              grad, in, kept[1], kept[2], kept[3], w[0], w[1], false, with_grad_in);
           grad_in = of_in;
           grad_states[m] = cast(of_h, state_type);
           const Tensor of_weights[] = {of_w_ih, of_w_hh, of_b_ih, of_b_hh};

@@ -223,6 +223,69 @@ def test_it_has_no_second_derivative():
         torch.autograd.grad(output.sum(), x, create_graph=True)
 
 
+@needs_op
+@pytest.mark.parametrize("cell", CELLS)
+def test_an_x_changed_before_the_backward_is_refused(cell):
+    core = Clockwork(3, 4, (1, 2), cell)
+    x = torch.randn(3, 2, 3)
+    output, _ = core(x, core.initial_state(2))
+    x.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@needs_op
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("periods", [(1,), (1, 2)])
+def test_a_state_changed_before_the_backward_changes_nothing(cell, periods):
+    core = Clockwork(3, 4, periods, cell)
+    x, start = torch.randn(3, 2, 3), torch.randn(2, core.state_size)
+    found = []
+    for factor in (1, 0):
+        state = start.clone()
+        output, _ = core(x, state)
+        state.mul_(factor)
+        found.append(torch.autograd.grad(output.sum(), list(core.parameters())))
+    assert all(torch.equal(one, other) for one, other in zip(*found))
+
+
+@needs_op
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("x", "state", "words"),
+    [
+        ((5, 3), (2, 8), "x must be .*got .*5, 3"),
+        ((0, 2, 3), (2, 8), "x must be .*at least 1.*got .*0, 2, 3"),
+        ((5, 2, 4), (2, 8), "must be .*got .*, 3"),
+        ((5, 2, 3), (2, 3), "state must be .*2, 8.*got .*2, 3"),
+        ((5, 2, 3), (2, 16), "state must be .*2, 8.*got .*2, 16"),
+        ((5, 2, 3), (1, 8), "state must be .*2, 8.*got .*1, 8"),
+        ((5, 2, 3), (8,), "state must be .*2, 8.*got .*8"),
+    ],
+    ids=str,
+)
+def test_a_call_that_does_not_fit_is_named(cell, x, state, words):
+    core = Clockwork(3, 8 if cell == "rnn" else 4, (1, 2, 4, 8), cell)
+    with pytest.raises(ValueError, match=words):
+        core(torch.randn(x), torch.zeros(state))
+
+
+@needs_op
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(periods=[]), "periods must be of at least 1 step, one a module; got"),
+        (dict(periods=[0, 1]), "periods must be of at least 1 step, one a module; got .*0, 1"),
+        (dict(periods=[1, 2, 3]), "weights must be .* of 3 modules; got 8 tensors"),
+    ],
+)
+def test_operands_that_do_not_fit_are_named(change, words):
+    core = Clockwork(3, 4, (1, 2))
+    given = dict(weights=list(core.parameters()), periods=[1, 2], t0=0, lstm=False) | change
+    with pytest.raises(ValueError, match=words):
+        ops.clockwork(torch.zeros(3, 2, 3), torch.zeros(2, 4), **given)
+
+
 def test_bfloat16_says_what_it_is_given_and_keeps_a_float32_state(path):
     core = Clockwork(3, 8, (1, 4), "lstm").bfloat16()
     x = torch.randn(3, 2, 3, dtype=torch.bfloat16)
