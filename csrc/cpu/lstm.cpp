@@ -26,7 +26,8 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Rows of gate gradients that are collected before they go into the weight gradient.
+// Rows that are collected: of gate gradients, before they go into the weight gradient; and, where a
+// step has few, of the input's products.
 constexpr int64_t kGroupRows = 1024;
 
 template <typename T>
@@ -147,8 +148,11 @@ struct Forward {
 
   // One row and so few steps that reading the weights as they lie costs less than packing them.
   static bool direct(const Sizes& s) { return s.B == 1 && s.T <= 2; }
-  // So few rows that a step's do not fill a tile: then the products of x are of all steps at once.
-  static bool all_steps_of_x(const Sizes& s) { return s.B <= 8 && s.T > 1 && !direct(s); }
+  // The steps whose products of x are made at once: many where one's rows are too few to fill a
+  // tile; 0 where each step makes its own.
+  static int64_t steps_of_x(const Sizes& s) {
+    return s.B <= 8 && s.T > 1 && !direct(s) ? std::min(s.T, kGroupRows / s.B) : 0;
+  }
   // Panels that are needed at once: those of one step are used and forgotten.
   static int64_t panel_count(const Sizes& s, int64_t units, int64_t threads) {
     return s.T == 1 ? threads : units;
@@ -189,7 +193,7 @@ struct Forward {
     E* out = layer_output(layer) + t * s.B * s.H;
     T* end = sent + n * s.B * s.S + layer * 2 * s.H;
     const int64_t after = last ? 0 : kept.row(layer, k + 1, n) * s.H;
-    const bool ahead = all_steps_of_x(s);
+    const int64_t ahead = steps_of_x(s);
     const Rows<E> rows_x{in, I, W, ahead ? 0 : I}, rows_h{kept.h + row * s.H, s.H, W, s.H};
     for (int64_t u = u0; u < u1; u++) {
       const int64_t j = u * W;
@@ -219,9 +223,10 @@ struct Forward {
                          panel + depth_x * 4 * W);
       }
       if (ahead) {
-        T* to = products + u * s.T * s.B * 4 * W;
-        if (t == 0) kernel.product(s.T * s.B, {in, I, W, I}, panel, to, 4 * W, 4 * W);
-        cell.products = to + t * s.B * 4 * W;
+        T* to = products + u * ahead * s.B * 4 * W;
+        const int64_t rows = std::min(ahead, s.T - t) * s.B;
+        if (t % ahead == 0) kernel.product(rows, {in, I, W, I}, panel, to, 4 * W, 4 * W);
+        cell.products = to + t % ahead * s.B * 4 * W;
         panel += depth_x * 4 * W;
       }
       kernel.cell_forward(s.B, rows_x, rows_h, panel, bias, cell);
@@ -510,6 +515,7 @@ ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
   const double flops = 2.0 * s.B * 4 * s.H * (s.I + s.H);
   const int64_t threads = team_size(U, flops);
   const int64_t panels = Forward<E>::panel_count(s, U, threads);
+  const int64_t ahead = Forward<E>::steps_of_x(s);
   const Forward<E> pass{s,
                         kernel,
                         read<E>(x_in),
@@ -525,9 +531,7 @@ ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
                         {write<E>(h), c.mutable_data_ptr<T>(), write<E>(gates), s},
                         panel_scratch.get(panels * depth * 4 * W),
                         bias_scratch.get(U * 4 * W),
-                        Forward<E>::all_steps_of_x(s)
-                            ? product_scratch.get(s.T * s.B * U * 4 * W)
-                            : nullptr};
+                        ahead ? product_scratch.get(ahead * s.B * U * 4 * W) : nullptr};
   run_team(threads, [&](const Member& me) { pass.run(me); });
 
   Tensor synthetic = estimator.empty() ? at::empty({0}, options) : predict(sent, estimator, scale);
