@@ -549,3 +549,30 @@ def test_bad_input(change, error, words):
     call = make_call(4, 2, 3, 4, truncation=2)
     with pytest.raises(error, match=words):
         ops.lstm_tbptt(*call._replace(**change).arguments)
+
+
+@pytest.mark.parametrize(
+    ("index", "wrong", "words"),
+    [
+        (0, torch.zeros(4, 2, 5).double(), "grad_output must be .*4, 2, 4.*got .*4, 2, 5"),
+        (1, torch.zeros(1, 2, 8).double(), "grad_sent must be .*2, 2, 8.*got .*1, 2, 8"),
+        (3, torch.zeros(1, 2, 2, 1, 4).double(), "h must be .*got .*1, 2, 2, 1, 4"),
+        (4, torch.zeros(1, 2, 1, 2, 4).double(), "c must be .*got .*1, 2, 1, 2, 4"),
+        (5, torch.zeros(1, 2, 2, 2, 16).double(), "gates must be .*got .*1, 2, 2, 2, 16"),
+        (6, torch.zeros(1, 4, 2, 4).double(), "between must be .*got .*1, 4, 2, 4"),
+        (8, torch.zeros(4, 1).bool(), "reset must be .*4, 2.*got .*4, 1"),
+        (10, 1, "probe_rows must be 0, 2 chunks or 4 steps; got 1"),
+    ],
+    ids=["grad_output", "grad_sent", "h", "c", "gates", "between", "reset", "probe_rows"],
+)
+def test_bad_input_of_the_backward_operator(index, wrong, words, device):
+    """Called directly: nothing is read or written where nothing is."""
+    if device != "cpu":
+        pytest.skip("the CPU's histories")
+    call = make_call(4, 2, 3, 4, truncation=2)
+    with torch.no_grad():
+        _, _, _, *histories = torch.ops.dnirnn.lstm_tbptt(*call.arguments)
+        given = [call.by_output, call.by_sent, call.x, *histories, call.weights, None, 2, 2, True, True]
+        torch.ops.dnirnn.lstm_tbptt_backward(*given)
+        with pytest.raises(ValueError, match=words):
+            torch.ops.dnirnn.lstm_tbptt_backward(*given[:index], wrong, *given[index + 1 :])

@@ -554,8 +554,8 @@ BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
   const auto in = [](const Tensor& tensor, at::ScalarType dtype) {
     return tensor.to(dtype).contiguous();
   };
-  const Tensor x_in = in(x, narrow), h_in = in(h, narrow), gates_in = in(gates, narrow),
-               between_in = in(between, narrow);
+  const Tensor x_in = in(x, narrow), h_in = in(h, narrow), c_in = in(c, type),
+               gates_in = in(gates, narrow), between_in = in(between, narrow);
   const Tensor out_in = present(grad_output) ? in(*grad_output, narrow) : Tensor();
   const Tensor sent_in = present(grad_sent) ? in(*grad_sent, type) : Tensor();
   const Tensor reset_in = reset ? reset->contiguous() : Tensor();
@@ -586,7 +586,7 @@ BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
                          read<E>(x_in),
                          read<E>(between_in),
                          reset ? reset_in.const_data_ptr<bool>() : nullptr,
-                         {const_cast<E*>(read<E>(h_in)), const_cast<T*>(c.const_data_ptr<T>()),
+                         {const_cast<E*>(read<E>(h_in)), const_cast<T*>(c_in.const_data_ptr<T>()),
                           const_cast<E*>(read<E>(gates_in)), s},
                          layers_of<T>(held),
                          with_grad_x ? write<E>(grad_x) : nullptr,
@@ -640,6 +640,19 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
                                    const OptionalTensor& reset, int64_t truncation,
                                    int64_t probe_rows, bool with_grad_x, bool with_grad_state) {
   const Sizes s = sizes_of(x, weights, truncation);
+  const auto check = [](const char* name, const Tensor* tensor, at::IntArrayRef sizes) {
+    TORCH_CHECK_VALUE(!tensor || tensor->sizes() == sizes, name, " must be ", sizes, "; got ",
+                      tensor->sizes());
+  };
+  check("grad_output", present(grad_output), {s.T, s.B, s.H});
+  check("grad_sent", present(grad_sent), {s.N, s.B, s.S});
+  check("h", &h, {s.L, s.K, s.N, s.B, s.H});
+  check("c", &c, {s.L, s.K, s.N, s.B, s.H});
+  check("gates", &gates, {s.L, s.K, s.N, s.B, 4, s.H});
+  check("between", &between, {s.L - 1, s.T, s.B, s.H});
+  check("reset", present(reset), {s.T, s.B});
+  TORCH_CHECK_VALUE(probe_rows == 0 || probe_rows == s.N || probe_rows == s.T,
+                    "probe_rows must be 0, ", s.N, " chunks or ", s.T, " steps; got ", probe_rows);
   return with_element(x, [&](auto e) {
     return backward<decltype(e)>(s, grad_output, grad_sent, x, h, c, gates, between, weights, reset,
                                  probe_rows, with_grad_x, with_grad_state);
