@@ -44,6 +44,8 @@ def cuda_toolkit() -> Path | None:
     if torch.version.cuda is None:
         return None
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if not home and not shutil.which("nvcc"):
+        home = cpp_extension.CUDA_HOME  # where torch looks at last: /usr/local/cuda
     nvcc = str(Path(home, "bin", "nvcc")) if home else shutil.which("nvcc")
     problem = "no CUDA toolkit found (CUDA_HOME is not set, and there is no nvcc on the PATH)"
     if nvcc and shutil.which(nvcc):

@@ -39,6 +39,14 @@ def test_kernels_compile_and_spill_nothing(name, architecture, tmp_path):
 
 
 @needs_nvcc
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_compile_for_gpus_and_a_torch_of_before(name, tmp_path):
+    """Without mma, which images that list all GPUs ask for; in C++17, as torch built up to 2.11."""
+    words = ["-std=c++17", "-cubin", "-arch=sm_75", "-I", ROOT / "csrc"]
+    nvcc(*words, ROOT / "csrc" / "cuda" / name, "-o", tmp_path / "kernels.cubin")
+
+
+@needs_nvcc
 def test_drivers_agree_with_torchs_headers(tmp_path):
     """As far as a torch without CUDA goes: it has the headers, but for one that CMake makes."""
     if not Path(cpp_extension.include_paths()[0], "c10", "cuda", "CUDAStream.h").exists():
@@ -54,14 +62,14 @@ def test_drivers_agree_with_torchs_headers(tmp_path):
 
 @pytest.fixture
 def sources(monkeypatch, capsys):
-    """sources(version, **environment): what setup.py would compile for a torch of this CUDA version.
+    """sources(version, guess, **environment): what setup.py would compile for a torch of this CUDA.
 
-    And what it says on stderr.
+    guess: the toolkit that torch found by itself. And what it says on stderr.
     """
 
-    def run(version: str | None, **environment) -> tuple[list[str], str]:
+    def run(version: str | None, guess: str | None = None, **environment) -> tuple[list[str], str]:
         monkeypatch.setattr(torch.version, "cuda", version)
-        monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+        monkeypatch.setattr(cpp_extension, "CUDA_HOME", guess)
         monkeypatch.chdir(ROOT)
         for name in ("CXX", "CUDA_HOME", "CUDA_PATH"):
             monkeypatch.delenv(name, raising=False)
@@ -108,15 +116,18 @@ def test_a_torch_without_cuda_builds_for_the_cpu_and_says_nothing(sources, tools
     assert "dnirnn" not in said
 
 
-@pytest.mark.parametrize("by", ["CUDA_HOME", "a script on the PATH"])
+@pytest.mark.parametrize("by", ["CUDA_HOME", "a script on the PATH", "torch's guess"])
 def test_a_torch_with_cuda_and_its_toolkit_builds_for_both(sources, tools, tmp_path, by):
     home = toolkit(tmp_path, "13.0")
     if by == "CUDA_HOME":
         environment = {"CUDA_HOME": str(home)}
+    elif by == "torch's guess":
+        environment = {"guess": str(home)}
     else:
         script(tools / "nvcc", f'exec {home / "bin" / "nvcc"} "$@"')
         environment = {}
-    found, said = sources("13.0", PATH=f"{tools}:/bin:/usr/bin", **environment)
+    path = str(tools) if "guess" in environment else f"{tools}:/bin:/usr/bin"
+    found, said = sources("13.0", PATH=path, **environment)
     assert {Path(path).name for path in found if "cuda" in path} == {*KERNELS, *DRIVERS}
     assert any("cpu" in path for path in found)
     assert "dnirnn" not in said

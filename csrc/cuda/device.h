@@ -93,10 +93,20 @@ __device__ inline void wait_for_all(unsigned* arrived, unsigned expected) {
   __syncthreads();
 }
 
+// Before Ampere there is neither tf32 nor mma as below: code for such a GPU has to compile, and is
+// never started (has_mma).
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define DNIRNN_HAS_MMA 0
+#else
+#define DNIRNN_HAS_MMA 1
+#endif
+
 // The float32 of these bits as tf32. Not to be taken out of a loop: there are no registers for it.
 __device__ inline uint32_t as_tf32(uint32_t value) {
-  uint32_t rounded;
+  uint32_t rounded = value;
+#if DNIRNN_HAS_MMA
   asm volatile("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(value)));
+#endif
   return rounded;
 }
 
@@ -109,6 +119,7 @@ __device__ inline uint32_t rest_of(uint32_t value, uint32_t rounded) {
 // (g, q) has of a the rows g, g + 8, g, g + 8; of sum the columns 2 q and 2 q + 1 of rows g, g + 8.
 template <typename V>
 __device__ inline void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if DNIRNN_HAS_MMA
 #define DNIRNN_MMA(name)                                                                       \
   asm("mma.sync.aligned." name " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                 \
@@ -120,6 +131,7 @@ __device__ inline void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32
   else
     DNIRNN_MMA("m16n8k8.row.col.f32.tf32.tf32.f32");
 #undef DNIRNN_MMA
+#endif
 }
 
 inline int attribute(cudaDeviceAttr name) {
