@@ -74,9 +74,11 @@ class Updater:
         device = self.parameters[0][0].device
         self.state: Tensor | None = None
         self.t = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.rates = [torch.zeros((), device=device) for _ in self.optimizers]
+        # Fused optimizers read both as float32, whatever the parameters and the default dtype are.
+        kept = dict(dtype=torch.float32, device=device)
+        self.rates = [torch.zeros((), **kept) for _ in self.optimizers]
         # 1 from the first update on that was not finite.
-        self.bad = torch.zeros((), device=device)
+        self.bad = torch.zeros((), **kept)
         for optimizer in self.optimizers:
             optimizer.found_inf = self.bad
         self.told = torch.zeros(capacity, len(TOLD), dtype=torch.float64, device=device)
@@ -284,10 +286,14 @@ class CUDAGraphs:
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
         """What replays ``run``. Raises ValueError where it does what no graph can hold."""
         graph = torch.cuda.CUDAGraph()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        before = generator.clone_state()
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=torch.cuda.current_stream()):
                 run()
         except RuntimeError as error:
+            # torch leaves its generator as if the capture went on: it would refuse to draw again.
+            generator.graphsafe_set_state(before)
             raise ValueError(
                 "the update can't be captured in a CUDA graph; graphs=False (--no-graphs) runs it"
                 f" without: {error}"
