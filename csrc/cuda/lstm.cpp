@@ -83,10 +83,14 @@ unsigned* waits_at(const Tensor& waits, int64_t layer) {
 }
 
 // w_ih, w_hh, b_ih, b_hh of a layer, in x's dtype. In rows: the same product whatever the strides were.
+// Where a kernel can load 16 bytes at a time: a weight may be a view of a buffer of them all.
 std::vector<Tensor> layer_of(at::TensorList weights, int64_t layer, at::ScalarType type) {
   std::vector<Tensor> rows;
-  for (const Tensor& weight : weights.slice(4 * layer, 4))
-    rows.push_back(weight.to(type).contiguous());
+  for (const Tensor& weight : weights.slice(4 * layer, 4)) {
+    const Tensor row = weight.to(type).contiguous();
+    const bool aligned = reinterpret_cast<uintptr_t>(row.const_data_ptr()) % 16 == 0;
+    rows.push_back(aligned ? row : row.clone());
+  }
   return rows;
 }
 

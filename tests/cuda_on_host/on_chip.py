@@ -58,6 +58,17 @@ def test_what_does_not_fit_takes_its_steps_one_by_one(change, grids):
     assert grids(by_op, make_call(**sizes | change)) == 0
 
 
+def test_equals_the_loop_with_weights_that_begin_anywhere_in_a_buffer(cuda_path, grids):
+    """Contiguous, and no multiple of the 16 bytes that a kernel loads."""
+    call = make_call(3, 2, 3, 16, truncation=2, dtype=torch.float32)
+    flat = torch.cat([torch.zeros(1), *(w.detach().flatten() for w in call.weights)])
+    parts = flat[1:].split([w.numel() for w in call.weights])
+    views = [part.view(w.shape).requires_grad_() for part, w in zip(parts, call.weights)]
+    assert views[1].data_ptr() % 16 and views[1].is_contiguous()
+    found = grids(assert_equals_the_loop, call._replace(weights=views))
+    assert found == (2 if cuda_path == "on chip" else 0)
+
+
 def test_tf32_where_it_is_allowed(cuda_path, monkeypatch):
     """Then, and only then, float32 products have 11 bits."""
     if cuda_path == "steps":
