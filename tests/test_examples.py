@@ -1,13 +1,16 @@
 """The examples run, and are as short as the README says."""
 
+import importlib.util
 import re
 import subprocess
 import sys
 
+import pytest
 import torch
 from strategies import EXAMPLES, LeakyStack, assert_close
 
 from dnirnn import LSTM
+from dnirnn.tasks.cli import main
 
 
 def test_a_stack_of_ones_own_takes_less_than_60_lines():
@@ -30,3 +33,35 @@ def test_the_example_learns():
     assert result.returncode == 0, result.stderr
     losses = [float(found) for found in re.findall(r": ([\d.]+) nats", result.stdout)]
     assert losses[0] > 0.6 and losses[-1] < 0.4
+
+
+@pytest.fixture(scope="module")
+def predictable():
+    spec = importlib.util.spec_from_file_location("predictable", EXAMPLES / "predictable_future.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_is_linear_in_the_state_is_explained_and_noise_is_not(predictable):
+    torch.manual_seed(0)
+    parts = slice(0, 700), slice(700, 800), slice(800, 1000)
+    states, noise = torch.randn(2, 1000, 6).double()
+    linear = states @ torch.randn(6, 6).double()
+    for share in (predictable.ridge, predictable.mlp):
+        assert share(states, linear, *parts) > 0.9
+        assert share(states, noise, *parts) < 0.02
+        half = share(states, linear + linear.std() * noise, *parts)
+        assert 0.3 < half < 0.7
+
+
+@pytest.mark.parametrize("words", [["copy", "--bits", "1"], ["char-lm"]], ids=lambda w: w[0])
+def test_a_run_s_future_is_measured(words, tmp_path):
+    run = tmp_path / "run"
+    small = "--hidden 4 --batch 2 --truncation 3 --updates 2 --quiet --out".split()
+    assert main(["train", *words, *small, str(run)]) in (None, 0)
+    program = [sys.executable, str(EXAMPLES / "predictable_future.py"), str(run), "--batches", "1"]
+    result = subprocess.run(program, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    shares = re.findall(r"(ridge|MLP): +(-?[\d.]+)", result.stdout)
+    assert [name for name, _ in shares] == ["ridge", "MLP"]
