@@ -53,6 +53,8 @@ def test_what_is_linear_in_the_state_is_explained_and_noise_is_not(predictable):
         assert share(states, noise, *parts) < 0.02
         half = share(states, linear + linear.std() * noise, *parts)
         assert 0.3 < half < 0.7
+        turned = torch.cat([linear[:800], -linear[800:]])  # judged by what was not chosen by
+        assert share(states, turned, *parts) < -1
 
 
 @pytest.mark.parametrize("words", [["copy", "--bits", "1"], ["char-lm"]], ids=lambda w: w[0])
