@@ -35,15 +35,16 @@ BackwardResult call_backward(const OptionalTensor& grad_output, const OptionalTe
                              const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& gates,
                              const Tensor& between, at::TensorList weights,
                              const OptionalTensor& reset, int64_t truncation, int64_t probe_rows,
-                             bool with_grad_x, bool with_grad_state) {
+                             bool with_grad_x, bool with_grad_state, bool with_grad_weights) {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("dnirnn::lstm_tbptt_backward", "")
           .typed<BackwardResult(const OptionalTensor&, const OptionalTensor&, const Tensor&,
                                 const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                at::TensorList, const OptionalTensor&, int64_t, int64_t, bool, bool)>();
+                                at::TensorList, const OptionalTensor&, int64_t, int64_t, bool, bool,
+                                bool)>();
   return op.call(grad_output, grad_sent, x, h, c, gates, between, weights, reset, truncation,
-                 probe_rows, with_grad_x, with_grad_state);
+                 probe_rows, with_grad_x, with_grad_state, with_grad_weights);
 }
 
 namespace {
@@ -68,8 +69,7 @@ struct LstmTbptt : torch::autograd::Function<LstmTbptt> {
     ctx->saved_data["truncation"] = truncation;
     ctx->saved_data["estimator"] = static_cast<int64_t>(estimator.size());
     ctx->saved_data["probe"] = probe && probe->requires_grad() ? probe->size(0) : int64_t(0);
-    ctx->saved_data["grad_x"] = x.requires_grad();
-    ctx->saved_data["grad_state"] = state.requires_grad();
+    ctx->saved_data["with_probe"] = probe && probe->defined();
     return {output, sent, synthetic, h, c, gates, between};
   }
 
@@ -78,15 +78,20 @@ struct LstmTbptt : torch::autograd::Function<LstmTbptt> {
     const variable_list saved = ctx->get_saved_variables();
     const at::TensorList weights = at::TensorList(saved).slice(6);
     const int64_t probe_rows = ctx->saved_data["probe"].toInt();
-    const bool with_grad_x = ctx->saved_data["grad_x"].toBool();
-    const bool with_grad_state = ctx->saved_data["grad_state"].toBool();
+    // Asked for by this backward pass: the targets' passes want the probe's alone. The edges are
+    // those of forward's tensors, an optional one's where it is there.
+    const size_t first = ctx->saved_data["with_probe"].toBool() ? 3 : 2;
+    bool with_grad_weights = false;
+    for (size_t i = 0; i < weights.size(); i++) with_grad_weights |= ctx->needs_input_grad(first + i);
+    const bool with_grad_x = ctx->needs_input_grad(0), with_grad_state = ctx->needs_input_grad(1);
     const size_t rest = ctx->saved_data["estimator"].toInt() + 3;  // and truncation, scale, reset
     variable_list result(3 + weights.size() + rest);
     if (!grads[0].defined() && !grads[1].defined()) return result;
     auto [grad_x, grad_state, grad_probe, grad_weights] =
         call_backward(optional(grads[0]), optional(grads[1]), saved[0], saved[1], saved[2],
                       saved[3], saved[4], weights, optional(saved[5]),
-                      ctx->saved_data["truncation"].toInt(), probe_rows, with_grad_x, with_grad_state);
+                      ctx->saved_data["truncation"].toInt(), probe_rows, with_grad_x, with_grad_state,
+                      with_grad_weights);
     if (with_grad_x) result[0] = grad_x;
     if (with_grad_state) result[1] = grad_state;
     if (probe_rows) result[2] = grad_probe;
@@ -112,7 +117,8 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
                                    const Tensor& h, const Tensor& c, const Tensor& gates,
                                    const Tensor& between, at::TensorList weights,
                                    const OptionalTensor& reset, int64_t truncation,
-                                   int64_t probe_rows, bool with_grad_x, bool with_grad_state) {
+                                   int64_t probe_rows, bool with_grad_x, bool with_grad_state,
+                                   bool with_grad_weights) {
   TORCH_CHECK(!torch::autograd::compute_requires_grad(grad_output.value_or(Tensor()),
                                                       grad_sent.value_or(Tensor()), x, h, c, gates,
                                                       between, weights),
@@ -120,7 +126,7 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
               "create_graph=True, or use dnirnn.FromTorch(torch.nn.LSTM(...))");
   at::AutoDispatchBelowADInplaceOrView below;
   return call_backward(grad_output, grad_sent, x, h, c, gates, between, weights, reset, truncation,
-                       probe_rows, with_grad_x, with_grad_state);
+                       probe_rows, with_grad_x, with_grad_state, with_grad_weights);
 }
 
 }  // namespace

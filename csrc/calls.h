@@ -25,7 +25,8 @@ LstmBackwardResult call_backward(const std::optional<at::Tensor>& grad_output,
                                  const at::Tensor& h, const at::Tensor& c, const at::Tensor& gates,
                                  const at::Tensor& between, at::TensorList weights,
                                  const std::optional<at::Tensor>& reset, int64_t truncation,
-                                 int64_t probe_rows, bool with_grad_x, bool with_grad_state);
+                                 int64_t probe_rows, bool with_grad_x, bool with_grad_state,
+                                 bool with_grad_weights);
 
 // recurrent, recurrent_backward
 UnitForwardResult call_forward(const at::Tensor& x, const at::Tensor& h, const at::Tensor& w_ih,

@@ -183,7 +183,7 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
         if (lstm) {
           auto [of_in, of_state, of_probe, of_weights] = call_backward(
               grad, last.defined() ? std::optional(last.unsqueeze(0)) : std::nullopt, in, kept[1],
-              kept[2], kept[3], kept[4], w, std::nullopt, T, 0, with_grad_in, with_grad_state);
+              kept[2], kept[3], kept[4], w, std::nullopt, T, 0, with_grad_in, with_grad_state, true);
           grad_in = of_in;
           grad_states[m] = of_state;
           std::copy(of_weights.begin(), of_weights.end(), result.begin() + 2 + 4 * m);

@@ -10,11 +10,12 @@ TORCH_LIBRARY(dnirnn, m) {
       "lstm_tbptt(Tensor x, Tensor state, Tensor? probe, Tensor[] weights, Tensor[] estimator, "
       "int truncation, float scale, Tensor? reset) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // (grad_x, grad_state, grad_probe, grad_weights); the first three are empty where not asked for.
+  // (grad_x, grad_state, grad_probe, grad_weights), each empty where it is not asked for.
   m.def(
       "lstm_tbptt_backward(Tensor? grad_output, Tensor? grad_sent, Tensor x, Tensor h, Tensor c, "
       "Tensor gates, Tensor between, Tensor[] weights, Tensor? reset, int truncation, "
-      "int probe_rows, bool with_grad_x, bool with_grad_state) -> (Tensor, Tensor, Tensor, Tensor[])");
+      "int probe_rows, bool with_grad_x, bool with_grad_state, bool with_grad_weights) "
+      "-> (Tensor, Tensor, Tensor, Tensor[])");
   // One layer, plain or of gated units: (output, the history of gated units, else empty).
   m.def(
       "recurrent(Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, "

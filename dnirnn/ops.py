@@ -275,14 +275,16 @@ def fake_backward(
     probe_rows,
     with_grad_x,
     with_grad_state,
+    with_grad_weights,
 ):
     steps, batch, inputs, hidden, layers, _, _ = sizes(x, weights, truncation)
     size = 2 * layers * hidden
+    wanted = weights if with_grad_weights else []
     return (
         x.new_empty(steps if with_grad_x else 0, batch, inputs),
         c.new_empty(batch if with_grad_state else 0, size),
         c.new_empty(probe_rows, batch, size),
-        [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights],
+        [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in wanted],
     )
 
 

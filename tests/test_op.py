@@ -342,20 +342,35 @@ def test_dense_probes_hold_the_chunks_probes():
 # What is asked for, and what isn't.
 
 
-@given(**calls, chosen=st.integers(0, 2**16))
-def test_any_part_of_the_gradients_alone(chosen, **sizes):
-    """Whatever subset of the inputs requires a gradient, and with either output unused."""
+@given(**calls, chosen=st.integers(0, 2**16), others=st.booleans())
+def test_any_part_of_the_gradients_alone(chosen, others, **sizes):
+    """Whatever subset of the inputs is asked for, and whether the others require a gradient."""
     call = make_call(**sizes)
     *_, expected = by_op(call)
     generator = torch.Generator("cpu").manual_seed(chosen)
     bits = torch.randint(0, 2, (len(call.wanted),), generator=generator, device="cpu")
     bits[chosen % len(bits)] = 1
-    for tensor, wanted in zip(call.wanted, bits.tolist()):
-        tensor.requires_grad_(bool(wanted))
+    asked = [tensor for tensor, bit in zip(call.wanted, bits) if bit]
+    for tensor, bit in zip(call.wanted, bits.tolist()):
+        tensor.requires_grad_(bool(bit) or others)
     output, sent, _ = ops.lstm_tbptt(*call.arguments)
-    asked = [tensor for tensor in call.wanted if tensor.requires_grad]
     found = torch.autograd.grad([output, sent], asked, [call.by_output, call.by_sent])
     assert_close(found, [e for e, bit in zip(expected, bits) if bit])
+
+
+@given(**calls)
+def test_what_nobody_asks_for_is_not_computed(**sizes):
+    call = make_call(**sizes)
+    rows = 0 if call.probe is None else len(call.probe)
+    with torch.no_grad():
+        _, _, _, *histories = torch.ops.dnirnn.lstm_tbptt(*call.arguments)
+        given = [call.by_output, call.by_sent, call.x, *histories, call.weights, call.reset]
+        given += [call.truncation, rows]
+        *_, of_probe, of_weights = torch.ops.dnirnn.lstm_tbptt_backward(*given, True, True, True)
+        found = torch.ops.dnirnn.lstm_tbptt_backward(*given, False, False, False)
+    assert len(of_weights) == len(call.weights)
+    assert [found[0].numel(), found[1].numel(), found[3]] == [0, 0, []]
+    assert torch.equal(found[2], of_probe)
 
 
 @pytest.mark.parametrize("name", ["output", "sent"])
@@ -572,7 +587,8 @@ def test_bad_input_of_the_backward_operator(index, wrong, words, device):
     call = make_call(4, 2, 3, 4, truncation=2)
     with torch.no_grad():
         _, _, _, *histories = torch.ops.dnirnn.lstm_tbptt(*call.arguments)
-        given = [call.by_output, call.by_sent, call.x, *histories, call.weights, None, 2, 2, True, True]
+        given = [call.by_output, call.by_sent, call.x, *histories, call.weights, None, 2, 2]
+        given += [True, True, True]
         torch.ops.dnirnn.lstm_tbptt_backward(*given)
         with pytest.raises(ValueError, match=words):
             torch.ops.dnirnn.lstm_tbptt_backward(*given[:index], wrong, *given[index + 1 :])

@@ -248,7 +248,7 @@ struct Backward {
   T* grad_probe;  // [N or T, B, S], null where it is not wanted
   bool probe_every_step;
   T* grad_state;  // null where it is not wanted
-  std::vector<Layer<T>> grads;  // const only in name
+  std::vector<Layer<T>> grads;  // const only in name; empty where they are not wanted
   int64_t group_steps;
   // Work: the gradients on their way back [N B, H]; those of the gates, 4 U blocks [group rows][W],
   // `block` apart, and as panels of a product over their rows, where that is not the same; the
@@ -289,7 +289,7 @@ struct Backward {
         me.wait();
         back(me, layer, k, low, j0, j1);
       }
-      weight_gradients(me, layer, low, high, high == s.K);
+      if (!grads.empty()) weight_gradients(me, layer, low, high, high == s.K);
       // The cells of the layer below read all of `below`, and its products write over what
       // this layer's cells read: only after the barrier.
       if (below) input_gradient(me, layer, low, high, below);
@@ -310,7 +310,7 @@ struct Backward {
 
   // The gate gradients of a group, of units [u0, u1), as panels.
   void put_gates(int64_t rows, int64_t u0, int64_t u1) const {
-    if (d_panels == d_gates) return;
+    if (d_panels == d_gates || grads.empty()) return;
     const int64_t W = kernel.lanes, block = this->block();
     for (int64_t i = 4 * u0; i < 4 * u1; i++)
       kernel.put_rows(0, rows, d_gates + i * block, W, W, d_panels + i * block, W);
@@ -547,7 +547,7 @@ BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
                         const OptionalTensor& grad_sent, const Tensor& x, const Tensor& h,
                         const Tensor& c, const Tensor& gates, const Tensor& between,
                         at::TensorList weights, const OptionalTensor& reset, int64_t probe_rows,
-                        bool with_grad_x, bool with_grad_state) {
+                        bool with_grad_x, bool with_grad_state, bool with_grad_weights) {
   using T = Wide<E>;
   const auto type = c10::CppTypeToScalarType<T>::value, narrow = type_of<E>();
   const auto options = x.options().dtype(type), narrow_options = x.options().dtype(narrow);
@@ -565,7 +565,8 @@ BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
   Tensor grad_probe = empty({probe_rows, s.B, s.S}, options);
   Tensor grad_state = empty({with_grad_state ? s.B : 0, s.S}, options);
   std::vector<Tensor> grads;
-  for (const Tensor& w : held) grads.push_back(empty(w.sizes(), options));
+  if (with_grad_weights)
+    for (const Tensor& w : held) grads.push_back(empty(w.sizes(), options));
 
   static thread_local Scratch<T> dh, dc;
   static thread_local Scratch<E> d_gates, d_panels, panels_h, panels_x, inputs, grad_between;
@@ -638,7 +639,8 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
                                    const Tensor& h, const Tensor& c, const Tensor& gates,
                                    const Tensor& between, at::TensorList weights,
                                    const OptionalTensor& reset, int64_t truncation,
-                                   int64_t probe_rows, bool with_grad_x, bool with_grad_state) {
+                                   int64_t probe_rows, bool with_grad_x, bool with_grad_state,
+                                   bool with_grad_weights) {
   const Sizes s = sizes_of(x, weights, truncation);
   const auto check = [](const char* name, const Tensor* tensor, at::IntArrayRef sizes) {
     TORCH_CHECK_VALUE(!tensor || tensor->sizes() == sizes, name, " must be ", sizes, "; got ",
@@ -655,7 +657,7 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
                     "probe_rows must be 0, ", s.N, " chunks or ", s.T, " steps; got ", probe_rows);
   return with_element(x, [&](auto e) {
     return backward<decltype(e)>(s, grad_output, grad_sent, x, h, c, gates, between, weights, reset,
-                                 probe_rows, with_grad_x, with_grad_state);
+                                 probe_rows, with_grad_x, with_grad_state, with_grad_weights);
   });
 }
 

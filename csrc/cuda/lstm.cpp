@@ -192,7 +192,8 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
                                    const Tensor& h, const Tensor& c, const Tensor& gates,
                                    const Tensor& between, at::TensorList weights,
                                    const OptionalTensor& reset, int64_t truncation,
-                                   int64_t probe_rows, bool with_grad_x, bool with_grad_state) {
+                                   int64_t probe_rows, bool with_grad_x, bool with_grad_state,
+                                   bool with_grad_weights) {
   const Sizes s = sizes_of(x, weights, truncation);
   const c10::DeviceGuard device(x.device());
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
@@ -205,7 +206,7 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
   Tensor grad_probe = at::empty({probe_rows, s.B, s.S}, held);
   Tensor grad_state = at::empty({with_grad_state ? s.B : 0, s.S}, held);
   Tensor grad_x = at::empty({0, s.B, s.I}, options);
-  std::vector<Tensor> grads(weights.size());
+  std::vector<Tensor> grads(with_grad_weights ? weights.size() : 0);
 
   const Tf32AsInTorchLstm tf32(x.scalar_type());
   Tensor d = at::empty({s.K, rows, 4 * s.H}, options);
@@ -250,15 +251,17 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
     const Tensor input =
         layer == 0 ? to_chunks(s, x) : between[layer - 1].view({-1, s.input(layer)});
     const Tensor inputs[2] = {input, h[layer].view({-1, s.H})};
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 2 && with_grad_weights; i++) {
       Tensor grad = at::empty({4 * s.H, inputs[i].size(1)}, held);
       multiply(grad, back, inputs[i]);
       grads[4 * layer + i] = grad.to(weights[4 * layer + i].scalar_type());
     }
-    // Both biases have the same gradient, each a tensor of its own.
-    grads[4 * layer + 2] = at::sum(all, {0}, false, held.dtype().toScalarType())
-                               .to(weights[4 * layer + 2].scalar_type());
-    grads[4 * layer + 3] = grads[4 * layer + 2].clone();
+    if (with_grad_weights) {
+      // Both biases have the same gradient, each a tensor of its own.
+      grads[4 * layer + 2] = at::sum(all, {0}, false, held.dtype().toScalarType())
+                                 .to(weights[4 * layer + 2].scalar_type());
+      grads[4 * layer + 3] = grads[4 * layer + 2].clone();
+    }
     if (layer > 0) {
       above = at::empty({s.K * rows, s.H}, held);
       multiply(above, all, w[0]);
