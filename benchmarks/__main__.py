@@ -31,7 +31,7 @@ def main() -> None:
     found: dict[str, object] = {"machine": machine()}
     for name, value in found["machine"].items():
         print(f"{name}: {value}")
-    if {"op", "stacks"} & set(parts):
+    if {"op", "step", "stacks"} & set(parts):
         found["ceiling_gflops"] = rates = op.ceiling(options.seconds / 4)
         print("\nATen's brgemm alone, float32, 32 rows, GFLOP/s by H:", end=" ")
         print(", ".join(f"{h}: {rate:.0f}" for h, rate in rates.items()))
@@ -42,7 +42,7 @@ def main() -> None:
     if "sample" in parts:
         found["sample"] = bench_sample(options)
     if "step" in parts:
-        found["step"] = bench_step(options)
+        found["step"] = bench_step(options, rates)
     if "cost" in parts:
         found["cost"] = bench_cost(options)
     if "stacks" in parts:
@@ -116,16 +116,21 @@ def bench_sample(options: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def bench_step(options: argparse.Namespace) -> list[dict]:
+def bench_step(options: argparse.Namespace, rates: dict[int, float]) -> list[dict]:
     print("\nThe whole training step of a character model, T 8, estimator one hidden layer of H")
     print("ratios: plain torch's time over ours; DNI and BPTT: ours over ours")
+    print("floor: what the estimator's products at brgemm's rate, and its Adam alone, add to BPTT")
     print(f"{'H':>5} {'B':>4} {'ours ms':>8} {'x strong':>9} {'x usual':>8}", end="")
-    print(f" {'DNI/BPTT':>9} {'width H/4':>10} {'chars/s of BPTT 40':>19} {'5 chunks':>9}")
+    print(f" {'DNI/BPTT':>9} {'floor':>6} {'width H/4':>10} {'floor':>6}", end="")
+    print(f" {'chars/s of BPTT 40':>19} {'5 chunks':>9}")
     rows = []
     for hidden in (256,) if options.quick else STEP_HIDDEN:
         for batch in (32,) if options.quick else STEP_BATCH:
+            widths = {"dni": hidden, "quarter": hidden // 4}
+            alone = {f"adam_{name}": steps.estimator_alone(hidden, widths[name]) for name in widths}
             times = alternate(
                 {
+                    **alone,
                     "dni": steps.ours(hidden, batch, STEP_LENGTH, hidden),
                     "dni_quarter": steps.ours(hidden, batch, STEP_LENGTH, hidden // 4),
                     "bptt": steps.ours(hidden, batch, STEP_LENGTH, None),
@@ -137,6 +142,13 @@ def bench_step(options: argparse.Namespace) -> list[dict]:
                 },
                 options.seconds,
             )
+            floors = {}
+            for name, width in widths.items():
+                floors[name] = None
+                if rates[hidden]:
+                    products = steps.estimator_flops(hidden, width, batch) / (1e9 * rates[hidden])
+                    floors[name] = 1 + (products + times[f"adam_{name}"]) / times["bptt"]
+            said = {name: "" if floor is None else f"{floor:.2f}" for name, floor in floors.items()}
             row = {
                 "hidden": hidden,
                 "batch": batch,
@@ -145,6 +157,7 @@ def bench_step(options: argparse.Namespace) -> list[dict]:
                 "vs_usual": times["plain_usual"] / times["dni"],
                 "dni_over_bptt": times["dni"] / times["bptt"],
                 "quarter_over_bptt": times["dni_quarter"] / times["bptt"],
+                **{f"{name}_floor": floor for name, floor in floors.items()},
                 "rate_of_bptt_40": times["bptt_40"] / 5 / times["dni"],
                 "rate_of_bptt_40_5_chunks": times["bptt_40"] / times["dni_5_chunks"],
             }
@@ -152,7 +165,8 @@ def bench_step(options: argparse.Namespace) -> list[dict]:
             print(
                 f"{hidden:5} {batch:4} {row['dni_ms']:8.2f} {row['vs_strong']:9.2f}"
                 f" {row['vs_usual']:8.2f} {row['dni_over_bptt']:9.2f}"
-                f" {row['quarter_over_bptt']:10.2f} {row['rate_of_bptt_40']:19.2f}"
+                f" {said['dni']:>6} {row['quarter_over_bptt']:10.2f}"
+                f" {said['quarter']:>6} {row['rate_of_bptt_40']:19.2f}"
                 f" {row['rate_of_bptt_40_5_chunks']:9.2f}",
                 flush=True,
             )

@@ -61,6 +61,21 @@ def ours(hidden: int, batch: int, steps: int, width: int | None, chunks: int = 1
     return step
 
 
+def estimator_alone(hidden: int, width: int) -> Callable:
+    """Adam on an estimator with one hidden layer, and no more: what no DNI step can do without."""
+    estimator = plain_estimator(hidden, width)
+    for parameter in estimator.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    return adam(estimator.parameters()).step
+
+
+def estimator_flops(hidden: int, width: int, batch: int) -> float:
+    """Of the products of its prediction and its regression, with one chunk an update."""
+    # Two layers of 2 H by W: forward at a chunk's end; forward, the weights' gradients, and the
+    # gradient of the layer between at its start.
+    return 2 * batch * 2 * hidden * width * (2 + 2 + 2 + 1)
+
+
 def plain_truncated(hidden: int, batch: int, steps: int) -> Callable:
     """Plain torch without an estimator."""
     torch.manual_seed(0)

@@ -6,9 +6,11 @@ import sys
 import pytest
 import torch
 from benchmarks import __main__ as main
+from benchmarks import steps
 from benchmarks.cuda import Step, floor_of
 from benchmarks.stacks import INPUT, PEERS
 from strategies import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -43,6 +45,18 @@ def test_the_whole_step_and_plain_torch_s_agree(dtype):
         for one, other in pairs:
             assert_close(one, other, tolerance)
         assert_close(step.ours_state, step.joined(step.state), tolerance)
+
+
+@pytest.mark.parametrize("width", [3, 12])
+def test_the_estimator_s_products_are_those_of_its_step(width):
+    """Counted by torch as it makes them: two predictions, one of them fitted."""
+    estimator = steps.plain_estimator(6, width)
+    entered, sent = torch.randn(2, 5, 12)
+    with FlopCounterMode(display=False) as counted:
+        with torch.no_grad():
+            estimator(sent)
+        estimator(entered).square().sum().backward()
+    assert counted.get_total_flops() == steps.estimator_flops(6, width, 5)
 
 
 def test_floors_are_of_their_rates():
