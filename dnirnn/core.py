@@ -4,9 +4,13 @@ Letters: T steps, B batch, I input, O output, S state, N chunks, K steps a chunk
 """
 
 import abc
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+
+Pull = Callable[[int, Tensor], Tensor]
 
 
 class Core(nn.Module, abc.ABC):
@@ -69,7 +73,7 @@ class Core(nn.Module, abc.ABC):
         self,
         x_TBI: Tensor,
         state_BS: Tensor,
-        probe_NBS: Tensor | list[Tensor] | None,
+        probe_NBS: Tensor | Sequence[Tensor] | None,
         truncation: int,
         t0: int | Tensor = 0,
         reset: Tensor | None = None,
@@ -92,6 +96,34 @@ class Core(nn.Module, abc.ABC):
             sent.append(end)
             state = end.detach()
         return torch.cat(outputs), torch.stack(sent), None
+
+    def unroll_pulling(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe_NBS: Tensor,
+        truncation: int,
+        t0: int | Tensor = 0,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Pull]:
+        """Unrolls as unroll_chunks does: (outputs [T, B, O], sent [N, B, S], pull).
+
+        ``pull(n, v)`` is J_n' v, [B, S], detached: what a gradient v of sent[n], and nothing else,
+        sends back to the state that chunk n starts from. It takes one chunk's backward pass.
+        """
+        pieces = probe_NBS.unbind()
+        output, sent, _ = Core.unroll_chunks(
+            self, x_TBI, state_BS, pieces, truncation, t0, reset
+        )
+
+        def pull(n: int, gradient_BS: Tensor) -> Tensor:
+            seed = torch.zeros_like(sent)
+            seed[n] = gradient_BS
+            return torch.autograd.grad(
+                sent, pieces[n], seed, retain_graph=True, materialize_grads=True
+            )[0]
+
+        return output, sent, pull
 
     def unroll_dense(
         self,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dnirnn.core import Pull
 from dnirnn.estimators import GradientEstimator
 
 
@@ -28,8 +29,8 @@ class Interface(NamedTuple):
         targets in the place of synthetic. None where the two are equal.
     context: [N + 1, B, C] (dense: [T + 1, B, C]), of the rows of entered, then of sent[-1]. None
         where the estimator needs none.
-    pieces: the tensors probe[n] that the chunks were given, each chunk's graph apart from the
-        others', so that lambda targets go back chunk by chunk. None without a trace_decay.
+    pull: pull(n, v) is J_n' v, which lambda targets take chunk by chunk (see Core.unroll_pulling).
+        None without a trace_decay.
     ahead: with an auxiliary task, the rows it is fitted on: states [R, S], what the estimator says
         at the boundaries after them, and the rows' weights [R] or None (see GradientEstimator.
         accumulate). None without one, or where no boundary has a next one.
@@ -46,7 +47,7 @@ class Interface(NamedTuple):
     terminal: Tensor | bool | None = None
     bootstrap: Tensor | None = None
     context: Tensor | None = None
-    pieces: list[Tensor] | None = None
+    pull: Pull | None = None
     ahead: tuple[Tensor, Tensor, Tensor | None] | None = None
     ends: Tensor | None = None
     charge: Tensor | None = None
@@ -85,7 +86,7 @@ def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> di
     live = [cut for cut in interfaces if cut.synthetic is not None]
     tensors = [loss, *(cut.sent for cut in live)]
 
-    apart = [cut for cut in live if cut.bootstrap is not None or cut.pieces is not None]
+    apart = [cut for cut in live if cut.bootstrap is not None or cut.pull is not None]
     targets = targets_of(apart, live, tensors, unit) if apart else ()
     jacobians = {id(cut): jacobian(cut) for cut in live if cut.estimator.needs_jacobian}
 
@@ -121,27 +122,23 @@ def targets_of(
     """The targets, times unit, of cuts for which those of the injecting pass will not do."""
     boots = [cut.synthetic if cut.bootstrap is None else cut.bootstrap for cut in live]
     seeds = [torch.ones_like(tensors[0]), *(unit * boot for boot in boots)]
-    given = [[cut.probe] if cut.pieces is None else cut.pieces for cut in cuts]
-    flat = torch.autograd.grad(
-        tensors, sum(given, []), seeds, retain_graph=True, materialize_grads=True
-    )
-    found, flat = [], list(flat)
-    for cut in cuts:
-        if cut.pieces is None:
-            found.append(flat.pop(0))
-            continue
-        # G_n = (target after one chunk) + discount trace_decay J_n' (G_(n+1) - g(s_(n+1)))
-        target = [flat.pop(0) for _ in cut.pieces]
-        boot = boots[next(i for i, other in enumerate(live) if other is cut)]
-        for n in reversed(range(len(target) - 1)):
-            seed = torch.zeros_like(cut.sent)
-            more = cut.estimator.discount * target[n + 1] - unit * boot[n]
-            seed[n] = cut.estimator.trace_decay * more
-            target[n] = target[n] + torch.autograd.grad(
-                cut.sent, cut.pieces[n], seed, retain_graph=True, materialize_grads=True
-            )[0]
-        found.append(torch.stack(target))
-    return found
+    probes = [cut.probe for cut in cuts]
+    found = torch.autograd.grad(tensors, probes, seeds, retain_graph=True, materialize_grads=True)
+    boot_of = {id(cut): boot for cut, boot in zip(live, boots)}
+    return [
+        target if cut.pull is None else lambda_targets(cut, target, unit * boot_of[id(cut)])
+        for cut, target in zip(cuts, found)
+    ]
+
+
+def lambda_targets(cut: Interface, target_NBS: Tensor, boot_NBS: Tensor) -> Tensor:
+    """The lambda targets, of the targets after one chunk and what they were bootstrapped from."""
+    # G_n = (target after one chunk) + discount trace_decay J_n' (G_(n+1) - g(s_(n+1)))
+    target = list(target_NBS.unbind())
+    for n in reversed(range(len(target) - 1)):
+        more = cut.estimator.discount * target[n + 1] - boot_NBS[n]
+        target[n] = target[n] + cut.pull(n, cut.estimator.trace_decay * more)
+    return torch.stack(target)
 
 
 def jacobian(cut: Interface) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn import ops
-from dnirnn.core import Core
+from dnirnn.core import Core, Pull
 
 
 class LSTM(Core):
@@ -132,6 +132,19 @@ class LSTM(Core):
             x_TBI, state_BS, probe_NBS, self.weights, emitted, truncation, scale, reset
         )
         return output, sent, synthetic if emitted else None
+
+    def unroll_pulling(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe_NBS: Tensor,
+        truncation: int,
+        t0: int | Tensor = 0,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Pull]:
+        if not ops.fused_for(x_TBI):
+            return super().unroll_pulling(x_TBI, state_BS, probe_NBS, truncation, t0, reset)
+        return ops.lstm_pulling(x_TBI, state_BS, probe_NBS, self.weights, truncation, reset)
 
     def unroll_dense(
         self,

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -134,6 +135,37 @@ def lstm_dense(
     # The histories are [L, K, N, B, H]; a state is h and c of each layer in turn.
     states = torch.stack([h.to(c.dtype), c], 4).permute(2, 1, 3, 0, 4, 5)
     return output, sent, states.reshape(-1, *state.shape)[: len(x)]
+
+
+def lstm_pulling(
+    x: Tensor,
+    state: Tensor,
+    probe: Tensor,
+    weights: list[Tensor],
+    truncation: int,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Callable[[int, Tensor], Tensor]]:
+    """lstm_tbptt with a probe [N, B, S]: (output, sent, pull), as Core.unroll_pulling has them."""
+    x, weights = autocast(x, weights)
+    output, sent, _, h, c, gates, between = torch.ops.dnirnn.lstm_tbptt(
+        x, state, probe, weights, [], truncation, 0.0, reset
+    )
+
+    @torch.no_grad()
+    def pull(n: int, gradient: Tensor) -> Tensor:
+        rows = slice(n * truncation, (n + 1) * truncation)
+        own = x[rows]
+        of_chunk = slice(None), slice(len(own)), slice(n, n + 1)
+        # By chunk on a GPU, else by time.
+        below = between[of_chunk] if between.dim() == h.dim() else between[:, rows]
+        kept = [part.contiguous() for part in (h[of_chunk], c[of_chunk], gates[of_chunk], below)]
+        _, _, back, _ = torch.ops.dnirnn.lstm_tbptt_backward(
+            None, gradient[None], own, *kept, weights, None if reset is None else reset[rows],
+            len(own), 1, False, False, False,
+        )  # fmt: skip
+        return back[0]
+
+    return output, sent, pull
 
 
 def autocast(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -119,13 +119,12 @@ class Truncated(nn.Module):
             device=state.device,
             requires_grad=True,
         )
-        pieces = synthetic = None
+        pull = synthetic = None
         cuts = (self.truncation, t0, reset)
         if estimator.dense:
             output, sent, entered = self.core.unroll_dense(x_TBI, state, probe, *cuts)
         elif estimator.trace_decay and not estimator.needs_jacobian:
-            pieces = [probe[n] for n in range(chunks)]
-            output, sent, _ = Core.unroll_chunks(self.core, x_TBI, state, pieces, *cuts)
+            output, sent, pull = self.core.unroll_pulling(x_TBI, state, probe, *cuts)
         else:
             emitting = None if estimator.needs_context else estimator
             output, sent, synthetic = self.core.unroll_chunks(x_TBI, state, probe, *cuts, emitting)
@@ -153,16 +152,16 @@ class Truncated(nn.Module):
         synthetic = cut_off(synthetic, reset, final, self.truncation)
         if estimator.auxiliary and chunks > 1:
             coming = cut_off(say(estimator, sent, *beside), reset, final, self.truncation)[1:]
-            ahead, pull = look_ahead(estimator, sent, coming, reset, self.truncation)
+            ahead, foresight = look_ahead(estimator, sent, coming, reset, self.truncation)
             bootstrap = synthetic if bootstrap is None else bootstrap
-            synthetic = synthetic + torch.cat([pull, torch.zeros_like(pull[:1])])
+            synthetic = synthetic + torch.cat([foresight, torch.zeros_like(foresight[:1])])
         if estimator.needs_jacobian:
             going_on = torch.ones_like(sent[..., :1])
             ended = cut_off(going_on, reset, final, self.truncation)[..., 0] == 0
         terminal = final if estimator.terminal_target and final is not False else None
         cut = Interface(
             sent, synthetic, entered, probe, self.estimator, terminal, bootstrap,
-            context, pieces, ahead, ended,
+            context, pull, ahead, ended,
         )  # fmt: skip
         return output, sent[-1].detach(), [cut]
 

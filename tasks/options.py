@@ -311,6 +311,7 @@ class CoreOptions(Checked):
 
 
 FITTED = ("dni", "least-squares", "bp-lambda")  # estimators that learn
+DESCENDING = ("dni", "bp-lambda")  # those of them that an optimiser moves
 ESTIMATORS = ("none", *FITTED, "true")
 CONTEXTS = ("input", "target", "label")
 
@@ -345,13 +346,14 @@ class EstimatorOptions(Checked):
         parse=number_or("linear"),
         many=True,
         shown="one layer as wide as the core",
-        where=("estimator", ("none", "dni")),
+        where=("estimator", ("dni",)),
     )
     scale: float | None = option(
         None,
         "multiplies a synthetic gradient where it is injected into the core",
         at_least=0,
         shown="0.1; 1 with least-squares, true",
+        where=("estimator", (*FITTED, "true")),
     )
     discount: float | None = option(
         None,
@@ -359,6 +361,7 @@ class EstimatorOptions(Checked):
         " of each further chunk",
         at_least=0,
         shown="0.1; 0.9 with least-squares; 1 with true",
+        where=("estimator", (*FITTED, "true")),
     )
     context: tuple = option(
         (),
@@ -531,20 +534,23 @@ class TrainingOptions(Checked):
         many=True,
     )
     estimator_optimizer: str = option(
-        "Adam", "the predictor's optimiser: a name in torch.optim", "NAME"
+        "Adam", "the predictor's optimiser: a name in torch.optim", "NAME",
+        where=("estimator", DESCENDING),
     )
     estimator_optimizer_options: tuple = option(
-        (), "its further options", "KEY=VALUE", parse=key_value, many=True
+        (), "its further options", "KEY=VALUE", parse=key_value, many=True,
+        where=("estimator", DESCENDING),
     )
     estimator_lr: float = option(
-        1e-4, "the predictor's learning rate; least-squares has none", "RATE", above=0
+        1e-4, "the predictor's learning rate", "RATE", above=0, where=("estimator", DESCENDING)
     )
     estimator_clip: float = option(
-        0.0, "longest gradient of the predictor in an update; 0: no limit", "NORM", at_least=0
+        0.0, "longest gradient of the predictor in an update; 0: no limit", "NORM", at_least=0,
+        where=("estimator", DESCENDING),
     )
     estimator_lift: float = option(
         0.0, "shortest gradient of the predictor in an update; 0: no limit", "NORM", at_least=0,
-        where=("estimator", ("dni", "bp-lambda")),
+        where=("estimator", DESCENDING),
     )
     evaluate_every: int = option(
         500_000, "training symbols between two evaluations on validation", "SYMBOLS", at_least=1

@@ -373,6 +373,21 @@ def test_what_nobody_asks_for_is_not_computed(**sizes):
     assert torch.equal(found[2], of_probe)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@given(**{**calls, "probe": st.just("chunks")}, chunk=st.integers(0, 10))
+def test_a_chunk_alone_pulls_back_what_it_does_beside_the_others(dtype, chunk, **sizes):
+    call = make_call(**sizes, dtype=dtype)
+    given = call.x, call.state, call.probe, call.weights, call.truncation, call.reset
+    output, sent, pull = ops.lstm_pulling(*given)
+    expected = ops.lstm_tbptt(*call.arguments)
+    assert torch.equal(output, expected[0]) and torch.equal(sent, expected[1])
+    n = chunk % len(sent)
+    seed = torch.zeros_like(sent)
+    seed[n] = call.by_sent[n]
+    (back,) = torch.autograd.grad(sent, call.probe, seed)
+    assert_close(pull(n, call.by_sent[n]), back[n], TOLERANCE[dtype], FLOOR)
+
+
 @pytest.mark.parametrize("name", ["output", "sent"])
 def test_one_output_alone(name):
     call = make_call(7, 3, 4, 9, 2, truncation=3, probe="chunks", reset=True)
