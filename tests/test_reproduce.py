@@ -96,12 +96,14 @@ def test_every_run_of_every_recipe_can_be_made(table, budget):
         early = column.decay == "none" and recipe.options.patience is not None
         assert (options.patience is not None) == early
         assert (options.seed, options.lr, options.truncation) == (3, 0.25, column.truncation)
-        assert (options.estimator == "none") == (column.arm == BPTT)
+        assert (options.estimator == "none") == (column.arm.changes.get("estimator") == "none")
         words = [Vocabulary.of("tick")] if recipe.task == "char-lm" else []
         model = training.TASKS[recipe.task].make(options, *words)
         assert model.truncated.truncation == column.truncation
         usual = "sequence" if recipe.data == "sequences" else 1
-        assert trainer_config(options, 1, "none").chunks == (column.arm.chunks or usual)
+        longer = column.arm.changes.get("update_steps", 0) // column.truncation
+        chunks = column.arm.chunks or longer or usual
+        assert trainer_config(options, 1, "none").chunks == chunks
 
 
 @pytest.mark.parametrize("table", RECIPES)
