@@ -13,10 +13,19 @@ from dnirnn.data import Batch
 from dnirnn.model import SequenceModel, bit_nats
 from dnirnn.tasks.drawn import DrawnStream
 from dnirnn.tasks.network import device_of, make_model, unroll
-from dnirnn.tasks.options import Checked, NetworkOptions, option, remembered
+from dnirnn.tasks.options import (
+    Checked,
+    EstimatorOptions,
+    NetworkOptions,
+    RunOptions,
+    TrainingOptions,
+    changed,
+    option,
+    remembered,
+)
 from dnirnn.tasks.task import Task
 
-DECAY = "none"  # of the learning rate over the budget
+DECAY = "cosine"  # of the learning rate over the budget
 TESTED = 256  # sequences of a size that an evaluation runs
 RECENT = 10  # sequences whose mean error decides whether they grow
 
@@ -38,6 +47,19 @@ class SequenceOptions(Checked):
         "BITS",
         above=0,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class CurriculumOptions(SequenceOptions, NetworkOptions, TrainingOptions, RunOptions):
+    """All options; the defaults are those that the ablation in results/README.md came from."""
+
+    # A chunk an update changes the parameters while a sequence is half read.
+    update_steps: int | str = changed(TrainingOptions, "update_steps", "sequence")
+    lr: float = changed(TrainingOptions, "lr", 3e-3)
+    estimator_hidden: tuple = changed(
+        EstimatorOptions, "estimator_hidden", ("linear",), shown="linear"
+    )
+    estimator_lr: float = changed(TrainingOptions, "estimator_lr", 1e-3)
 
 
 class BitStream(DrawnStream):

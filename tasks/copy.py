@@ -12,8 +12,8 @@ from torch import Tensor
 from dnirnn.data import Batch
 from dnirnn.model import SequenceModel
 from dnirnn.tasks import bit_sequences
-from dnirnn.tasks.bit_sequences import DECAY, BitStream, SequenceOptions, fresh_bits, measure
-from dnirnn.tasks.options import NetworkOptions, RunOptions, TrainingOptions, from_config
+from dnirnn.tasks.bit_sequences import DECAY, BitStream, CurriculumOptions, fresh_bits, measure
+from dnirnn.tasks.options import from_config
 from dnirnn.tasks.task import Figure, Task, steps_per_update
 
 __all__ = ["DECAY", "CopyOptions", "CopyStream", "build", "evaluate", "restore"]
@@ -27,7 +27,7 @@ DATA: set[str] = set()  # what `eval` may be told of it
 
 
 @dataclasses.dataclass(frozen=True)
-class CopyOptions(SequenceOptions, NetworkOptions, TrainingOptions, RunOptions):
+class CopyOptions(CurriculumOptions):
     pass
 
 

@@ -59,9 +59,10 @@ def number_or(word: str) -> Callable[[str], int | str]:
     return parse
 
 
-def changed(options: type, name: str, default: Any) -> Any:
+def changed(options: type, name: str, default: Any, shown: str | None = None) -> Any:
     """The option of that name in another dataclass, with another default."""
-    return dataclasses.field(default=default, metadata=options.__dataclass_fields__[name].metadata)
+    metadata = options.__dataclass_fields__[name].metadata
+    return dataclasses.field(default=default, metadata={**metadata, "shown": shown})
 
 
 def key_value(text: str) -> tuple[str, Any]:
@@ -524,7 +525,7 @@ class TrainingOptions(Checked):
         None,
         "how the core's learning rate falls to zero over the budget (minutes, updates or symbols)",
         choices=("cosine", "linear", "none"),
-        shown="cosine for char-lm where no --schedule is given, else none",
+        shown="cosine for char-lm, copy and repeat-copy where no --schedule is given, else none",
     )
     schedule: str | None = option(
         None, "learning-rate schedule: a name in torch.optim.lr_scheduler", "NAME", shown="constant"

@@ -25,18 +25,15 @@ OURS: dict[str, dict[str, Any]] = {
 }
 
 # Plain DNI on these tasks: a weaker one (0.1) carries less far in the same time.
-LINEAR = dict(estimator_hidden=("linear",), estimator_lr=1e-3, scale=0.5, discount=0.5)
+STRONG = dict(scale=0.5, discount=0.5)
 
-# What every run of a task gets, by budget. cpu: two cores; gpu: the paper's sizes. Sequences to be
-# copied are an update each: a chunk an update changes the parameters while one is half read.
+# What every run of a task gets, by budget. cpu: two cores; gpu: the paper's sizes.
 BIT_SEQUENCES: dict[str, dict[str, Any]] = {
     "quick": dict(
         bits=1,
         hidden=64,
         batch=32,
-        update_steps="sequence",
-        lr=3e-3,
-        **LINEAR,
+        **STRONG,
         minutes=0.25,
         evaluate_every=20_000,
         log_every=20_000,
@@ -45,9 +42,7 @@ BIT_SEQUENCES: dict[str, dict[str, Any]] = {
         bits=1,
         hidden=128,
         batch=32,
-        update_steps="sequence",
-        lr=3e-3,
-        **LINEAR,
+        **STRONG,
         minutes=0.75,
         evaluate_every=200_000,
         log_every=200_000,
@@ -56,8 +51,8 @@ BIT_SEQUENCES: dict[str, dict[str, Any]] = {
         bits=8,
         hidden=256,
         batch=256,
-        update_steps="sequence",
         lr=7e-5,
+        estimator_hidden=None,
         estimator_lr=7e-5,
         minutes=30.0,
         evaluate_every=800_000,
@@ -244,6 +239,8 @@ ABLATION = (
     Arm("least-squares", "least squares, scale 1", SOLVED),
     Arm("least-squares-half", "least squares, scale 0.5", {**SOLVED, "scale": 0.5}),
     ours("copy")._replace(label="least squares, lambda 0.8"),
+    Arm("ours-undiscounted", "the same, discount 1", {**LAMBDA, "discount": 1.0}),
+    Arm("ours-far", "the same, lambda 0.95", {**LAMBDA, "discount": 1.0, "trace_decay": 0.95}),
     Arm("true", "the true gradient", dict(estimator="true", scale=1.0, discount=1.0)),
 )
 

@@ -19,19 +19,13 @@ from dnirnn.tasks import bit_sequences
 from dnirnn.tasks.bit_sequences import (
     DECAY,
     BitStream,
+    CurriculumOptions,
     SequenceOptions,
     check_start,
     fresh_bits,
     measure,
 )
-from dnirnn.tasks.options import (
-    NetworkOptions,
-    RunOptions,
-    TrainingOptions,
-    changed,
-    from_config,
-    option,
-)
+from dnirnn.tasks.options import changed, from_config, option
 from dnirnn.tasks.task import Figure, Task, steps_per_update
 
 __all__ = ["DECAY", "RepeatCopyOptions", "RepeatCopyStream", "build", "evaluate", "restore"]
@@ -58,7 +52,7 @@ class RepeatOptions(SequenceOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class RepeatCopyOptions(RepeatOptions, NetworkOptions, TrainingOptions, RunOptions):
+class RepeatCopyOptions(RepeatOptions, CurriculumOptions):
     # Graves et al. draw both from 1 to 10.
     max_length: int = changed(SequenceOptions, "max_length", 10)
 

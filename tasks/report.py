@@ -23,6 +23,10 @@ QUOTED = (
     " its table of recurrent networks; from memory, not checked against the paper. Their settings,"
     " budget and hardware are not ours."
 )
+FALLING = (
+    "With a learning rate that falls along a cosine it is zero at each run's own end: what is read"
+    " at equal data or updates favours the runs that are nearest to theirs by then."
+)
 ENDS = {"seconds": "minutes", "data": "symbols", "updates": "updates"}  # the budget of an axis
 DECAYS = {"none": "constant learning rate", "cosine": "learning rate falling along a cosine"}
 
@@ -267,6 +271,7 @@ def introduction(
         "",
         f"- all: {' '.join(to_arguments(options))}",
         *(f"- {arm.label}: {settings(arm)}" for arm in recipe.arms if settings(arm)),
+        *([] if recipe.decays == ("none",) else ["", FALLING]),
         "",
     ]
 

@@ -55,8 +55,8 @@ def test_the_error_is_that_of_the_loss_the_trainer_sees():
 
 def test_it_learns_beyond_the_first_lengths(tmp_path):
     options = CopyOptions(
-        bits=1, hidden=32, truncation=4, lr=1e-2, batch=16, updates=800, max_length=6,
-        estimator_hidden=("linear",), evaluate_every=10**6, seed=1,
+        bits=1, hidden=32, truncation=4, lr=1e-2, batch=16, updates=1500, max_length=6,
+        evaluate_every=10**6, seed=1,
     )
     task = copy.build(options)
     config = trainer_config(options, task.symbols_per_update, copy.DECAY)

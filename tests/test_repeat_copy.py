@@ -77,7 +77,7 @@ def test_one_grows_alone_where_the_other_is_at_its_largest(options, products):
 
 def test_trains_resumes_and_is_measured(tmp_path, capsys):
     words = "--bits 1 --hidden 8 --batch 4 --truncation 3 --max-length 3 --max-repeats 2".split()
-    words += "--fidelity-every 40 --evaluate-every 40 --log-every 10 --quiet".split()
+    words += "--decay none --fidelity-every 40 --evaluate-every 40 --log-every 10 --quiet".split()
     for name, updates in (("run", "15"), ("run", "40"), ("whole", "40")):
         folder = str(tmp_path / name)
         assert main(["train", "repeat-copy", "--out", folder, *words, "--updates", updates]) == 0
