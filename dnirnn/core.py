@@ -117,10 +117,10 @@ class Core(nn.Module, abc.ABC):
         )
 
         def pull(n: int, gradient_BS: Tensor) -> Tensor:
-            seed = torch.zeros_like(sent)
-            seed[n] = gradient_BS
+            # Of all chunks' ends only this one's depends on the piece.
+            seeds = gradient_BS.expand_as(sent)
             return torch.autograd.grad(
-                sent, pieces[n], seed, retain_graph=True, materialize_grads=True
+                sent, pieces[n], seeds, retain_graph=True, materialize_grads=True
             )[0]
 
         return output, sent, pull
