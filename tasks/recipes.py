@@ -52,7 +52,7 @@ BIT_SEQUENCES: dict[str, dict[str, Any]] = {
         hidden=256,
         batch=256,
         lr=7e-5,
-        estimator_hidden=None,
+        estimator_hidden=(256,),
         estimator_lr=7e-5,
         minutes=30.0,
         evaluate_every=800_000,
@@ -61,11 +61,21 @@ BIT_SEQUENCES: dict[str, dict[str, Any]] = {
     ),
 }
 CHARACTERS: dict[str, dict[str, Any]] = {
-    "quick": dict(hidden=64, batch=32, minutes=0.25, evaluate_every=100_000),
-    "cpu": dict(hidden=256, batch=32, minutes=1.75, evaluate_every=750_000, patience=4),
+    "quick": dict(
+        hidden=64, batch=32, estimator_hidden=(64,), minutes=0.25, evaluate_every=100_000
+    ),
+    "cpu": dict(
+        hidden=256,
+        batch=32,
+        estimator_hidden=(256,),
+        minutes=1.75,
+        evaluate_every=750_000,
+        patience=4,
+    ),
     "gpu": dict(
         hidden=1024,
         batch=256,
+        estimator_hidden=(1024,),
         estimator_lr=7e-5,
         minutes=60.0,
         evaluate_every=1_000_000,

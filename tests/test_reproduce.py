@@ -1,5 +1,6 @@
 """reproduce: its recipes, the search for rates, and a small table made, resumed and reported."""
 
+import argparse
 import csv
 import dataclasses
 import json
@@ -18,6 +19,7 @@ from dnirnn.tasks import cli, plots, recipes, reproduce, runs, training
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.cli import main
 from dnirnn.tasks.copy import CopyOptions
+from dnirnn.tasks.options import add_arguments, from_arguments, to_arguments
 from dnirnn.tasks.recipes import BPTT, DNI, RECIPES, Arm, Recipe, Search, columns, options_of
 from dnirnn.tasks.task import trainer_config
 from dnirnn.trainer import NonFinite
@@ -97,6 +99,10 @@ def test_every_run_of_every_recipe_can_be_made(table, budget):
         assert (options.patience is not None) == early
         assert (options.seed, options.lr, options.truncation) == (3, 0.25, column.truncation)
         assert (options.estimator == "none") == (column.arm.changes.get("estimator") == "none")
+        parser = argparse.ArgumentParser()
+        add_arguments(parser, type(options))
+        told = parser.parse_args(to_arguments(options))
+        assert from_arguments(type(options), told) == options
         words = [Vocabulary.of("tick")] if recipe.task == "char-lm" else []
         model = training.TASKS[recipe.task].make(options, *words)
         assert model.truncated.truncation == column.truncation
