@@ -28,6 +28,7 @@ FALLING = (
     " at equal data or updates favours the runs that are nearest to theirs by then."
 )
 ENDS = {"seconds": "minutes", "data": "symbols", "updates": "updates"}  # the budget of an axis
+STYLES = ("--", "-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))  # of lines, as matplotlib writes them
 DECAYS = {"none": "constant learning rate", "cosine": "learning rate falling along a cosine"}
 
 
@@ -424,7 +425,7 @@ def write_table(path: Path, recipe: Recipe, tables: Sequence[Table]) -> None:
 def draw(recipe: Recipe, traces: Sequence[Trace], path: Path, notice: str) -> None:
     """Curves: a row for each group that is measured together, or for each decay."""
     shown = figure_of(recipe, recipe.figure)
-    styles = dict(zip((arm.name for arm in recipe.arms), ("--", "-", "-.", ":")))
+    styles = {arm.name: STYLES[i % len(STYLES)] for i, arm in enumerate(recipe.arms)}
     rows: dict[str, list[plots.Curve]] = {}
     for trace in traces:
         arm, truncation, decay = trace.column

@@ -3,13 +3,14 @@
 import math
 from statistics import median
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_curves import coordinates, curves, values
 
 from dnirnn.tasks import plots
 from dnirnn.tasks.curves import Point, reading
-from dnirnn.tasks.recipes import BPTT, DNI, RECIPES, Arm, Column
+from dnirnn.tasks.recipes import BPTT, DNI, RECIPES, Arm, Column, columns
 from dnirnn.tasks.report import (
     Cell,
     Table,
@@ -124,6 +125,17 @@ def test_the_picture_has_a_row_for_what_is_measured_together(tmp_path, monkeypat
         ("BPTT 2", "2", "--"), ("DNI 2", "2", "-"), ("BPTT 8", "8", "--"), ("DNI 8", "8", "-"),
     ]  # fmt: skip
     assert other_rest[2] == "characters" and other_rest[-1] is True
+
+
+@pytest.mark.parametrize("table", RECIPES)
+def test_every_line_of_every_recipe_has_a_look_of_its_own(table, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "learning_curves", lambda rows, *rest: drawn.append(rows))
+    recipe = RECIPES[table]("cpu")
+    traces = [Trace(one, None, [Point(1, 2, 3, 4)], None) for one in columns(recipe)]
+    draw(recipe, traces, tmp_path / "curves.png", "notice")
+    for row in drawn[0].values():
+        assert len({(curve.colour, curve.style) for curve in row}) == len(row)
 
 
 words = st.sampled_from(["", "a", "†×", "long one"])
