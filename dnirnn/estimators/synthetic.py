@@ -26,8 +26,8 @@ class SyntheticGradient(GradientEstimator):
 
     and G_N = g(s_N) at the end of a call of N chunks, 0 at the end of a sequence. A trace_decay of
     0 is the bootstrap after one chunk; 1, with the sequence's end in the call, is the whole
-    discounted future gradient. It pays with several chunks a call, whose backward passes then run
-    one after the other, not side by side.
+    discounted future gradient. It pays with several chunks a call, and takes two more passes back
+    through them, of the states' gradients alone: one side by side, one chunk after chunk.
 
     state_size: S of the core.
     hidden: widths of the hidden layers; () is the linear estimator.
