@@ -56,10 +56,14 @@ def test_every_option_reaches_the_estimator():
 
 BAD = {
     "dense, traced": ("--dense --trace-decay 0.5 --update-steps 4", "dense targets have no trace"),
-    "lambda of one": ("--trace-decay 0.5", "--trace-decay needs several .*--update-steps .*4"),
+    "lambda of one": (
+        "--trace-decay 0.5 --update-steps 2", "--trace-decay needs several .*--update-steps .*4"
+    ),
     "lambda above 1": ("--trace-decay 1.5 --update-steps 4", "trace_decay must be at most 1"),
     "no next cut": ("--auxiliary 0.5 --update-steps 2", "--auxiliary needs several chunks"),
-    "lambda of one, solved": ("--estimator least-squares --trace-decay 0.5", "several .*--update"),
+    "lambda of one, solved": (
+        "--estimator least-squares --trace-decay 0.5 --update-steps 2", "several .*--update"
+    ),
     "nothing solved": ("--ridge 0.1", "--ridge goes with --estimator least-squares only"),
     "no end of forgetting": ("--estimator least-squares --forgetting 1", "--forgetting must be below"),
     "nothing descends": ("--estimator least-squares --estimator-lift 1", "--estimator-lift goes"),
@@ -98,9 +102,9 @@ def test_an_arm_of_a_comparison_gets_the_options_that_go_with_it(tmp_path, monke
     plain, dni, traced, true = (run.options for run in runs)
     assert (plain.dense, plain.warm_up, plain.estimator) == (False, 0, "none")
     assert (dni.dense, dni.warm_up, dni.estimator_hidden) == (True, 5, (3,))
-    assert (traced.dense, traced.warm_up, traced.estimator_hidden) == (False, 5, None)
+    assert (traced.dense, traced.warm_up, traced.estimator_hidden) == (False, 5, ("linear",))
     assert (true.warm_up, true.lookahead, dni.lookahead) == (0, 8, EstimatorOptions.lookahead)
-    refused(capsys, [*words, "--estimators", "none", "true"], "--dense goes with --estimator dni")
+    refused(capsys, [*words, "--estimators", "none", "true"], "--estimator-hidden goes with")
 
 
 @given(value=st.sampled_from(ESTIMATORS))
