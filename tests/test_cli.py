@@ -318,7 +318,7 @@ def test_help_has_every_option_with_its_default(kind, capsys):
     hidden=st.integers(1, 999),
     lr=st.floats(1e-9, 10),
     minutes=st.none() | st.floats(0.01, 99),
-    widths=st.none() | st.just(("linear",)) | st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    widths=st.just(("linear",)) | st.tuples(st.integers(1, 9), st.integers(1, 9)),
     options=st.just(()) | st.just((("betas", (0.8, 0.9)), ("eps", 1e-5), ("mode", "min"))),
     steps=st.none() | st.just("sequence") | st.integers(1, 99),
     quiet=st.booleans(),
