@@ -1,8 +1,8 @@
 """On a GPU: the whole training step and the operator, against cuDNN's LSTM, eager and in CUDA graphs.
 
-Every figure is a median of CUDA events; the sides take turns. float32 lets products use tf32, on
-both sides; bfloat16 is autocast in the whole step, parameters and state of float32, and a model of
-bfloat16 parameters for the operator alone.
+Every figure is a median of CUDA events; the sides take turns. tf32: float32 whose products may use
+tf32, on both sides; in the whole step bfloat16 is autocast, parameters and state of float32, and for
+the operator alone a model of bfloat16 or float16 parameters.
 """
 
 import statistics
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import dnirnn
-from benchmarks.op import INPUT, flops
+from benchmarks.op import INPUT
 from benchmarks.steps import EMBEDDING, SCALE, SYMBOLS, Text, plain_estimator
 from dnirnn.data import Batch
 from dnirnn.device import own_stream
@@ -22,8 +22,18 @@ from dnirnn.optimizers import make_optimizer
 from dnirnn.tasks.network import BFloat16Model
 from dnirnn.updater import CUDAGraphs, Updater
 
-HIDDEN, BATCH, STEPS = (256, 512, 1024), (32, 128, 256), (8, 40)
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+HIDDEN, BATCH = (256, 512, 1024), (32, 128, 256)
+SHAPES = ((8, 1), (40, 1), (40, 5))  # steps, chunks
+# What others published for an H100: bfloat16, B 16, T 1024, 768 units; milliseconds.
+PUBLISHED = {"hidden": 768, "batch": 16, "steps": 1024, "inputs": 768}
+PUBLISHED_MS = {"cudnn": (2.01, 5.19), "flashrnn, without the input's product": (4.87, 13.61)}
+PRECISIONS = {
+    "bfloat16": torch.bfloat16,
+    "tf32": torch.float32,
+    "float32": torch.float32,
+    "float16": torch.float16,
+}
+PATHS = ("auto", "steps", "on chip")
 RATE, UNREAD = 1e-4, 4096
 
 
@@ -112,14 +122,25 @@ class Step:
 
 
 @contextmanager
-def reduced_products() -> Iterator[None]:
-    """float32 products may use tf32: in torch's own, in cuDNN's LSTM and in ours."""
+def products_of(precision: str) -> Iterator[None]:
+    """Whether float32 products may use tf32: in torch's own, in cuDNN's LSTM and in ours."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    allowed = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def path_of(name: str) -> Iterator[None]:
+    """How our operator takes its steps."""
+    torch.ops.dnirnn.cuda_path(name)
+    try:
+        yield
+    finally:
+        torch.ops.dnirnn.cuda_path("auto")
 
 
 def captured(call: Callable[[], None]) -> Callable[[], None]:
@@ -196,15 +217,25 @@ def step_point(hidden: int, batch: int, precision: str, seconds: float, steps: i
 
 
 def op_point(
-    hidden: int, batch: int, steps: int, chunks: int, precision: str, seconds: float, rates: dict
+    hidden: int,
+    batch: int,
+    steps: int,
+    chunks: int,
+    precision: str,
+    seconds: float,
+    rates: dict,
+    inputs: int = INPUT,
 ) -> dict:
-    """Forward with backward, both sides in graphs: ours in chunks, cuDNN over all the steps."""
+    """Forward, and forward with backward, in graphs: ours in chunks, cuDNN over all the steps.
+
+    Ours by each of its paths; "auto" is what a user gets.
+    """
     dtype = PRECISIONS[precision]
     made = dict(device="cuda", dtype=dtype)
-    reference, core = nn.LSTM(INPUT, hidden, **made), dnirnn.LSTM(INPUT, hidden, **made)
+    reference, core = nn.LSTM(inputs, hidden, **made), dnirnn.LSTM(inputs, hidden, **made)
     core.load_state_dict(reference.state_dict())
     truncated = dnirnn.Truncated(core, steps // chunks, dnirnn.ZeroGradient())
-    x = torch.randn(steps, batch, INPUT, **made, requires_grad=True)
+    x = torch.randn(steps, batch, inputs, **made, requires_grad=True)
     grad = torch.randn(steps, batch, hidden, **made)
     state = core.initial_state(batch)
     start = tuple(torch.zeros(2, 1, batch, hidden, **made))
@@ -219,28 +250,44 @@ def op_point(
 
         return call
 
+    def forward(module: nn.Module, initial: object) -> Callable[[], None]:
+        return lambda: module(x, initial)
+
     calls = {"ours": both(truncated, state), "cudnn": both(reference, start)}
     peaks = {f"{name}_peak_mib": peak_of(call) for name, call in calls.items()}
-    sides = {name: captured(call) for name, call in calls.items()}
+    sides = {}
+    for name, make in (("forward", forward), ("both", both)):
+        for path in PATHS:
+            with path_of(path):
+                sides[f"{name}, {path}"] = captured(make(truncated, state))
+        sides[f"{name}, cudnn"] = captured(make(reference, start))
     times = alternate(sides, seconds)
-    floors = floor_of(hidden, batch, steps, chunks, precision, rates)
-    floor = max(floors.values())
+    floors = floor_of(hidden, batch, steps, chunks, precision, rates, inputs)
+    ours = times["both, auto"]
     return {
         "hidden": hidden,
         "batch": batch,
+        "inputs": inputs,
         "steps": steps,
         "chunks": chunks,
         "precision": precision,
-        **{f"{name}_ms": 1e3 * value for name, value in times.items()},
-        "vs_cudnn": times["cudnn"] / times["ours"],
+        "ms": {side: 1e3 * value for side, value in times.items()},
+        "forward_vs_cudnn": times["forward, cudnn"] / times["forward, auto"],
+        "vs_cudnn": times["both, cudnn"] / ours,
         **{f"floor_{name}_ms": 1e3 * value for name, value in floors.items()},
-        "of_floor": floor / times["ours"],
+        "of_floor": max(floors.values()) / ours,
         **peaks,
     }
 
 
 def floor_of(
-    hidden: int, batch: int, steps: int, chunks: int, precision: str, rates: dict
+    hidden: int,
+    batch: int,
+    steps: int,
+    chunks: int,
+    precision: str,
+    rates: dict,
+    inputs: int = INPUT,
 ) -> dict[str, float]:
     """Seconds that no forward with backward goes below: by arithmetic, by bytes, by steps.
 
@@ -249,11 +296,13 @@ def floor_of(
     forward pass and of a chunk's backward pass, each after the one before.
     """
     size = PRECISIONS[precision].itemsize
-    weights = 4 * hidden * (hidden + INPUT) + 8 * hidden
+    weights = 4 * hidden * (hidden + inputs) + 8 * hidden
     rows = steps * batch
-    moved = 3 * weights * size + rows * (3 * INPUT + 2 * hidden) * size + 2 * 6 * rows * hidden * 4
+    moved = 3 * weights * size + rows * (3 * inputs + 2 * hidden) * size + 2 * 6 * rows * hidden * 4
+    # Products with the inputs, and with h but for the first step's: forwards, and twice backwards.
+    products = 3 * 2 * rows * 4 * hidden * (inputs + hidden)
     return {
-        "flops": flops(hidden, batch, steps, True) / rates[precision],
+        "flops": products / rates[precision],
         "bytes": moved / rates["bytes"],
         "steps": (steps + steps // chunks) * rates["step"],
     }
@@ -269,44 +318,53 @@ def ceilings() -> dict[str, float]:
     for precision, dtype in PRECISIONS.items():
         a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=dtype)
         out = torch.empty_like(a)
-        time = alternate({"mm": lambda: torch.mm(a, b, out=out)}, 0.3)["mm"]
+        with products_of(precision):
+            time = alternate({"mm": lambda: torch.mm(a, b, out=out)}, 0.1, 3)["mm"]
         rates[precision] = 2 * 8192**3 / time
     large = torch.randn(2**28, device="cuda")
     into = torch.empty_like(large)
-    rates["bytes"] = 2 * 2**30 / alternate({"copy": lambda: into.copy_(large)}, 0.3)["copy"]
+    rates["bytes"] = 2 * 2**30 / alternate({"copy": lambda: into.copy_(large)}, 0.1)["copy"]
     small = torch.zeros(32, device="cuda")
 
     def chain() -> None:
         for _ in range(200):
             small.add_(1)
 
-    rates["step"] = alternate({"chain": captured(chain)}, 0.3)["chain"] / 200
+    rates["step"] = alternate({"chain": captured(chain)}, 0.1)["chain"] / 200
     return rates
 
 
-def report(quick: bool, seconds: float) -> dict:
-    """All of it, printed as it is found."""
-    name = torch.cuda.get_device_name()
+def report(quick: bool, seconds: float, keep: Callable[[dict], None]) -> dict:
+    """All of it, printed and kept as it is found."""
     device = torch.device("cuda", torch.cuda.current_device())
-    hidden, batch = (HIDDEN[:1], BATCH[:1]) if quick else (HIDDEN, BATCH)
-    found = {"gpu": name, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    print(f"\n{name}, CUDA {found['cuda']}, cuDNN {found['cudnn']}; float32 products use tf32")
-    with own_stream(device), reduced_products():
+    found = {
+        "gpu": torch.cuda.get_device_name(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+    print("\n{gpu}, CUDA {cuda}, cuDNN {cudnn}".format(**found))
+    batch = BATCH[:2] if quick else BATCH
+    precisions = ("bfloat16", "tf32") if quick else tuple(PRECISIONS)
+    with own_stream(device):
         found["ceilings"] = rates = ceilings()
         print(
-            f"ceilings: {rates['float32'] / 1e12:.0f} TFLOP/s float32 (tf32),"
-            f" {rates['bfloat16'] / 1e12:.0f} bfloat16, {rates['bytes'] / 1e12:.2f} TB/s,"
-            f" {rates['step'] * 1e6:.2f} us a dependent kernel in a graph"
+            "ceilings: "
+            + ", ".join(f"{rates[name] / 1e12:.0f} TFLOP/s {name}" for name in PRECISIONS)
+            + f", {rates['bytes'] / 1e12:.2f} TB/s, {rates['step'] * 1e6:.2f} us a dependent kernel"
+            " in a graph"
         )
+        keep(found)
         print("\nThe whole DNI step, T 8; x: plain torch's time over ours")
         print(f"{'':9}{'H':>5} {'B':>4} {'ours ms':>8} {'x eager':>8} {'x graph':>8}", end="")
         print(f" {'ours eager ms':>14} {'chars/s':>12} {'MiB':>6} {'plain MiB':>10}")
         found["step"] = []
-        for precision in PRECISIONS:
-            for h in hidden:
-                for b in batch:
-                    row = step_point(h, b, precision, seconds)
+        for precision in precisions:
+            for h in HIDDEN:
+                for b in batch if precision != "float16" else ():
+                    with products_of(precision):
+                        row = step_point(h, b, precision, seconds)
                     found["step"].append(row)
+                    keep(found)
                     print(
                         f"{precision:9}{h:5} {b:4} {row['ours_ms']:8.3f} {row['vs_eager']:8.2f}"
                         f" {row['vs_graph']:8.2f} {row['ours_eager_ms']:14.3f}"
@@ -314,21 +372,38 @@ def report(quick: bool, seconds: float) -> dict:
                         f" {row['plain_peak_mib']:10.0f}",
                         flush=True,
                     )
-        print("\nThe operator, forward with backward, both sides in graphs; 5 chunks of 8 over 40")
-        print(f"{'':9}{'H':>5} {'B':>4} {'T':>3} {'chunks':>6} {'ours ms':>8}", end="")
-        print(f" {'x cuDNN':>8} {'of floor':>9}  floor: flops, bytes, steps ms")
+        print("\nThe operator in graphs, milliseconds forward | forward with backward, by path;")
+        print("x: cuDNN's time over ours; 5 chunks of 8 over 40")
+        print(f"{'':9}{'H':>5} {'B':>4} {'T':>4} {'N':>3} {'auto':>7} {'steps':>7} {'chip':>7}", end="")
+        print(f" {'cuDNN':>7} {'x':>5} | {'auto':>7} {'steps':>7} {'chip':>7} {'cuDNN':>7} {'x':>5}", end="")
+        print(f" {'of floor':>9}  floor: flops, bytes, steps ms")
         found["op"] = []
-        for precision in PRECISIONS:
-            for h in hidden:
+
+        def measure(precision: str, h: int, b: int, steps: int, chunks: int, inputs: int) -> None:
+            with products_of(precision):
+                row = op_point(h, b, steps, chunks, precision, seconds, rates, inputs)
+            found["op"].append(row)
+            keep(found)
+            sides = (*PATHS, "cudnn")
+            first, both = (
+                " ".join(f"{row['ms'][f'{name}, {side}']:7.3f}" for side in sides)
+                for name in ("forward", "both")
+            )
+            floors = [row[f"floor_{of}_ms"] for of in ("flops", "bytes", "steps")]
+            print(
+                f"{precision:9}{h:5} {b:4} {steps:4} {chunks:3} {first} {row['forward_vs_cudnn']:5.2f}"
+                f" | {both} {row['vs_cudnn']:5.2f} {row['of_floor']:9.0%}  "
+                + ", ".join(f"{floor:.3f}" for floor in floors),
+                flush=True,
+            )
+
+        for precision in precisions:
+            for h in HIDDEN:
                 for b in batch:
-                    for steps, chunks in ((8, 1), (40, 1), (40, 5)):
-                        row = op_point(h, b, steps, chunks, precision, seconds, rates)
-                        found["op"].append(row)
-                        floors = [row[f"floor_{of}_ms"] for of in ("flops", "bytes", "steps")]
-                        print(
-                            f"{precision:9}{h:5} {b:4} {steps:3} {chunks:6} {row['ours_ms']:8.3f}"
-                            f" {row['vs_cudnn']:8.2f} {row['of_floor']:9.0%}  "
-                            + ", ".join(f"{floor:.3f}" for floor in floors),
-                            flush=True,
-                        )
+                    for steps, chunks in SHAPES:
+                        measure(precision, h, b, steps, chunks, INPUT)
+        wide, b, steps = PUBLISHED["hidden"], PUBLISHED["batch"], PUBLISHED["steps"]
+        for chunks in (1, 8, 16, 32, 64, 128):
+            measure("bfloat16", wide, b, steps, chunks, PUBLISHED["inputs"])
+        print(f"published for the last shape on an H100, ms: {PUBLISHED_MS}")
     return found

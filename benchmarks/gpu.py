@@ -3,8 +3,9 @@
 python -m benchmarks.gpu [--data FOLDER] [--out results/gpu] [--only STEP ...] [--minutes M] [--quick]
 
 It uses the Python that runs it as it is, and installs nothing: the extension is built in the
-checkout. A step that fails is named, the others go on, and the exit code is 1. Nothing here imports
-dnirnn, which is not built before the first step.
+checkout, for the GPU that is there unless TORCH_CUDA_ARCH_LIST says otherwise. A step that fails or
+takes longer than its limit is named, what it has written stays, the others go on, and the exit code
+is 1. Nothing here imports dnirnn, which is not built before the first step.
 """
 
 import argparse
@@ -12,8 +13,10 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,10 +27,13 @@ HIDDEN, BATCH = 1024, 128
 NEEDED = {
     "build": ("torch", "setuptools"),
     "laws": ("torch", "pytest", "hypothesis", "numpy", "safetensors", "tqdm"),
+    "train": ("torch", "numpy", "safetensors", "tqdm"),
     "sanitizer": ("torch", "pytest", "hypothesis", "numpy", "safetensors", "tqdm"),
     "benchmark": ("torch", "numpy", "safetensors", "tqdm"),
     "ptb": ("torch", "numpy", "safetensors", "tqdm"),
 }
+# Seconds after which a step is ended; of the benchmark and of ptb beside what they are asked for.
+LIMITS = {"build": 300, "laws": 240, "train": 120, "sanitizer": 150, "benchmark": 420, "ptb": 90}
 # The sanitizer slows a kernel down many times: a few of the laws, and both kinds of fault.
 SANITIZED = ("memcheck", "racecheck")
 
@@ -85,18 +91,35 @@ def check_packages(step: str) -> None:
         )
 
 
-def run(words: Sequence[str], log: Path, **more: str) -> str:
-    """Runs a program in the checkout, on the screen and in ``log``; what it wrote. Raises Failed."""
+def run(words: Sequence[str], log: Path, limit: float, **more: str) -> str:
+    """Runs a program in the checkout, on the screen and in ``log``; what it wrote.
+
+    limit: seconds after which it is ended, with all that it started. Raises Failed.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **more}
-    lines = []
+    environment["PYTHONUNBUFFERED"] = "1"
+    lines, late = [], threading.Event()
     with open(log, "w", encoding="utf-8") as file, subprocess.Popen(
         list(words), cwd=ROOT, env=environment, text=True, errors="replace",
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     ) as process:  # fmt: skip
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            file.write(line)
-            lines.append(line)
+
+        def end() -> None:
+            late.set()
+            os.killpg(process.pid, signal.SIGKILL)
+
+        timer = threading.Timer(limit, end)
+        timer.start()
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                file.write(line)
+                lines.append(line)
+            process.wait()
+        finally:
+            timer.cancel()
+    if late.is_set():
+        raise Failed(f"took longer than {limit:g} s: {log}")
     if process.returncode:
         raise Failed(f"exit code {process.returncode}: {log}")
     return "".join(lines)
@@ -107,9 +130,19 @@ def build(options: argparse.Namespace) -> str:
     link = ROOT / "dnirnn" / "tasks"
     if not link.is_symlink() and not link.exists():
         link.symlink_to(Path("..", "tasks"))
-    run([sys.executable, "setup.py", "build_ext", "--inplace"], options.out / "build.txt")
-    run([sys.executable, "-m", "dnirnn.tasks.cli", "doctor"], options.out / "doctor.txt")
+    words, log = [sys.executable, "setup.py", "build_ext", "--inplace"], options.out / "build.txt"
+    run(words, log, LIMITS["build"], **architecture())
+    run([sys.executable, "-m", "dnirnn.tasks.cli", "doctor"], options.out / "doctor.txt", 60)
     return built_for_cuda()
+
+
+def architecture() -> dict[str, str]:
+    """The GPU's own, where nobody asked for another: one is compiled faster than three."""
+    words = "import torch; print(*torch.cuda.get_device_capability(), sep='.')"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True)
+    if os.environ.get("TORCH_CUDA_ARCH_LIST") or done.returncode:
+        return {}
+    return {"TORCH_CUDA_ARCH_LIST": done.stdout.strip()}
 
 
 def built_for_cuda() -> str:
@@ -126,10 +159,34 @@ def built_for_cuda() -> str:
 
 def laws(options: argparse.Namespace) -> str:
     words = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider"]
-    said = run(words, options.out / "laws.txt").strip().splitlines()[-1]
+    more = {}
+    if importlib.util.find_spec("xdist"):
+        # The time of most laws is the CPU's: what the GPU is held against is computed there.
+        workers = max(1, min(8, (os.cpu_count() or 1) // 2))
+        words += ["-n", str(workers), "--dist", "worksteal"]
+        more = {"OMP_NUM_THREADS": "2"}
+    said = run(words, options.out / "laws.txt", LIMITS["laws"], **more).strip().splitlines()[-1]
     if " passed" not in said:
         raise Failed(f"no law was run: {said}")
     return said
+
+
+def train(options: argparse.Namespace) -> str:
+    """Half a minute of a character model, each update eager and each a graph's replay: both learn."""
+    bits = {}
+    for name, more in (("eager", ["--no-graphs"]), ("graphs", [])):
+        folder = options.runs / f"train-{name}"
+        data = ["--corpus", "ptb", "--data-dir", str(options.data.resolve())] if options.data else [
+            "--text", str(ROOT / "README.md")]  # fmt: skip
+        words = [
+            sys.executable, "-m", "dnirnn.tasks.cli", "train", "char-lm", *data, "--hidden", "256",
+            "--truncation", "8", "--estimator", "dni", "--minutes", "0.5", "--device", "cuda",
+            "--quiet", "--out", str(folder), *more,
+        ]  # fmt: skip
+        run(words, options.out / f"train-{name}.txt", LIMITS["train"])
+        result = json.loads((folder / "result.json").read_text())
+        bits[name] = f"{result['symbols']:,} characters, {result['best']['bits']:.3f} bits"
+    return "; ".join(f"{name}: {found}" for name, found in bits.items())
 
 
 def sanitizer(options: argparse.Namespace) -> str:
@@ -140,7 +197,8 @@ def sanitizer(options: argparse.Namespace) -> str:
         run(
             [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-m",
              "cuda", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py", "-k", "(333 or 200) and float32"],
-            options.out / f"sanitizer-{tool}.txt", PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+            options.out / f"sanitizer-{tool}.txt", LIMITS["sanitizer"],
+            PYTORCH_NO_CUDA_MEMORY_CACHING="1",
         )  # fmt: skip
     return " and ".join(SANITIZED)
 
@@ -149,7 +207,7 @@ def benchmark(options: argparse.Namespace) -> str:
     out = options.out / "benchmark.json"
     quick = ["--quick"] if options.quick else []
     words = [sys.executable, "-m", "benchmarks", "cuda", "--out", str(out), *quick]
-    run(words, options.out / "benchmark.txt")
+    run(words, options.out / "benchmark.txt", LIMITS["benchmark"])
     if json.loads(out.read_text())["cuda"] is None:
         raise Failed("it found no GPU")
     return str(out)
@@ -169,7 +227,7 @@ def ptb(options: argparse.Namespace) -> str:
             "--batch", str(BATCH), "--truncation", str(truncation), "--estimator", estimator,
             "--minutes", str(options.minutes), "--device", "cuda", "--quiet", "--out", str(folder),
         ]  # fmt: skip
-        run(words, options.out / f"{name}.txt")
+        run(words, options.out / f"{name}.txt", LIMITS["ptb"] + 60 * options.minutes)
         rows.append(row_of(truncation, estimator, json.loads((folder / "result.json").read_text())))
         (options.out / "ptb.json").write_text(json.dumps(rows, indent=1) + "\n")
     table = table_of(rows)
@@ -210,6 +268,7 @@ def table_of(rows: Sequence[dict]) -> str:
 STEPS: dict[str, Callable[[argparse.Namespace], str]] = {
     "build": build,
     "laws": laws,
+    "train": train,
     "sanitizer": sanitizer,
     "benchmark": benchmark,
     "ptb": ptb,

@@ -64,6 +64,8 @@ def test_floors_are_of_their_rates():
     floors = floor_of(256, 32, 40, 5, "float32", rates)
     assert floors["steps"] == pytest.approx(48e-6)
     assert floors["flops"] == pytest.approx(24 * 40 * 32 * 256 * 320 / 1e12)
+    wide = floor_of(256, 32, 40, 5, "float32", rates, inputs=256)
+    assert wide["flops"] == pytest.approx(24 * 40 * 32 * 256 * 512 / 1e12)
     double = floor_of(256, 32, 40, 5, "float32", {**rates, "bytes": 2e9})
     assert double["bytes"] == pytest.approx(floors["bytes"] / 2)
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ def machine(monkeypatch, tmp_path):
     """Programs that are noted and not run; what they would have left, left. fail: what fails."""
     ran, fail = [], set()
 
-    def run(words, log, **more):
+    def run(words, log, limit, **more):
+        assert 0 < limit < 600
         ran.append(list(words))
         log.write_text("said\n")
         if fail & {*words, log.name}:
@@ -48,11 +50,13 @@ def summary(tmp_path):
 
 def test_it_builds_tests_measures_and_compares(machine, tmp_path):
     assert gpu.main(machine.words) == 0
-    assert [step["state"] for step in summary(tmp_path).values()] == ["done"] * 5
+    assert [step["state"] for step in summary(tmp_path).values()] == ["done"] * 6
     said = [" ".join(words) for words in machine.ran]
-    marks = ["build_ext", "doctor", "-m cuda", "memcheck", "racecheck", "benchmarks cuda"]
+    marks = ["build_ext", "doctor", "-m cuda", "--no-graphs", "train char-lm", "memcheck",
+             "racecheck", "benchmarks cuda"]
     arms = ["--truncation 8 --estimator none", "--truncation 40 --estimator none",
             "--truncation 8 --estimator dni"]  # fmt: skip
+    assert "--no-graphs" not in said[4]
     assert all(mark in words for mark, words in zip(marks + arms, said, strict=True))
     assert all("--minutes 5.0 --device cuda" in words for words in said[-3:])
     rows = json.loads((tmp_path / "out" / "ptb.json").read_text())
@@ -103,9 +107,17 @@ def test_bad_words_cost_nothing(machine, tmp_path, capsys, words, says):
 
 def test_a_program_s_words_go_to_the_log_and_its_failure_is_told(tmp_path):
     log = tmp_path / "log.txt"
-    assert gpu.run([sys.executable, "-c", "print(7)"], log) == "7\n" == log.read_text()
+    assert gpu.run([sys.executable, "-c", "print(7)"], log, 60) == "7\n" == log.read_text()
     with pytest.raises(gpu.Failed, match=f"exit code 3: {log}"):
-        gpu.run([sys.executable, "-c", "raise SystemExit(3)"], log)
+        gpu.run([sys.executable, "-c", "raise SystemExit(3)"], log, 60)
+
+
+def test_a_program_that_hangs_is_ended_with_what_it_started_and_its_words_stay(tmp_path):
+    log, began = tmp_path / "log.txt", time.monotonic()
+    words = ["sh", "-c", "echo begun; sleep 600 & wait"]
+    with pytest.raises(gpu.Failed, match=f"took longer than 0.5 s: {log}"):
+        gpu.run(words, log, 0.5)
+    assert log.read_text() == "begun\n" and time.monotonic() - began < 60
 
 
 def test_make_gpu_uses_the_python_that_it_is_given_and_makes_no_environment():
