@@ -33,7 +33,7 @@ NEEDED = {
     "ptb": ("torch", "numpy", "safetensors", "tqdm"),
 }
 # Seconds after which a step is ended; of the benchmark and of ptb beside what they are asked for.
-LIMITS = {"build": 300, "laws": 240, "train": 120, "sanitizer": 150, "benchmark": 420, "ptb": 90}
+LIMITS = {"build": 300, "laws": 200, "train": 120, "sanitizer": 150, "benchmark": 420, "ptb": 90}
 # The sanitizer slows a kernel down many times: a few of the laws, and both kinds of fault.
 SANITIZED = ("memcheck", "racecheck")
 
@@ -158,7 +158,7 @@ def built_for_cuda() -> str:
 
 
 def laws(options: argparse.Namespace) -> str:
-    words = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider"]
+    words = [sys.executable, "-m", "pytest", "-m", "cuda", "-v", "-p", "no:cacheprovider"]
     more = {}
     if importlib.util.find_spec("xdist"):
         # The time of most laws is the CPU's: what the GPU is held against is computed there.
