@@ -823,6 +823,7 @@ def get_rng(device: torch.device) -> list[Tensor]:
 
 
 def set_rng(states: list[Tensor], device: torch.device) -> None:
+    """A run that began on another kind of device has no state for this one: its seed stays."""
     torch.set_rng_state(states[0])
-    if device.type == "cuda":
+    if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)
