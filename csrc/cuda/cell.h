@@ -28,36 +28,58 @@ __device__ void enter(const Forward& p, int64_t t, int64_t b, int64_t j, S h, S 
   static_cast<S*>(p.c)[at] = c;
 }
 
-// What step t of a cell starts from: the sums of its gates but for the recurrent product, and c.
+// Both biases of a cell's gates.
+template <typename V, typename S>
+__device__ CellGates<S> biases(const Forward& p, int64_t j) {
+  const int64_t H = p.s.H;
+  const V *ih = static_cast<const V*>(p.b_ih) + j, *hh = static_cast<const V*>(p.b_hh) + j;
+  return {S(widen(ih[0])) + widen(hh[0]), S(widen(ih[H])) + widen(hh[H]),
+          S(widen(ih[2 * H])) + widen(hh[2 * H]), S(widen(ih[3 * H])) + widen(hh[3 * H])};
+}
+
+// What step t of a cell starts from: the sums of its gates but for the biases and whatever of the
+// recurrent product is not in them, and c.
 template <typename S>
 struct Begun {
   CellGates<S> sums;
   S c;
 };
 
-template <typename V, typename S>
+template <typename S>
 __device__ Begun<S> begin(const Forward& p, int64_t t, int64_t b, int64_t j) {
   const Sizes& s = p.s;
   const int64_t row = by_chunk(s, t % s.K, t / s.K, b);
   const S* sums = static_cast<const S*>(p.gates) + row * 4 * s.H + j;
-  const V *ih = static_cast<const V*>(p.b_ih) + j, *hh = static_cast<const V*>(p.b_hh) + j;
-  return {{sums[0] + widen(ih[0]) + widen(hh[0]),
-           sums[s.H] + widen(ih[s.H]) + widen(hh[s.H]),
-           sums[2 * s.H] + widen(ih[2 * s.H]) + widen(hh[2 * s.H]),
-           sums[3 * s.H] + widen(ih[3 * s.H]) + widen(hh[3 * s.H])},
+  return {{sums[0], sums[s.H], sums[2 * s.H], sums[3 * s.H]},
           static_cast<const S*>(p.c)[row * s.H + j]};
 }
 
-// Step t of cell j of row b. product: h times w_hh, for its four gates.
+// A cell after a step.
+template <typename S>
+struct Done {
+  CellGates<S> gates;
+  S h, c;
+};
+
+// Step t of cell j of row b, but for what is only kept; writes what step t + 1 starts from. more: what
+// the sums lack.
 template <typename V, typename S>
-__device__ void finish(const Forward& p, int64_t t, int64_t b, int64_t j, const Begun<S>& begun,
-                       const CellGates<S>& product) {
+__device__ Done<S> take(const Forward& p, int64_t t, int64_t b, int64_t j, const Begun<S>& begun,
+                        const CellGates<S>& bias, const CellGates<S>& more) {
+  Done<S> done{{begun.sums.i + bias.i + more.i, begun.sums.f + bias.f + more.f,
+                begun.sums.g + bias.g + more.g, begun.sums.o + bias.o + more.o},
+               0, begun.c};
+  done.h = cell_forward<Math<S>>(done.gates, done.c);
+  if (t + 1 < p.s.T) enter<V>(p, t + 1, b, j, done.h, done.c);
+  return done;
+}
+
+// What is kept of step t: the gates, the output, the state at a chunk's end.
+template <typename V, typename S>
+__device__ void keep(const Forward& p, int64_t t, int64_t b, int64_t j, const Done<S>& done) {
   const Sizes& s = p.s;
   const int64_t n = t / s.K, k = t % s.K, row = by_chunk(s, k, n, b);
-  CellGates<S> gates{begun.sums.i + product.i, begun.sums.f + product.f, begun.sums.g + product.g,
-                     begun.sums.o + product.o};
-  S c = begun.c;
-  const S h = cell_forward<Math<S>>(gates, c);
+  const auto& [gates, h, c] = done;
   S* kept = static_cast<S*>(p.gates) + row * 4 * s.H + j;
   kept[0] = gates.i;
   kept[s.H] = gates.f;
@@ -69,18 +91,30 @@ __device__ void finish(const Forward& p, int64_t t, int64_t b, int64_t j, const 
     sent[0] = h;
     sent[s.H] = c;
   }
-  if (t + 1 < s.T) enter<V>(p, t + 1, b, j, h, c);
 }
 
-// The gradients (dh, dc) of the state that step t of chunk n starts from: nothing crosses a reset.
+// The gradients of a state.
 template <typename S>
-__device__ void came_back(const Backward& p, int64_t t, int64_t b, int64_t j, S& dh, S& dc) {
+struct StateGradient {
+  S h, c;
+};
+
+// Those of the state that step t starts from: nothing crosses a reset.
+template <typename S>
+__device__ StateGradient<S> came_back(const Backward& p, int64_t t, int64_t b, S dh, S dc) {
+  if (p.reset && p.reset[t * p.s.B + b]) return {0, 0};
+  return {dh, dc};
+}
+
+// They are the probe's of step t, where every step has one.
+template <typename S>
+__device__ void keep_step(const Backward& p, int64_t t, int64_t b, int64_t j,
+                          const StateGradient<S>& back) {
   const Sizes& s = p.s;
-  if (p.reset && p.reset[t * s.B + b]) dh = dc = 0;
   if (p.grad_probe && p.probe_every_step) {
     S* to = static_cast<S*>(p.grad_probe) + (t * s.B + b) * s.S + 2 * p.layer * s.H + j;
-    to[0] = dh;
-    to[s.H] = dc;
+    to[0] = back.h;
+    to[s.H] = back.c;
   }
 }
 
@@ -117,24 +151,36 @@ __device__ BegunBack<S> begin_back(const Backward& p, int64_t k, int64_t n, int6
   return begun;
 }
 
-// Step k of cell j of row b of chunk n. product: d of step k + 1 times w_hh, if the chunk has one.
+// Step k of cell j of row b of chunk n: writes d, and returns what came back from step k + 1.
+// product: d of step k + 1 times w_hh, if the chunk has one. dc: what goes back from step k.
 template <typename V, typename S>
-__device__ void finish_back(const Backward& p, int64_t k, int64_t n, int64_t b, int64_t j,
-                            const BegunBack<S>& begun, S product) {
+__device__ StateGradient<S> take_back(const Backward& p, int64_t k, int64_t n, int64_t b, int64_t j,
+                                      const BegunBack<S>& begun, S product, S& dc) {
   const Sizes& s = p.s;
   V* d = static_cast<V*>(p.d) + by_chunk(s, k, n, b) * 4 * s.H + j;
   if (!begun.exists) {
     d[0] = d[s.H] = d[2 * s.H] = d[3 * s.H] = narrow<V>(S(0));
-    return;
+    return {};
   }
-  S dh = begun.last ? S(0) : product, dc = begun.dc;
-  if (!begun.last) came_back(p, n * s.K + k + 1, b, j, dh, dc);
+  StateGradient<S> back{0, begun.dc};
+  if (!begun.last) back = came_back(p, n * s.K + k + 1, b, product, begun.dc);
+  dc = back.c;
   const CellGates<S> found =
-      cell_backward<Math<S>>(begun.gates, begun.c, begun.dh + dh, dc);
+      cell_backward<Math<S>>(begun.gates, begun.c, begun.dh + back.h, dc);
   d[0] = narrow<V>(found.i);
   d[s.H] = narrow<V>(found.f);
   d[2 * s.H] = narrow<V>(found.g);
   d[3 * s.H] = narrow<V>(found.o);
+  return back;
+}
+
+// What is kept of step k: dc, and the gradient at the probe of step k + 1.
+template <typename S>
+__device__ void keep_back(const Backward& p, int64_t k, int64_t n, int64_t b, int64_t j,
+                          const BegunBack<S>& begun, const StateGradient<S>& back, S dc) {
+  const Sizes& s = p.s;
+  if (!begun.exists) return;
+  if (!begun.last) keep_step(p, n * s.K + k + 1, b, j, back);
   static_cast<S*>(p.dc)[(n * s.B + b) * s.H + j] = dc;
 }
 
@@ -142,18 +188,19 @@ __device__ void finish_back(const Backward& p, int64_t k, int64_t n, int64_t b, 
 template <typename S>
 __device__ void leave(const Backward& p, int64_t n, int64_t b, int64_t j, S dh) {
   const Sizes& s = p.s;
-  S dc = static_cast<const S*>(p.dc)[(n * s.B + b) * s.H + j];
-  came_back(p, n * s.K, b, j, dh, dc);
+  const auto back =
+      came_back(p, n * s.K, b, dh, static_cast<const S*>(p.dc)[(n * s.B + b) * s.H + j]);
+  keep_step(p, n * s.K, b, j, back);
   const int64_t at = 2 * p.layer * s.H + j;
   if (p.grad_probe && !p.probe_every_step) {
     S* to = static_cast<S*>(p.grad_probe) + (n * s.B + b) * s.S + at;
-    to[0] = dh;
-    to[s.H] = dc;
+    to[0] = back.h;
+    to[s.H] = back.c;
   }
   if (p.grad_state && n == 0) {
     S* to = static_cast<S*>(p.grad_state) + b * s.S + at;
-    to[0] = dh;
-    to[s.H] = dc;
+    to[0] = back.h;
+    to[s.H] = back.c;
   }
 }
 

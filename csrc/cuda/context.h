@@ -4,6 +4,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAStream.h>
@@ -27,6 +28,14 @@ inline void multiply(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) 
     at::mm_out(out, a, b);
   else
     at::mm_out(out, a, b, out.scalar_type());
+}
+
+// out += a b, summed in out's dtype.
+inline void add_product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+  if (a.scalar_type() == out.scalar_type())
+    at::addmm_out(out, out, a, b);
+  else
+    at::addmm_out(out, out, a, b, out.scalar_type());
 }
 
 // While it lives, float32 products use tf32 where torch.nn.LSTM would: matrix products have another

@@ -79,27 +79,39 @@ __device__ Vector load_from_others(const void* from) {
   return {{found.x, found.y, found.z, found.w}};
 }
 
-// Every block is here once more: what its threads wrote, all of them see. arrived counts up from 0 in
-// the course of a kernel; `expected` is the blocks times the waits so far.
-__device__ inline void wait_for_all(unsigned* arrived, unsigned expected) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    atomicAdd(arrived, 1);
-    while (*static_cast<volatile unsigned*>(arrived) < expected) {
-    }
-    __threadfence();
-  }
-  __syncthreads();
-}
-
-// Before Ampere there is neither tf32 nor mma as below: code for such a GPU has to compile, and is
+// Before Ampere there is neither tf32, nor mma as below, nor the orders of memory: code for such a GPU has to compile, and is
 // never started (has_mma).
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #define DNIRNN_HAS_MMA 0
 #else
 #define DNIRNN_HAS_MMA 1
 #endif
+
+// A block is here once more: what its threads wrote before, whoever waits for it sees. arrived counts
+// up from 0 in the course of a kernel.
+__device__ inline void arrive(unsigned* arrived) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+#if DNIRNN_HAS_MMA
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived) : "memory");
+#endif
+  }
+}
+
+// Until so many have arrived.
+__device__ inline void wait_for(const unsigned* arrived, unsigned expected) {
+  if (threadIdx.x == 0) {
+    unsigned here = 0;
+    do {
+#if DNIRNN_HAS_MMA
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(here) : "l"(arrived) : "memory");
+#else
+      here = expected;
+#endif
+    } while (here < expected);
+  }
+  __syncthreads();
+}
 
 // The float32 of these bits as tf32. Not to be taken out of a loop: there are no registers for it.
 __device__ inline uint32_t as_tf32(uint32_t value) {

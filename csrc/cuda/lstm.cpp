@@ -66,7 +66,7 @@ void choose(c10::string_view path) {
 
 // rows by depth: the left side of a step's product.
 bool on_chip(const Sizes& s, Type type, int64_t rows, int64_t depth) {
-  if (chosen == Path::kSteps || !fits_on_chip(s, type)) return false;
+  if (chosen == Path::kSteps || !fits_on_chip(s, type, rows)) return false;
   return chosen == Path::kOnChip || faster_on_chip(s, type, rows, depth);
 }
 
@@ -143,7 +143,6 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
   const Tf32AsInTorchLstm tf32(x.scalar_type());
   const bool together = on_chip(s, type, s.B, s.H);
   const Tensor waits = together ? waits_of(s, x) : Tensor();
-  Tensor product = at::empty({together ? 0 : s.B, 4 * s.H}, held);
   Tensor input = to_chunks(s, x);
   for (int64_t layer = 0; layer < s.L; layer++) {
     const std::vector<Tensor> w = layer_of(weights, layer, x.scalar_type());
@@ -175,8 +174,10 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
       check_launch();
     }
     for (int64_t t = 0; t < s.T && !together; t++) {
-      multiply(product, h[layer][t % s.K][t / s.K], w_hh);
-      step(pass, t, product.const_data_ptr(), stream);
+      const int64_t k = t % s.K, n = t / s.K;
+      Tensor step_sums = gates[layer][k][n].view({s.B, 4 * s.H});
+      add_product(step_sums, h[layer][k][n], w_hh);
+      step(pass, t, stream);
       check_launch();
     }
     input = out.view({-1, s.H});

@@ -28,15 +28,16 @@ struct Forward {
   const void *b_ih, *b_hh;  // [4 H], V
   void* h;               // by chunk, [.., H], V: what a step starts from
   void* c;               // the same, S
-  void* gates;           // by chunk, [.., 4, H], S: a step turns the input's products into gates
+  void* gates;           // by chunk, [.., 4, H], S: a step turns sums of products into gates
   void* output;          // [.., H], V
   void* sent;            // [N, B, S], S
 };
 
 // Writes h and c of step 0.
 void enter(const Forward& pass, CUstream_st* stream);
-// Step t. product: [B, 4, H], S: h times w_hh. Writes the gates, output and, of the next step, h and c.
-void step(const Forward& pass, int64_t t, const void* product, CUstream_st* stream);
+// Step t, whose gates hold the products with the input and with h: writes the gates, output and, of the
+// next step, h and c.
+void step(const Forward& pass, int64_t t, CUstream_st* stream);
 
 struct Backward {
   Sizes s;
@@ -61,14 +62,14 @@ void step_back(const Backward& pass, int64_t k, const void* dh, CUstream_st* str
 void leave(const Backward& pass, const void* dh, CUstream_st* stream);
 
 // All steps of a layer in one kernel that keeps w_hh on chip, in the registers of as many blocks as
-// the GPU runs at once, which wait for each other once a step.
+// the GPU runs at once. Blocks that share rows wait for each other once a step and tile of rows.
 
-// Words that the blocks wait on, zero before a kernel starts.
-constexpr int kWaits = 64;
+// Words that the blocks wait on, zero before a kernel starts: a cache line for each tile of rows.
+constexpr int kTilesAtMost = 64, kLine = 32, kWaits = kTilesAtMost * kLine;
 enum class Products { kExact, kTf32 };  // of float32
-// Whether the layer fits on the current device; and whether that is likely the faster way for
-// products of these rows by w_hh along its H or (backwards) 4 H side.
-bool fits_on_chip(const Sizes& s, Type type);
+// Whether the layer fits on the current device with so many rows a step; and whether that is likely
+// the faster way for products of these rows by w_hh along its H or (backwards) 4 H side.
+bool fits_on_chip(const Sizes& s, Type type, int64_t rows);
 bool faster_on_chip(const Sizes& s, Type type, int64_t rows, int64_t depth);
 // step for every t, after enter.
 void steps_on_chip(const Forward& pass, Products products, unsigned* waits, CUstream_st* stream);

@@ -3,8 +3,8 @@
 //
 // A block owns kUnits cells for all rows of its group, and keeps the weights that they need: its
 // warps split the contracted dimension, so that each holds a slice of it. A step is: each warp's
-// products of its slice, on tensor cores; their sum over the warps, always in one order; the cells;
-// and a wait for the other blocks of the group, which read what these cells wrote.
+// products of its slice, on tensor cores; their sum over the warps, always in one order; and the
+// cells, of which the other blocks of the group wait for what they read, and for no more.
 //
 // Fragments: thread l of a warp is (g, q) = (l / 4, l % 4). A load takes 16 bytes, the `wide` values
 // from q * wide on, of row g of a block of 4 wide of the contracted dimension. mma wants other
@@ -148,22 +148,29 @@ __global__ void __launch_bounds__(kThreads, 1) steps_kernel(Forward p, int group
 
   const int row = thread() / kUnits, unit = thread() % kUnits;
   const int64_t j = j0 + unit;
-  for (int64_t t = 0; t < s.T; t++) {
-    const V* h = static_cast<const V*>(p.h) + by_chunk(s, t % s.K, t / s.K, 0) * s.H;
-    for (int64_t r0 = group * kRows; r0 < s.B; r0 += groups * kRows) {
-      const int64_t b = r0 + row;
-      const bool mine = b < s.B && j < s.H;
-      // Under way while the products are computed.
-      const Begun<float> begun = mine ? begin<V, float>(p, t, b, j) : Begun<float>{};
-      if (r0 > group * kRows) sync();  // the tile before has been read
-      multiply_slice<V, kProducts>(h + r0 * s.H, s.H, s.B - r0, w, partial);
-      sync();
-      const CellGates<float> product{sum_of<4>(partial, row, unit), sum_of<4>(partial, row, 8 + unit),
-                                     sum_of<4>(partial, row, 16 + unit),
-                                     sum_of<4>(partial, row, 24 + unit)};
-      if (mine) finish<V>(p, t, b, j, begun, product);
-    }
-    if (t + 1 < s.T) wait_for_all(waits + group, static_cast<unsigned>((t + 1) * blocks));
+  const CellGates<float> bias = j < s.H ? biases<V, float>(p, j) : CellGates<float>{};
+  // Steps of one tile of rows follow each other; other tiles fill the waits between them.
+  int64_t t = 0, r0 = group * kRows;
+  bool mine = r0 + row < s.B && j < s.H;
+  Begun<float> begun = mine ? begin<float>(p, t, r0 + row, j) : Begun<float>{};
+  while (t < s.T) {
+    unsigned* tile = waits + r0 / kRows * kLine;
+    if (t > 0) wait_for(tile, static_cast<unsigned>(t * blocks));
+    const V* h = static_cast<const V*>(p.h) + (by_chunk(s, t % s.K, t / s.K, 0) + r0) * s.H;
+    multiply_slice<V, kProducts>(h, s.H, s.B - r0, w, partial);
+    sync();
+    const CellGates<float> product{sum_of<4>(partial, row, unit), sum_of<4>(partial, row, 8 + unit),
+                                   sum_of<4>(partial, row, 16 + unit),
+                                   sum_of<4>(partial, row, 24 + unit)};
+    Done<float> done{};
+    if (mine) done = take<V>(p, t, r0 + row, j, begun, bias, product);
+    arrive(tile);
+    // Nobody waits for the rest of this step, nor for what the next one begins with.
+    if (mine) keep<V>(p, t, r0 + row, j, done);
+    r0 += groups * kRows;
+    if (r0 >= s.B) r0 = group * kRows, t++;
+    mine = r0 + row < s.B && j < s.H;
+    if (mine && t < s.T) begun = begin<float>(p, t, r0 + row, j);
   }
 }
 
@@ -190,26 +197,36 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int row = thread() / kUnits, unit = thread() % kUnits;
   const int64_t j = j0 + unit;
-  const bool leaves = p.grad_probe || p.grad_state;
   // One step more where something leaves: its product, and no cells.
-  for (int64_t k = s.K - 1; k >= (leaves ? -1 : 0); k--) {
-    for (int64_t r0 = group * kRows; r0 < rows; r0 += groups * kRows) {
-      const int64_t n = (r0 + row) / s.B, b = (r0 + row) % s.B;
-      const bool mine = r0 + row < rows && j < s.H;
-      const BegunBack<float> begun =
-          mine && k >= 0 ? begin_back<V, float>(p, k, n, b, j) : BegunBack<float>{};
-      float product = 0;
-      if (k + 1 < s.K) {
-        if (r0 > group * kRows) sync();  // the tile before has been read
-        const V* d = static_cast<const V*>(p.d) + ((k + 1) * rows + r0) * depth;
-        multiply_slice<V, kProducts>(d, depth, rows - r0, w, partial);
-        sync();
-        product = sum_of<1>(partial, row, unit);
-      }
-      if (mine && k >= 0) finish_back<V>(p, k, n, b, j, begun, product);
-      if (mine && k < 0) leave(p, n, b, j, product);
+  const int64_t last = p.grad_probe || p.grad_state ? -1 : 0;
+  int64_t k = s.K - 1, r0 = group * kRows, n = 0, b = 0;
+  bool mine = false;
+  BegunBack<float> begun{};
+  const auto look = [&] {
+    n = (r0 + row) / s.B, b = (r0 + row) % s.B;
+    mine = r0 + row < rows && j < s.H;
+    if (mine && k >= 0) begun = begin_back<V, float>(p, k, n, b, j);
+  };
+  look();
+  while (k >= last) {
+    unsigned* tile = waits + r0 / kRows * kLine;
+    float product = 0;
+    if (k + 1 < s.K) {
+      wait_for(tile, static_cast<unsigned>((s.K - 1 - k) * blocks));
+      const V* d = static_cast<const V*>(p.d) + ((k + 1) * rows + r0) * depth;
+      multiply_slice<V, kProducts>(d, depth, rows - r0, w, partial);
+      sync();
+      product = sum_of<1>(partial, row, unit);
     }
-    if (k > (leaves ? -1 : 0)) wait_for_all(waits + group, static_cast<unsigned>((s.K - k) * blocks));
+    float dc = 0;
+    StateGradient<float> back{};
+    if (mine && k >= 0) back = take_back<V>(p, k, n, b, j, begun, product, dc);
+    if (mine && k < 0) leave(p, n, b, j, product);
+    arrive(tile);
+    if (mine && k >= 0) keep_back(p, k, n, b, j, begun, back, dc);
+    r0 += groups * kRows;
+    if (r0 >= rows) r0 = group * kRows, k--;
+    look();
   }
 }
 
@@ -237,14 +254,14 @@ void with_constants(Type type, Products products, int64_t H, Call call) {
 // Blocks for all cells, as many times over as rows and multiprocessors allow.
 int groups_of(const Sizes& s, int64_t rows) {
   const int64_t tiles = (rows + kRows - 1) / kRows, room = multiprocessors() / blocks_of(s);
-  return static_cast<int>(std::min<int64_t>({tiles, room, kWaits}));
+  return static_cast<int>(std::min(tiles, room));
 }
 
 }  // namespace
 
-bool fits_on_chip(const Sizes& s, Type type) {
-  return type != Type::kDouble && s.H % 8 == 0 && s.H <= widest(type) && has_mma() &&
-         blocks_of(s) <= multiprocessors();
+bool fits_on_chip(const Sizes& s, Type type, int64_t rows) {
+  return type != Type::kDouble && s.H % 8 == 0 && s.H <= widest(type) &&
+         rows <= kTilesAtMost * kRows && has_mma() && blocks_of(s) <= multiprocessors();
 }
 
 // Reckoned, not measured: seconds a step, from what it waits for and what it reads from the L2 cache,

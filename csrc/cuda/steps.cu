@@ -16,13 +16,11 @@ __global__ void enter_kernel(Forward p) {
 }
 
 template <typename V, typename S>
-__global__ void step_kernel(Forward p, int64_t t, const void* product) {
+__global__ void step_kernel(Forward p, int64_t t) {
   const Sizes& s = p.s;
   const int64_t i = index(), b = i / s.H, j = i % s.H;
   if (b >= s.B) return;
-  const S* sums = static_cast<const S*>(product) + b * 4 * s.H + j;
-  finish<V>(p, t, b, j, begin<V, S>(p, t, b, j),
-            CellGates<S>{sums[0], sums[s.H], sums[2 * s.H], sums[3 * s.H]});
+  keep<V>(p, t, b, j, take<V>(p, t, b, j, begin<S>(p, t, b, j), biases<V, S>(p, j), CellGates<S>{}));
 }
 
 template <typename V, typename S>
@@ -32,7 +30,10 @@ __global__ void step_back_kernel(Backward p, int64_t k, const void* dh) {
   if (row >= s.N * s.B) return;
   const int64_t n = row / s.B, b = row % s.B;
   const S back = k + 1 < s.K ? static_cast<const S*>(dh)[i] : S(0);
-  finish_back<V>(p, k, n, b, j, begin_back<V, S>(p, k, n, b, j), back);
+  const BegunBack<S> begun = begin_back<V, S>(p, k, n, b, j);
+  S dc = 0;
+  const auto came = take_back<V>(p, k, n, b, j, begun, back, dc);
+  keep_back(p, k, n, b, j, begun, came, dc);
 }
 
 template <typename S>
@@ -50,9 +51,9 @@ void enter(const Forward& pass, CUstream_st* stream) {
   });
 }
 
-void step(const Forward& pass, int64_t t, const void* product, CUstream_st* stream) {
+void step(const Forward& pass, int64_t t, CUstream_st* stream) {
   with_type(pass.type, [&](auto v, auto s) {
-    for_each(pass.s.B * pass.s.H, stream, step_kernel<decltype(v), decltype(s)>, pass, t, product);
+    for_each(pass.s.B * pass.s.H, stream, step_kernel<decltype(v), decltype(s)>, pass, t);
   });
 }
 

@@ -20,6 +20,11 @@ inline void multiply(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) 
   out.fill_(NAN).copy_(at::mm(a.to(sums), b.to(sums)));
 }
 
+inline void add_product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+  const auto sums = a.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  out.add_(at::mm(a.to(sums), b.to(sums)));
+}
+
 struct Tf32AsInTorchLstm {
   explicit Tf32AsInTorchLstm(at::ScalarType) {}
 };

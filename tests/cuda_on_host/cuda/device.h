@@ -179,12 +179,13 @@ Vector load_from_others(const void* from) {
   return load<Vector>(from);
 }
 
-inline void wait_for_all(unsigned* arrived, unsigned expected) {
+inline void arrive(unsigned* arrived) {
   sync();
-  if (thread() == 0) {
-    ++*arrived;
+  if (thread() == 0) ++*arrived;
+}
+inline void wait_for(const unsigned* arrived, unsigned expected) {
+  if (thread() == 0)
     while (*arrived < expected) grid->yield();
-  }
   sync();
 }
 
