@@ -1,7 +1,7 @@
 """On a GPU: the whole training step and the operator, against cuDNN's LSTM, eager and in CUDA graphs.
 
-Every figure is a median of CUDA events; the sides take turns. tf32: float32 whose products may use
-tf32, on both sides; in the whole step bfloat16 is autocast, parameters and state of float32, and for
+Every figure is a median of CUDA events; the sides take turns. float32 products may use tf32, on both
+sides, but where the precision says float32; in the whole step bfloat16 is autocast, parameters and state of float32, and for
 the operator alone a model of bfloat16 or float16 parameters.
 """
 
@@ -123,9 +123,9 @@ class Step:
 
 @contextmanager
 def products_of(precision: str) -> Iterator[None]:
-    """Whether float32 products may use tf32: in torch's own, in cuDNN's LSTM and in ours."""
+    """float32 products may use tf32 but where it says float32: in torch, cuDNN's LSTM and ours."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    allowed = precision == "tf32"
+    allowed = precision != "float32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:
         yield

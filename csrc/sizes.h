@@ -35,10 +35,10 @@ inline Sizes sizes_of(const at::Tensor& x, at::TensorList weights, int64_t trunc
                       "weights[", i, "] must be [", 4 * s.H, matrix ? ", " : "",
                       matrix ? std::to_string(columns) : "", "]; got ", w.sizes());
     TORCH_CHECK_TYPE(w.scalar_type() == x.scalar_type() ||
-                         (w.scalar_type() == at::kFloat && x.scalar_type() == at::kBFloat16 &&
-                          x.is_cpu()),
+                         (w.scalar_type() == at::kFloat &&
+                          (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf)),
                      "weights[", i, "] is ", w.scalar_type(), ", x is ", x.scalar_type(),
-                     ": they must have one dtype, or the weights be float32 beside a bfloat16 x");
+                     ": they must have one dtype, or the weights be float32 beside an x of 16 bits");
     TORCH_CHECK_VALUE(w.device() == x.device(), "weights[", i, "] is on ", w.device(), ", x on ",
                       x.device(), ": they must be on one device");
   }

@@ -95,14 +95,14 @@ def lstm_tbptt(
     torch, for one chunk: ``output, (h, c) = torch.nn.LSTM(I, H, L)(x, (h, c))``.
 
     x: inputs [T, B, I], float32, float64 or bfloat16; on a GPU float16 too. Under autocast it is
-        cast, and on a GPU so are the weights.
+        cast.
     state: [B, 2 L H], h_0, c_0, h_1, c_1, ...; float32 where x has 16 bits, else x's dtype.
     probe: None; or [N, B, S], added to the state that chunk n starts from; or [T, B, S], added to
         the state that step t starts from. Its gradient is the future gradient of those states: the
         bootstrapped targets, one a chunk or one a step ("dense").
     weights: w_ih [4H, I or H], w_hh [4H, H], b_ih [4H], b_hh [4H] of each layer in turn, of x's
-        dtype; beside a bfloat16 x on the CPU also float32: they are rounded as they are packed, and
-        their gradients stay float32.
+        dtype; beside an x of 16 bits also float32: the matrices are rounded where they are
+        multiplied, and their gradients stay float32.
     estimator: [W_1, b_1, ..., W_D, b_D] of an MLP with ReLU; [] for none. No gradient reaches it
         from here.
     truncation: K, at least 1.
@@ -169,12 +169,12 @@ def lstm_pulling(
 
 
 def autocast(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Both as autocast would have them, the CPU's weights for the operator to cast."""
+    """Both as autocast would have them; float32 weights beside 16 bits the operator casts."""
     kind = x.device.type
     if not torch.is_autocast_enabled(kind):
         return x, weights
     dtype = torch.get_autocast_dtype(kind)
-    if kind == "cpu" and dtype == torch.bfloat16:
+    if dtype in DTYPES.get(kind, ()) and dtype.itemsize == 2:
         return x.to(dtype), weights
     return x.to(dtype), [weight.to(dtype) for weight in weights]
 

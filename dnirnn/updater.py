@@ -2,13 +2,14 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dnirnn.data import Batch
+from dnirnn.fused_update import can_fuse, finish
 from dnirnn.interface import backward
 from dnirnn.model import SequenceModel
 from dnirnn.optimizers import can_skip, norm_of, rescale, settings
@@ -84,6 +85,7 @@ class Updater:
         self.told = torch.zeros(capacity, len(TOLD), dtype=torch.float64, device=device)
         self.place = torch.zeros(1, dtype=torch.int64, device=device)
         self.unread = 0
+        self.fused = can_fuse(self.optimizers, self.parameters)
         # Kind of update: the batch that its graph reads and what replays it, or None so far.
         self.graphs: OrderedDict[tuple, tuple[Batch, Callable[[], None]] | None] = OrderedDict()
 
@@ -135,7 +137,8 @@ class Updater:
 
     def watched(self, batch: Batch, state: Tensor, t: int) -> Tensor:
         kept = [buffer.clone() for buffer in self.buffers]
-        ended, gradients, told = self.add_gradients(batch, state, t)
+        ended, gradients, figures = self.add_gradients(batch, state, t)
+        told = [*figures, *(norm_of(part) for part in gradients)]
         # The update's one synchronisation: everything that the host wants to know, at once.
         on_device = [value for value in told if isinstance(value, Tensor)]
         known = iter(torch.stack(on_device).tolist())
@@ -155,8 +158,19 @@ class Updater:
     def unwatched(self, batch: Batch) -> None:
         """The update from ``self.state`` at ``self.t``, without a word to the host."""
         kept = [buffer.clone() for buffer in self.buffers]
-        ended, gradients, told = self.add_gradients(batch, self.state, self.t)
+        ended, gradients, figures = self.add_gradients(batch, self.state, self.t)
+        if self.fused and all_float32(ended, *figures):
+            nats, error = figures
+            finish(
+                self.optimizers, self.bounds, self.rates, nats,
+                error if isinstance(error, Tensor) else None, ended, self.state, self.told,
+                self.place, self.bad,
+            )  # fmt: skip
+            self.clear()
+            self.keep_where_bad(zip(self.buffers, kept))
+            return
         with torch.no_grad():
+            told = [*figures, *(norm_of(part) for part in gradients)]
             row = torch.stack([self.on_device(value) for value in told])
             nats, _, *norms = row.unbind()
             finite = torch.isfinite(nats + sum(norms))
@@ -170,12 +184,17 @@ class Updater:
                 for optimizer, rate in zip(self.optimizers, rates):
                     optimizer.param_groups[0]["lr"] = rate
             self.clear()
-            good = self.bad == 0
-            for buffer, before in zip((self.state, *self.buffers), (self.state, *kept)):
-                after = ended if buffer is self.state else buffer
-                buffer.copy_(torch.where(good, after, before))
+            before = self.state.clone()
+            self.state.copy_(ended)
+            self.keep_where_bad([(self.state, before), *zip(self.buffers, kept)])
             self.told.index_copy_(0, self.place, row[None])
             self.place.add_(1)
+
+    def keep_where_bad(self, buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Takes each of these back to what it was before, if an update was not finite."""
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(torch.where(self.bad == 0, buffer, before))
 
     def on_device(self, value: float | Tensor) -> Tensor:
         if isinstance(value, Tensor):
@@ -214,7 +233,7 @@ class Updater:
         """Runs the batch piece by piece, adding to every .grad.
 
         Returns (the state it ends in, the gradients there are, of the core and of the estimator,
-        what TOLD says).
+        the first two figures of TOLD).
         """
         states, nats, errors = [], [], []
         pieces = self.rows // self.rows_at_once
@@ -241,7 +260,7 @@ class Updater:
         if pieces > 1 and estimator:
             # An estimator's regression is a mean over rows; the pieces' gradients were added up.
             torch._foreach_mul_(estimator, 1 / pieces)
-        return ended, [core, estimator], [total, error, norm_of(core), norm_of(estimator)]
+        return ended, [core, estimator], [total, error]
 
     def step(self, gradients: list[list[Tensor]], norms: Sequence[float | Tensor]) -> None:
         """Brings each part's gradient, of the norm that is given, within its bounds, and steps."""
@@ -254,6 +273,10 @@ class Updater:
         for parameters in self.parameters:
             for parameter in parameters:
                 parameter.grad = None
+
+
+def all_float32(*values: Tensor | float) -> bool:
+    return all(not isinstance(one, Tensor) or one.dtype == torch.float32 for one in values)
 
 
 def replaced(batch: Batch, by: Callable[[Tensor], Any]) -> Batch:

@@ -29,8 +29,10 @@ def test_the_whole_step_and_plain_torch_s_agree(dtype):
     losses = []
     loss_of = step.text.loss
     step.text.loss = lambda *given: losses.append(loss_of(*given)) or losses[-1]
-    for _ in range(5):
-        step.plain(), step.ours()
+    # oneDNN has no LSTM of bfloat16 for CPUs that do not multiply it.
+    with torch.backends.mkldnn.flags(enabled=False):
+        for _ in range(5):
+            step.plain(), step.ours()
     nats = [row[0] / 12 for row in step.updater.read()]
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
     assert nats == pytest.approx([float(loss) for loss in losses], rel=tolerance)

@@ -59,6 +59,15 @@ def library() -> Path:
 def test_the_laws_of_the_operator(library):
     """tests/test_op.py, but for what concerns the CPU's threads and vectors, and the estimator."""
     laws = ["test_op.py", "test_aux.py", "test_dense.py", "cuda_on_host/on_chip.py"]
+    run(library, laws, 150)
+
+
+def test_the_end_of_an_update(library):
+    run(library, ["test_fused_update.py"], 25)
+
+
+def run(library: Path, laws: list[str], least: int) -> None:
+    """In the emulation: all pass, so many at least."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "load", "-p", "no:cacheprovider",
          "-m", "not cuda", "-k",
@@ -74,4 +83,4 @@ def test_the_laws_of_the_operator(library):
         text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 150
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > least

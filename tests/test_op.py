@@ -174,9 +174,8 @@ def test_equals_the_loop_over_step(dtype, **sizes):
 def test_float32_weights_beside_bfloat16(**sizes):
     """As under autocast: the operator rounds them, and their gradients are float32."""
     call = make_call(**sizes, dtype=torch.bfloat16)
-    if call.x.device.type == "cpu":  # on a GPU they are cast before
-        weights = [weight.detach().float().requires_grad_() for weight in call.weights]
-        assert_equals_the_loop(call._replace(weights=weights))
+    weights = [weight.detach().float().requires_grad_() for weight in call.weights]
+    assert_equals_the_loop(call._replace(weights=weights))
 
 
 @pytest.mark.parametrize("sizes", [(8, 32, 64, 128, 1), (20, 5, 9, 33, 2)])

@@ -28,16 +28,13 @@ __device__ void enter(const Forward& p, int64_t t, int64_t b, int64_t j, S h, S 
   static_cast<S*>(p.c)[at] = c;
 }
 
-// Both biases of a cell's gates.
-template <typename V, typename S>
-__device__ CellGates<S> biases(const Forward& p, int64_t j) {
-  const int64_t H = p.s.H;
-  const V *ih = static_cast<const V*>(p.b_ih) + j, *hh = static_cast<const V*>(p.b_hh) + j;
-  return {S(widen(ih[0])) + widen(hh[0]), S(widen(ih[H])) + widen(hh[H]),
-          S(widen(ih[2 * H])) + widen(hh[2 * H]), S(widen(ih[3 * H])) + widen(hh[3 * H])};
+template <typename S>
+__device__ CellGates<S> bias_of(const Forward& p, int64_t j) {
+  const S* bias = static_cast<const S*>(p.bias) + j;
+  return {bias[0], bias[p.s.H], bias[2 * p.s.H], bias[3 * p.s.H]};
 }
 
-// What step t of a cell starts from: the sums of its gates but for the biases and whatever of the
+// What step t of a cell starts from: the sums of its gates but for the bias and whatever of the
 // recurrent product is not in them, and c.
 template <typename S>
 struct Begun {

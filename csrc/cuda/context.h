@@ -6,7 +6,10 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
+#include <c10/core/Event.h>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <mutex>
@@ -37,6 +40,36 @@ inline void add_product(at::Tensor& out, const at::Tensor& a, const at::Tensor& 
   else
     at::addmm_out(out, out, a, b, out.scalar_type());
 }
+
+// Work that the current stream does not wait for while this lives, where that stream is being captured
+// in a graph: there, kernels that do not need each other run at once. Elsewhere it is the host that is
+// waited for, and the work goes to the current stream. What it allocates must not outlive this.
+class Beside {
+ public:
+  Beside() : main_(c10::cuda::getCurrentCUDAStream()), side_(c10::cuda::getStreamFromPool()) {
+    capturing_ = c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+    if (capturing_) wait(side_, main_);
+  }
+  ~Beside() {
+    if (capturing_) wait(main_, side_);
+  }
+  Beside(const Beside&) = delete;
+  template <typename Work>
+  void run(Work work) {
+    std::optional<c10::cuda::CUDAStreamGuard> there;
+    if (capturing_) there.emplace(side_);
+    work();
+  }
+
+ private:
+  static void wait(c10::cuda::CUDAStream one, c10::cuda::CUDAStream other) {
+    c10::Event event(c10::DeviceType::CUDA);
+    event.record(other.unwrap());
+    event.block(one.unwrap());
+  }
+  c10::cuda::CUDAStream main_, side_;
+  bool capturing_;
+};
 
 // While it lives, float32 products use tf32 where torch.nn.LSTM would: matrix products have another
 // switch (torch.backends.cuda.matmul against torch.backends.cudnn), which only the thread may turn

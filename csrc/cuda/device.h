@@ -79,6 +79,8 @@ __device__ Vector load_from_others(const void* from) {
   return {{found.x, found.y, found.z, found.w}};
 }
 
+__device__ inline double load_from_others(const double* from) { return __ldcg(from); }
+
 // Before Ampere there is neither tf32, nor mma as below, nor the orders of memory: code for such a GPU has to compile, and is
 // never started (has_mma).
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800

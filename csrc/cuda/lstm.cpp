@@ -10,6 +10,7 @@
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/add.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
@@ -82,16 +83,16 @@ unsigned* waits_at(const Tensor& waits, int64_t layer) {
   return reinterpret_cast<unsigned*>(waits.mutable_data_ptr<int>()) + layer * kWaits;
 }
 
-// w_ih, w_hh, b_ih, b_hh of a layer, in x's dtype. In rows: the same product whatever the strides were.
-// Where a kernel can load 16 bytes at a time: a weight may be a view of a buffer of them all.
-std::vector<Tensor> layer_of(at::TensorList weights, int64_t layer, at::ScalarType type) {
-  std::vector<Tensor> rows;
-  for (const Tensor& weight : weights.slice(4 * layer, 4)) {
-    const Tensor row = weight.to(type).contiguous();
-    const bool aligned = reinterpret_cast<uintptr_t>(row.const_data_ptr()) % 16 == 0;
-    rows.push_back(aligned ? row : row.clone());
-  }
-  return rows;
+// A matrix of weights in x's dtype. In rows: the same product whatever the strides were. Where a kernel
+// can load 16 bytes at a time: a weight may be a view of a buffer of them all.
+Tensor in_rows(const Tensor& weight, at::ScalarType type) {
+  const Tensor rows = weight.to(type).contiguous();
+  return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0 ? rows : rows.clone();
+}
+
+// b_ih + b_hh of a layer, summed in the state's dtype.
+Tensor bias_of(at::TensorList weights, int64_t layer, at::ScalarType held) {
+  return at::add(weights[4 * layer + 2].to(held), weights[4 * layer + 3].to(held));
 }
 
 // [T, B, W] by time as [K N B, W] by chunk.
@@ -145,8 +146,9 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
   const Tensor waits = together ? waits_of(s, x) : Tensor();
   Tensor input = to_chunks(s, x);
   for (int64_t layer = 0; layer < s.L; layer++) {
-    const std::vector<Tensor> w = layer_of(weights, layer, x.scalar_type());
-    const Tensor w_hh = w[1].t();
+    const Tensor w_ih = in_rows(weights[4 * layer], x.scalar_type());
+    const Tensor w_hh = in_rows(weights[4 * layer + 1], x.scalar_type()), across = w_hh.t();
+    const Tensor bias = bias_of(weights, layer, held.dtype().toScalarType());
     const bool last = layer + 1 == s.L;
     const Tensor out = last ? output : between[layer];
     const Forward pass{s,
@@ -157,16 +159,15 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
                        data(state_in),
                        data(probe_in),
                        reset ? reset_in.const_data_ptr<bool>() : nullptr,
-                       data(w[1]),
-                       data(w[2]),
-                       data(w[3]),
+                       data(w_hh),
+                       data(bias),
                        h[layer].mutable_data_ptr(),
                        c[layer].mutable_data_ptr(),
                        gates[layer].mutable_data_ptr(),
                        out.mutable_data_ptr(),
                        sent.mutable_data_ptr()};
     Tensor sums = gates[layer].view({-1, 4 * s.H});
-    multiply(sums, input, w[0].t());
+    multiply(sums, input, w_ih.t());
     enter(pass, stream);
     check_launch();
     if (together) {
@@ -176,7 +177,7 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
     for (int64_t t = 0; t < s.T && !together; t++) {
       const int64_t k = t % s.K, n = t / s.K;
       Tensor step_sums = gates[layer][k][n].view({s.B, 4 * s.H});
-      add_product(step_sums, h[layer][k][n], w_hh);
+      add_product(step_sums, h[layer][k][n], across);
       step(pass, t, stream);
       check_launch();
     }
@@ -217,7 +218,8 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
   Tensor dh = at::empty({together ? 0 : rows, s.H}, held), dc = at::empty({rows, s.H}, held);
   Tensor above;
   for (int64_t layer = s.L - 1; layer >= 0; layer--) {
-    const std::vector<Tensor> w = layer_of(weights, layer, x.scalar_type());
+    const Tensor w_ih = in_rows(weights[4 * layer], x.scalar_type());
+    const Tensor w_hh = in_rows(weights[4 * layer + 1], x.scalar_type());
     const bool top = layer + 1 == s.L;
     const Backward pass{s,
                         type,
@@ -227,7 +229,7 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
                         top ? nullptr : data(above),
                         data(grad_end),
                         reset ? reset_in.const_data_ptr<bool>() : nullptr,
-                        data(w[1]),
+                        data(w_hh),
                         c[layer].const_data_ptr(),
                         gates[layer].const_data_ptr(),
                         d.mutable_data_ptr(),
@@ -241,7 +243,7 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
     for (int64_t k = s.K - 1; k >= 0 && !together; k--) {
       step_back(pass, k, dh.const_data_ptr(), stream);
       check_launch();
-      if (k > 0 || pass.grad_probe || pass.grad_state) multiply(dh, d[k], w[1]);
+      if (k > 0 || pass.grad_probe || pass.grad_state) multiply(dh, d[k], w_hh);
     }
     if ((pass.grad_probe || pass.grad_state) && !together) {
       leave(pass, dh.const_data_ptr(), stream);
@@ -251,25 +253,35 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
     const Tensor all = d.view({-1, 4 * s.H}), back = all.t();
     const Tensor input =
         layer == 0 ? to_chunks(s, x) : between[layer - 1].view({-1, s.input(layer)});
-    const Tensor inputs[2] = {input, h[layer].view({-1, s.H})};
-    for (int i = 0; i < 2 && with_grad_weights; i++) {
-      Tensor grad = at::empty({4 * s.H, inputs[i].size(1)}, held);
-      multiply(grad, back, inputs[i]);
-      grads[4 * layer + i] = grad.to(weights[4 * layer + i].scalar_type());
+    Tensor of_ih, of_hh, of_bias;
+    if (with_grad_weights) {
+      of_ih = at::empty({4 * s.H, s.input(layer)}, held);
+      of_hh = at::empty({4 * s.H, s.H}, held);
+      of_bias = at::empty({4 * s.H}, held);
+    }
+    {
+      // None of these waits for another.
+      Beside first, second;
+      if (with_grad_weights) {
+        first.run([&] { multiply(of_hh, back, h[layer].view({-1, s.H})); });
+        second.run([&] {
+          multiply(of_ih, back, input);
+          at::sum_out(of_bias, all, {0}, false, held.dtype().toScalarType());
+        });
+      }
+      if (layer > 0) {
+        above = at::empty({s.K * rows, s.H}, held);
+        multiply(above, all, w_ih);
+      } else if (with_grad_x) {
+        Tensor product = at::empty({s.K * rows, s.I}, options);
+        multiply(product, all, w_ih);
+        grad_x = s.N == 1 ? product.view(x.sizes()) : to_time(s, product);
+      }
     }
     if (with_grad_weights) {
-      // Both biases have the same gradient, each a tensor of its own.
-      grads[4 * layer + 2] = at::sum(all, {0}, false, held.dtype().toScalarType())
-                                 .to(weights[4 * layer + 2].scalar_type());
-      grads[4 * layer + 3] = grads[4 * layer + 2].clone();
-    }
-    if (layer > 0) {
-      above = at::empty({s.K * rows, s.H}, held);
-      multiply(above, all, w[0]);
-    } else if (with_grad_x) {
-      Tensor product = at::empty({s.K * rows, s.I}, options);
-      multiply(product, all, w[0]);
-      grad_x = s.N == 1 ? product.view(x.sizes()) : to_time(s, product);
+      const Tensor found[4] = {of_ih, of_hh, of_bias, of_bias.clone()};  // each a tensor of its own
+      for (int i = 0; i < 4; i++)
+        grads[4 * layer + i] = found[i].to(weights[4 * layer + i].scalar_type());
     }
   }
   return {grad_x, grad_state, grad_probe, grads};

@@ -25,7 +25,7 @@ struct Forward {
   const void* probe;     // [N or T, B, S], S; or null
   const bool* reset;     // [T, B], or null
   const void* w_hh;         // [4 H, H], V
-  const void *b_ih, *b_hh;  // [4 H], V
+  const void* bias;         // [4 H], S: both together
   void* h;               // by chunk, [.., H], V: what a step starts from
   void* c;               // the same, S
   void* gates;           // by chunk, [.., 4, H], S: a step turns sums of products into gates

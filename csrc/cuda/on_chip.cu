@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, 1) steps_kernel(Forward p, int group
 
   const int row = thread() / kUnits, unit = thread() % kUnits;
   const int64_t j = j0 + unit;
-  const CellGates<float> bias = j < s.H ? biases<V, float>(p, j) : CellGates<float>{};
+  const CellGates<float> bias = j < s.H ? bias_of<float>(p, j) : CellGates<float>{};
   // Steps of one tile of rows follow each other; other tiles fill the waits between them.
   int64_t t = 0, r0 = group * kRows;
   bool mine = r0 + row < s.B && j < s.H;

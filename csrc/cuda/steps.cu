@@ -20,7 +20,7 @@ __global__ void step_kernel(Forward p, int64_t t) {
   const Sizes& s = p.s;
   const int64_t i = index(), b = i / s.H, j = i % s.H;
   if (b >= s.B) return;
-  keep<V>(p, t, b, j, take<V>(p, t, b, j, begin<S>(p, t, b, j), biases<V, S>(p, j), CellGates<S>{}));
+  keep<V>(p, t, b, j, take<V>(p, t, b, j, begin<S>(p, t, b, j), bias_of<S>(p, j), CellGates<S>{}));
 }
 
 template <typename V, typename S>

@@ -20,6 +20,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct CUstream_st;
 
@@ -178,6 +179,8 @@ template <typename Vector>
 Vector load_from_others(const void* from) {
   return load<Vector>(from);
 }
+
+inline double load_from_others(const double* from) { return *from; }
 
 inline void arrive(unsigned* arrived) {
   sync();
