@@ -1,8 +1,8 @@
 """On a GPU: the whole training step and the operator, against cuDNN's LSTM, eager and in CUDA graphs.
 
 Every figure is a median of CUDA events; the sides take turns. float32 products may use tf32, on both
-sides, but where the precision says float32; in the whole step bfloat16 is autocast, parameters and state of float32, and for
-the operator alone a model of bfloat16 or float16 parameters.
+sides, but where the precision says float32. In the whole step bfloat16 is autocast, parameters and
+state of float32; for the operator alone it is a model of bfloat16 or float16 parameters.
 """
 
 import statistics

@@ -78,6 +78,7 @@ class Updater:
         # Fused optimizers read both as float32, whatever the parameters and the default dtype are.
         kept = dict(dtype=torch.float32, device=device)
         self.rates = [torch.zeros((), **kept) for _ in self.optimizers]
+        self.rates_set: list[float] = []
         # 1 from the first update on that was not finite.
         self.bad = torch.zeros((), **kept)
         for optimizer in self.optimizers:
@@ -104,8 +105,11 @@ class Updater:
         elif state is not self.state:
             self.state.copy_(state)
         self.t.fill_(t)
-        for rate, optimizer in zip(self.rates, self.optimizers):
-            rate.fill_(optimizer.param_groups[0]["lr"])
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+        if rates != self.rates_set:
+            self.rates_set = rates
+            for tensor, rate in zip(self.rates, rates):
+                tensor.fill_(rate)
         self.unread += 1
         if self.capture is None:
             self.unwatched(batch)

@@ -4,7 +4,9 @@
 
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/threshold_backward.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
@@ -43,9 +45,20 @@ std::tuple<Tensor, std::vector<Tensor>> regression(const Tensor& entered, const 
   std::vector<Tensor> gradients(estimator.size());
   for (size_t i = estimator.size(); i > 0; i -= 2) {
     const Tensor &w = estimator[i - 2], &input = values[i / 2 - 1];
-    gradients[i - 2] = at::mm(delta.t(), input).to(w.scalar_type());
-    gradients[i - 1] = delta.sum(0).to(w.scalar_type());
-    if (i > 2) delta = at::threshold_backward(at::mm(delta, w.to(delta.scalar_type())), input, 0);
+    Tensor of_w = at::empty(w.sizes(), delta.options()), of_b = at::empty({w.size(0)}, delta.options());
+    Tensor below;
+    {
+      Beside side;
+      side.run([&] {
+        at::mm_out(of_w, delta.t(), input);
+        at::sum_out(of_b, delta, {0});
+      });
+      if (i > 2)
+        below = at::threshold_backward(at::mm(delta, w.to(delta.scalar_type())), input, 0);
+    }
+    gradients[i - 2] = of_w.to(w.scalar_type());
+    gradients[i - 1] = of_b.to(w.scalar_type());
+    delta = below;
   }
   return {error, gradients};
 }
