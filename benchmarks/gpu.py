@@ -24,6 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ARMS = ((8, "none"), (40, "none"), (8, "dni"))  # truncation, estimator
 HIDDEN, BATCH = 1024, 128
+# What all arms train with: one low rate, constant.
+TRAINING = ("--dtype", "bfloat16", "--lr", "5e-4")
 NEEDED = {
     "build": ("torch", "setuptools"),
     "laws": ("torch", "pytest", "hypothesis", "numpy", "safetensors", "tqdm"),
@@ -225,7 +227,7 @@ def ptb(options: argparse.Namespace) -> str:
             sys.executable, "-m", "dnirnn.tasks.cli", "train", "char-lm", "--corpus", "ptb",
             "--data-dir", str(options.data.resolve()), "--hidden", str(HIDDEN),
             "--batch", str(BATCH), "--truncation", str(truncation), "--estimator", estimator,
-            "--minutes", str(options.minutes), "--device", "cuda", "--quiet", "--out", str(folder),
+            *TRAINING, "--minutes", str(options.minutes), "--device", "cuda", "--quiet", "--out", str(folder),
         ]  # fmt: skip
         run(words, options.out / f"{name}.txt", LIMITS["ptb"] + 60 * options.minutes)
         rows.append(row_of(truncation, estimator, json.loads((folder / "result.json").read_text())))
@@ -252,7 +254,7 @@ def row_of(truncation: int, estimator: str, result: dict) -> dict:
 
 def table_of(rows: Sequence[dict]) -> str:
     lines = [
-        f"Penn Treebank characters, {HIDDEN} units, {BATCH} sequences",
+        f"Penn Treebank characters, {HIDDEN} units, {BATCH} sequences, {' '.join(TRAINING)}",
         f"{'steps':>5} {'estimator':>9} {'characters/s':>13} {'characters':>13} {'seconds':>8}"
         f" {'valid bits':>10} {'test bits':>10}",
     ]

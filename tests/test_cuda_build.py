@@ -23,6 +23,12 @@ def nvcc(*arguments) -> str:
     return done.stderr
 
 
+def test_no_two_sources_of_a_folder_become_one_object():
+    """torch's build names an object after its source without the suffix: x.cpp and x.cu collide."""
+    stems = [path.with_suffix("") for path in ROOT.glob("csrc/**/*.c*")]
+    assert len(stems) == len(set(stems))
+
+
 @needs_nvcc
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("name", KERNELS)

@@ -1,4 +1,4 @@
-// finish_update: what an update of a model ends with, in one kernel (update.cu).
+// finish_update: what an update of a model ends with, in one kernel (finish.cu).
 #include "cuda/update.h"
 
 #include <ATen/core/Tensor.h>
