@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=5.0, help="of training an arm (default 5)")
     parser.add_argument("--quick", action="store_true", help="few points in the benchmark")
     options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if not options.minutes > 0:
         parser.error(f"--minutes must be above 0; got {options.minutes}")
     if options.data is not None and not (options.data / "ptb.train.txt").exists():
@@ -118,6 +119,9 @@ def run(words: Sequence[str], log: Path, limit: float, **more: str) -> str:
                 file.write(line)
                 lines.append(line)
             process.wait()
+        except BaseException:  # a step that outlives its end would be in the next one's figures
+            end()
+            raise
         finally:
             timer.cancel()
     if late.is_set():

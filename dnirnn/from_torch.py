@@ -6,6 +6,12 @@ from torch import Tensor, nn
 from dnirnn.core import Core
 
 
+SUPPORTED = {
+    torch.bfloat16: "_is_mkldnn_bf16_supported",
+    torch.float16: "_is_mkldnn_fp16_supported",
+}
+
+
 class FromTorch(Core):
     """Makes a Core of an nn.LSTM, nn.GRU or nn.RNN; its parameters are the module's own.
 
@@ -53,13 +59,27 @@ class FromTorch(Core):
             outputs.append(output)
         return torch.cat(outputs), state
 
+    def reduced(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple:
+        """nn.LSTM in the CPU's autocast dtype: torch would take oneDNN's where this CPU has none."""
+        dtype = torch.get_autocast_dtype("cpu")
+        if getattr(torch.ops.mkldnn, SUPPORTED[dtype])():
+            return self.module(x, state)
+        with torch.autocast("cpu", enabled=False):
+            weights = {name: p.to(dtype) for name, p in self.module.named_parameters()}
+            given = x.to(dtype), tuple(part.to(dtype) for part in state)
+            return torch.func.functional_call(self.module, weights, given)
+
     def run(self, x_TBI: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         module = self.module
         parts = state_BS.to(x_TBI.dtype).view(
             len(state_BS), module.num_layers, self.parts, module.hidden_size
         )
         parts = [part.contiguous() for part in parts.permute(2, 1, 0, 3)]
-        output, ended = module(x_TBI, tuple(parts) if self.parts == 2 else parts[0])
+        given = x_TBI, tuple(parts) if self.parts == 2 else parts[0]
+        if x_TBI.is_cpu and torch.is_autocast_enabled("cpu") and self.parts == 2:
+            output, ended = self.reduced(*given)
+        else:
+            output, ended = module(*given)
         ended = ended if self.parts == 2 else (ended,)
         state = torch.stack(ended, 1).permute(2, 0, 1, 3)
         return output, state.reshape(len(state_BS), self.state_size).to(state_BS.dtype)

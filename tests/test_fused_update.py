@@ -101,7 +101,8 @@ def test_equals_torch_s(where, sizes, name, bounds, offset):
         rows.append(by_torch(theirs, limits, *values, ended))
     assert int(ours.place) == 3 and not ours.bad
     assert_close(ours.told[:3], torch.tensor(rows).double(), 1e-6)
-    assert_close(ours.tensors(), theirs.tensors(), 1e-5)
+    # On a GPU torch takes 1 - beta_2 in float32: 1.3e-5 off in the second moment.
+    assert_close(ours.tensors(), theirs.tensors(), 2e-5)
 
 
 @pytest.mark.parametrize("what", ["nats", "core", "estimator"])

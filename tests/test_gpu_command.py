@@ -120,6 +120,19 @@ def test_a_program_that_hangs_is_ended_with_what_it_started_and_its_words_stay(t
     assert log.read_text() == "begun\n" and time.monotonic() - began < 60
 
 
+def test_what_ends_it_ends_the_program_that_it_runs(tmp_path):
+    """As `timeout` would: what goes on computing would be in the figures of whoever comes next."""
+    words = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from benchmarks import gpu; import pathlib;" \
+        " import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143));" \
+        f" gpu.run(['sh', '-c', 'echo $$; exec sleep 600'], pathlib.Path({str(tmp_path / 'log')!r}), 600)"  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, text=True) as process:
+        pid = int(process.stdout.readline())
+        process.terminate()
+        assert process.wait(60) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 def test_make_gpu_uses_the_python_that_it_is_given_and_makes_no_environment():
     words = ["make", "-n", "gpu", "PYTHON=/opt/python", "DATA=/some where"]
     # As from a shell: make test runs this in a make of its own.

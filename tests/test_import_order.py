@@ -19,7 +19,8 @@ ORDER = [
     {"cells"},
     {"stacks", "hierarchy"},
     {"model"},
-    {"fidelity", "updater"},
+    {"fidelity", "fused_update"},
+    {"updater"},
     {"trainer"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

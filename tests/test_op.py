@@ -135,19 +135,19 @@ def by_op(call: Call):
     return output, sent, synthetic, found
 
 
-def assert_equals_the_loop(call: Call):
+def assert_equals_the_loop(call: Call, floor: float = FLOOR):
     tolerance = TOLERANCE_16[call.x.dtype]
     output, sent, synthetic, found = by_op(call)
     expected_output, expected_sent, expected_synthetic, expected = by_loop(call)
     assert output.dtype == call.x.dtype and sent.dtype == call.state.dtype
-    assert_close(output, expected_output, tolerance, FLOOR)
-    assert_close(sent, expected_sent, tolerance, FLOOR)
+    assert_close(output, expected_output, tolerance, floor)
+    assert_close(sent, expected_sent, tolerance, floor)
     if call.estimator:
         assert not synthetic.requires_grad and synthetic.dtype == sent.dtype
-        assert_close(synthetic, expected_synthetic, tolerance, FLOOR)
+        assert_close(synthetic, expected_synthetic, tolerance, floor)
     for tensor, one, other in zip(call.wanted, found, expected):
         assert one.dtype == tensor.dtype
-        assert_close(one, other, tolerance, FLOOR)
+        assert_close(one, other, tolerance, floor)
 
 
 calls = dict(
@@ -175,7 +175,8 @@ def test_float32_weights_beside_bfloat16(**sizes):
     """As under autocast: the operator rounds them, and their gradients are float32."""
     call = make_call(**sizes, dtype=torch.bfloat16)
     weights = [weight.detach().float().requires_grad_() for weight in call.weights]
-    assert_equals_the_loop(call._replace(weights=weights))
+    # The loop rounds elsewhere: of one or two values that nearly cancel, more is left of that.
+    assert_equals_the_loop(call._replace(weights=weights), 2 * FLOOR)
 
 
 @pytest.mark.parametrize("sizes", [(8, 32, 64, 128, 1), (20, 5, 9, 33, 2)])
