@@ -15,7 +15,7 @@ ORDER = [
     {"version"},
     {"ops", "data", "device", "log", "checkpoint", "optimizers", "masks"},
     {"core", "estimators", "interface", "true_gradient"},
-    {"lstm", "from_torch", "truncated", "feedforward"},
+    {"lstm", "from_torch", "truncated", "feedforward", "distributed"},
     {"cells"},
     {"stacks", "hierarchy"},
     {"model"},
