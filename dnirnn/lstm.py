@@ -7,7 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn import ops
-from dnirnn.core import Core, Pull
+from dnirnn.core import Core, Pull, between_resets
+from dnirnn.from_torch import refuse_options
+
+
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class LSTM(Core):
@@ -25,7 +29,8 @@ class LSTM(Core):
 
     input_size, hidden_size, num_layers: I, H, L, each at least 1.
 
-    Raises ValueError where one of them is not.
+    Raises ValueError where one of them is not, and TypeError for an option of torch.nn.LSTM's that
+    there is none of here, saying what to write.
 
     Source: Hochreiter and Schmidhuber 1997, with forget gates (Gers et al. 2000).
     """
@@ -38,8 +43,10 @@ class LSTM(Core):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: object,
     ):
         super().__init__()
+        refuse_options(LSTM, options)
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -49,13 +56,9 @@ class LSTM(Core):
         self.state_size = 2 * num_layers * hidden_size
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size
-            shapes = {
-                "weight_ih": (4 * hidden_size, width),
-                "weight_hh": (4 * hidden_size, hidden_size),
-                "bias_ih": (4 * hidden_size,),
-                "bias_hh": (4 * hidden_size,),
-            }
-            for name, shape in shapes.items():
+            bias = (4 * hidden_size,)
+            shapes = [(4 * hidden_size, width), (4 * hidden_size, hidden_size), bias, bias]
+            for name, shape in zip(NAMES, shapes):
                 parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
                 self.register_parameter(f"{name}_l{layer}", parameter)
         self.reset_parameters()
@@ -69,7 +72,13 @@ class LSTM(Core):
     @property
     def weights(self) -> list[Tensor]:
         """[weight_ih, weight_hh, bias_ih, bias_hh] of layer 0, then of layer 1, ..."""
-        return list(self._parameters.values())
+        layers = range(self.num_layers)
+        return [getattr(self, f"{name}_l{layer}") for layer in layers for name in NAMES]
+
+    @property
+    def starts_from_zeros(self) -> bool:
+        """Whether a reset is to zeros: what the operator makes of it."""
+        return type(self).initial_state is Core.initial_state
 
     def pack_state(self, h: Tensor, c: Tensor) -> Tensor:
         """The state [B, 2 L H] of torch.nn.LSTM's h and c, each [L, B, H]."""
@@ -107,6 +116,9 @@ class LSTM(Core):
     ) -> tuple[Tensor, Tensor]:
         if not ops.fused_for(x_TBI):
             return super().forward(x_TBI, state_BS, t0, reset)
+        if reset is not None and not self.starts_from_zeros:
+            initial = self.initial_state(x_TBI.shape[1])
+            return between_resets(self.forward, x_TBI, state_BS, initial, reset)
         output, sent, _ = ops.lstm_tbptt(
             x_TBI, state_BS, None, self.weights, [], x_TBI.shape[0], 1.0, reset
         )
@@ -122,7 +134,7 @@ class LSTM(Core):
         reset: Tensor | None = None,
         estimator: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        if not ops.fused_for(x_TBI):
+        if not self.fused_for(x_TBI, reset):
             return super().unroll_chunks(
                 x_TBI, state_BS, probe_NBS, truncation, t0, reset, estimator
             )
@@ -142,7 +154,7 @@ class LSTM(Core):
         t0: int | Tensor = 0,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Pull]:
-        if not ops.fused_for(x_TBI):
+        if not self.fused_for(x_TBI, reset):
             return super().unroll_pulling(x_TBI, state_BS, probe_NBS, truncation, t0, reset)
         return ops.lstm_pulling(x_TBI, state_BS, probe_NBS, self.weights, truncation, reset)
 
@@ -159,6 +171,10 @@ class LSTM(Core):
         if reset is not None or not ops.fused_for(x_TBI):
             return super().unroll_dense(x_TBI, state_BS, probe_TBS, truncation, t0, reset)
         return ops.lstm_dense(x_TBI, state_BS, probe_TBS, self.weights, truncation)
+
+    def fused_for(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
+        """Whether all chunks go through the operator in one call."""
+        return ops.fused_for(x_TBI) and (reset is None or self.starts_from_zeros)
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"

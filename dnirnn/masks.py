@@ -36,6 +36,10 @@ class Masks(nn.Module):
         self.size, self.drop, self.over_time = size, float(drop), over_time
         self.register_buffer("seed", torch.zeros((), dtype=torch.int64))
 
+    @property
+    def reads_t(self) -> bool:
+        return self.training and not self.over_time
+
     def draw(self) -> None:
         """Another seed, from torch's global generator."""
         self.seed.fill_(torch.randint(2**62, ()))

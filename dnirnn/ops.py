@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 
@@ -58,8 +60,25 @@ def built_for(device_type: str) -> bool:
 
 
 def fused_for(x: Tensor) -> bool:
-    """Whether the LSTM's fused operator runs on tensors like ``x``."""
-    return built_for(x.device.type) and x.dtype in DTYPES[x.device.type]
+    """Whether the LSTM's fused operator runs on tensors like ``x``, as autocast would cast it.
+
+    Not where torch.func or forward-mode differentiation look on: the reference path, which is
+    made of torch's operations, serves them.
+    """
+    kind = x.device.type
+    if not built_for(kind) or in_transform() or in_forward_mode():
+        return False
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return dtype in DTYPES[kind]
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp) is at work."""
+    return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
+
+
+def in_forward_mode() -> bool:
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def describe() -> dict[str, str]:

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from dnirnn import ops
+from dnirnn.core import has_hooks
 from dnirnn.from_torch import FromTorch
+from dnirnn.lstm import NAMES
 
 
 class Units(FromTorch):
@@ -13,16 +15,31 @@ class Units(FromTorch):
     On a GPU, and where the operator is not built, they run as torch's own.
     """
 
+    def __init__(self, module: nn.GRU | nn.RNN):
+        super().__init__(module)
+        self.register_load_state_dict_pre_hook(take_from_torch)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """[weight_ih, weight_hh, bias_ih, bias_hh] of layer 0, then of layer 1, ..."""
+        layers = range(self.module.num_layers)
+        return [getattr(self.module, f"{name}_l{layer}") for layer in layers for name in NAMES]
+
     def run(self, x_TBI: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        if x_TBI.device.type != "cpu" or not ops.fused_for(x_TBI):
+        module = self.module
+        if x_TBI.device.type != "cpu" or not ops.fused_for(x_TBI) or has_hooks(module):
             return super().run(x_TBI, state_BS)
-        output, states = x_TBI, []
-        for layer, h in enumerate(state_BS.chunk(self.module.num_layers, 1)):
-            weights = [
-                getattr(self.module, f"{name}_l{layer}")
-                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            ]
-            gated = isinstance(self.module, nn.GRU)
-            output = ops.recurrent(output, h.to(output.dtype), *weights, gated)
+        output, states, weights = x_TBI, [], self.weights
+        for layer, h in enumerate(state_BS.chunk(module.num_layers, 1)):
+            own, gated = weights[4 * layer : 4 * layer + 4], isinstance(module, nn.GRU)
+            output = ops.recurrent(output, h.to(output.dtype), *own, gated)
             states.append(output[-1])
         return output, torch.cat(states, 1).to(state_BS.dtype)
+
+
+def take_from_torch(core: Units, entries: dict[str, Tensor], prefix: str, *_) -> None:
+    """Renames the entries of torch's own module: they lie under ``module.`` here."""
+    for name in [name for name in entries if name.startswith(prefix)]:
+        own = name.removeprefix(prefix)
+        if own.startswith(NAMES):
+            entries[f"{prefix}module.{own}"] = entries.pop(name)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dnirnn.core import Core
+from dnirnn.core import Core, Pull, step, unroll
 from dnirnn.masks import Masks, draw_masks
 
 
@@ -85,10 +85,21 @@ class WeightDrop(Core):
     ) -> tuple[Tensor, Tensor, Tensor]:
         return self.dropped("unroll_dense", x_TBI, state_BS, probe_TBS, truncation, t0, reset)
 
+    def unroll_pulling(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe_NBS: Tensor,
+        truncation: int,
+        t0: int | Tensor = 0,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Pull]:
+        return self.dropped("unroll_pulling", x_TBI, state_BS, probe_NBS, truncation, t0, reset)
+
     def dropped(self, method: str, *arguments):
         """``core.method(*arguments)``, with the weights that a mask has gone over."""
         if not self.training:
-            return getattr(self.core, method)(*arguments)
+            return self.calls[0](method, *arguments)
         parameters = dict(self.core.named_parameters())
         weights = {}
         for name, masks in zip(self.names, self.masks):
@@ -109,4 +120,8 @@ class Call(nn.Module):
         self.core = core
 
     def forward(self, method: str, *arguments):
-        return getattr(self.core, method)(*arguments)
+        if method == "forward":
+            return self.core(*arguments)
+        if method == "step":
+            return step(self.core, *arguments)
+        return unroll(self.core, method, *arguments)

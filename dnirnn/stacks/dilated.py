@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dnirnn.cells.gru import GRU
 from dnirnn.cells.rnn import RNN
-from dnirnn.core import Core
+from dnirnn.core import Core, step
 from dnirnn.lstm import LSTM
 from dnirnn.stacks.deep import Deep
 
@@ -70,7 +70,7 @@ class Dilate(Core):
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         oldest, others = state_BS.tensor_split([self.cell.state_size], 1)
-        output, newest = self.cell.step(x_BI, oldest, t)
+        output, newest = step(self.cell, x_BI, oldest, t)
         return output, torch.cat([others, newest], 1)
 
     def forward(

@@ -41,6 +41,8 @@ class PhasedLSTM(Core):
     Event-based Sequences, NIPS 2016, section 2; r and alpha as there.
     """
 
+    reads_t = True
+
     def __init__(
         self,
         input_size: int,
