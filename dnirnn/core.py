@@ -33,14 +33,17 @@ class Core(nn.Module, abc.ABC):
     there (pruning, a parametrisation, ``torch.func.functional_call``), and its hooks run; so they do
     inside :class:`dnirnn.Truncated`, once a chunk.
 
-    reads_t: whether ``step`` reads t. Then a call needs to know t0: it is given; or the state knows
-        it, being an ``initial_state`` of the cores here or one that a call returned, unchanged.
+    A call without t0 goes on at the time that its state knows: 0 for an ``initial_state``, for what a
+    call returned the steps behind it, for as long as nobody changes it.
+
+    reads_t: whether ``step`` itself reads t; its parts say so themselves. Where one does, a state
+        that does not know the time is refused without t0. None, not said: it is taken as 0.
     """
 
     input_size: int
     output_size: int
     state_size: int
-    reads_t: bool = False
+    reads_t: bool | None = None
 
     def __call__(
         self,
@@ -230,11 +233,12 @@ def check_state_is_one(core: Core, state: Tensor) -> None:
     raise TypeError(f"state must be one tensor [B, {core.state_size}]{how}; got {type(state).__name__}")
 
 
-def reads_t(core: Core) -> bool:
-    """Whether the core, or a part of it, reads t."""
+def reads_t(core: Core) -> bool | None:
+    """Whether the core, or a part of it, reads t; None where one does not say."""
     if core.reads_t or not core._modules:
         return core.reads_t
-    return any(getattr(part, "reads_t", False) for part in core.modules())
+    said = {getattr(part, "reads_t", False) for part in core.modules()}
+    return True if True in said else None if None in said else False
 
 
 def version(state: Tensor) -> int | None:
@@ -253,12 +257,15 @@ def known_t(core: Core, state: Tensor) -> int | Tensor:
 
     Raises ValueError where it reads it, and the state does not know.
     """
-    if not reads_t(core):
+    asked = reads_t(core)
+    if asked is False:
         return 0
     if not torch.compiler.is_compiling():
         t, changed = getattr(state, "next_t", (None, None))
         if t is not None and changed == version(state):
             return t
+    if asked is None:
+        return 0
     raise ValueError(
         f"t0 must be given: {type(core).__name__} reads the time, and this state does not know it,"
         " being neither an initial_state nor what a call returned, as it was. Give t0=0 where"
@@ -269,7 +276,7 @@ def known_t(core: Core, state: Tensor) -> int | Tensor:
 def keep_t(
     core: Core, ended: Tensor, t0: int | Tensor, reset: Tensor | None, steps: int
 ) -> Tensor:
-    return with_t(ended, advance(t0, reset, steps)) if reads_t(core) else ended
+    return ended if reads_t(core) is False else with_t(ended, advance(t0, reset, steps))
 
 
 def between_resets(

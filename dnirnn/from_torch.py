@@ -41,6 +41,8 @@ class FromTorch(Core):
     bidirectional, batch_first, or has proj_size or dropout.
     """
 
+    reads_t = False
+
     def __init__(self, module: nn.RNNBase):
         super().__init__()
         if not isinstance(module, (nn.LSTM, nn.GRU, nn.RNN)):

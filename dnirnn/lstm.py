@@ -35,6 +35,8 @@ class LSTM(Core):
     Source: Hochreiter and Schmidhuber 1997, with forget gates (Gers et al. 2000).
     """
 
+    reads_t = False
+
     def __init__(
         self,
         input_size: int,

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -272,13 +272,27 @@ def reference_regression(
     counts: [R], 1 for the rows that count and 0 for the others; None: all do. Where none does,
         error and gradient are zero.
     """
-    fitted = [weight for weight in weights if weight.requires_grad]
-    with torch.enable_grad():
-        prediction = entered
+
+    def predict(value: Tensor) -> Tensor:
         for i in range(0, len(weights), 2):
-            prediction = torch.relu(prediction) if i else prediction
-            prediction = F.linear(prediction, *weights[i : i + 2])
-        errors = 0.5 * (prediction - target).square().sum(-1)
+            value = torch.relu(value) if i else value
+            value = F.linear(value, *weights[i : i + 2])
+        return value
+
+    return regress(predict, entered, target, weights, counts)
+
+
+def regress(
+    predict: Callable[[Tensor], Tensor],
+    entered: Tensor,
+    target: Tensor,
+    parameters: Iterable[Tensor],
+    counts: Tensor | None = None,
+) -> Tensor:
+    """The same for any prediction, whose parameters' .grad is added to."""
+    fitted = [parameter for parameter in parameters if parameter.requires_grad]
+    with torch.enable_grad():
+        errors = 0.5 * (predict(entered) - target).square().sum(-1)
         if counts is None:
             error = errors.mean()
         else:

@@ -47,6 +47,8 @@ class NormLSTM(Core):
     Krueger et al. 2017 (zoneout, section 3); Semeniuta et al. 2016 (recurrent dropout, section 3).
     """
 
+    reads_t = False
+
     def __init__(
         self,
         input_size: int,
@@ -115,9 +117,10 @@ class NormLSTM(Core):
         h, c = state_BS.chunk(2, 1)
         inward = F.linear(x_TBI, self.weight_ih_l0).unbind()
         outputs = []
+        initial = None if reset is None else self.initial_state(batch)
         for i, kept in enumerate(self.kept(batch, t0, steps, reset)):
             if reset is not None:
-                h, c = (part.masked_fill(reset[i, :, None], 0) for part in (h, c))
+                h, c = torch.where(reset[i, :, None], initial, torch.cat([h, c], 1)).chunk(2, 1)
             h, c = self.cell(inward[i], h, c, kept)
             outputs.append(h)
         return torch.stack(outputs).to(x_TBI.dtype), torch.cat([h, c], 1)

@@ -27,6 +27,8 @@ class WeightDrop(Core):
     Wan et al. 2013 (DropConnect).
     """
 
+    reads_t = False
+
     def __init__(self, core: Core, drop: float, names: Sequence[str] | None = None):
         super().__init__()
         if not isinstance(core, Core):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dnirnn import ops
+from dnirnn.core import has_hooks
 from dnirnn.estimators.base import GradientEstimator
 
 NORM_DECAY = 0.99  # of the running mean square of the targets, a fit
@@ -116,7 +117,8 @@ class SyntheticGradient(GradientEstimator):
 
         What the fused operator takes, which then emits the predictions on its way.
         """
-        return [] if self.normalise or self.needs_context else self.parts
+        others = self.normalise or self.needs_context
+        return [] if others or any(map(has_hooks, self.layers)) else self.parts
 
     @property
     def parts(self) -> list[Tensor]:
@@ -131,10 +133,13 @@ class SyntheticGradient(GradientEstimator):
     def forward(self, state: Tensor, context: Tensor | None = None) -> Tensor:
         """The predicted gradient [..., S] at the state [..., S], with the context [..., C]."""
         value = state if context is None else torch.cat([state, context.to(state.dtype)], -1)
+        value = self.mlp(value)
+        return self.unit * value if self.normalise else value
+
+    def mlp(self, value: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             value = torch.relu(layer(value))
-        value = self.layers[-1](value)
-        return self.unit * value if self.normalise else value
+        return self.layers[-1](value)
 
     def accumulate(
         self,
@@ -153,10 +158,13 @@ class SyntheticGradient(GradientEstimator):
             target = target / unit.clamp_min(torch.finfo(unit.dtype).tiny)
         if context is not None:
             entered = torch.cat([entered, context.to(entered.dtype)], -1)
-        if context is None and weight is None:
-            error = ops.accumulate_regression(entered, target, self.parts)
+        parts = self.parts
+        if any(map(has_hooks, self.layers)) or not all(part.is_leaf for part in parts):
+            error = ops.regress(self.mlp, entered, target, self.layers.parameters(), weight)
+        elif context is None and weight is None:
+            error = ops.accumulate_regression(entered, target, parts)
         else:
-            error = ops.reference_regression(entered, target, self.parts, weight)
+            error = ops.reference_regression(entered, target, parts, weight)
         return error if unit is None else error * unit.square()
 
     def observe(self, target: Tensor, weight: Tensor | None) -> None:

@@ -101,7 +101,7 @@ class Clockwork(Core):
     ) -> tuple[Tensor, Tensor]:
         lstm = self.cell == "lstm"
         fused = ops.fused_for(x_TBI) and (lstm or x_TBI.device.type == "cpu")
-        fused = fused and not any(has_hooks(part) for part in self.parts)
+        fused = fused and not any(has_hooks(part) for part in self.parts.modules())
         if reset is not None or isinstance(t0, Tensor) or not fused:
             return super().forward(x_TBI, state_BS, t0, reset)
         weights = [weight for part in self.parts for weight in part.weights]

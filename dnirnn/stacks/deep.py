@@ -35,6 +35,8 @@ class Deep(Core):
     or dropout is no probability.
     """
 
+    reads_t = False
+
     def __init__(
         self,
         cores: Sequence[Core],

@@ -120,9 +120,10 @@ class PhasedLSTM(Core):
         inward = F.linear(x_TBI, self.weight_ih, self.bias_ih)
         k = self.openness(times(t0, len(x_TBI), reset, x_TBI.device))
         outputs, state = [], state_BS
+        initial = None if reset is None else self.initial_state(x_TBI.shape[1])
         for i in range(len(x_TBI)):
             if reset is not None:
-                state = state.masked_fill(reset[i, :, None], 0)
+                state = torch.where(reset[i, :, None], initial, state)
             state = self.update(inward[i], state, k[i])
             outputs.append(state[:, : self.hidden_size])
         return torch.stack(outputs).to(x_TBI.dtype), state

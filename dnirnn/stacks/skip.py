@@ -58,6 +58,8 @@ class Skip(Core):
     ICLR 2018, section 3; the cost is its lambda in L_budget.
     """
 
+    reads_t = False
+
     def __init__(self, core: Core, bias: float = 1.0, cost: float = 0.0):
         super().__init__()
         if not 0 <= cost < math.inf:
