@@ -201,6 +201,11 @@ def charging() -> Iterator[list[Tensor]]:
         CHARGES.reset(token)
 
 
+def resets_to(core: Core, kind: type[Core], reset: Tensor | None) -> bool:
+    """Whether ``reset`` puts ``kind``'s own initial state in a row, if any: nobody overrode it."""
+    return reset is None or type(core).initial_state is kind.initial_state
+
+
 def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_pre_hooks

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn import ops
-from dnirnn.core import Core, Pull, between_resets
+from dnirnn.core import Core, Pull, between_resets, resets_to
 from dnirnn.from_torch import refuse_options
 
 
@@ -77,11 +77,6 @@ class LSTM(Core):
         layers = range(self.num_layers)
         return [getattr(self, f"{name}_l{layer}") for layer in layers for name in NAMES]
 
-    @property
-    def starts_from_zeros(self) -> bool:
-        """Whether a reset is to zeros: what the operator makes of it."""
-        return type(self).initial_state is Core.initial_state
-
     def pack_state(self, h: Tensor, c: Tensor) -> Tensor:
         """The state [B, 2 L H] of torch.nn.LSTM's h and c, each [L, B, H]."""
         for name, part in (("h", h), ("c", c)):
@@ -118,7 +113,7 @@ class LSTM(Core):
     ) -> tuple[Tensor, Tensor]:
         if not ops.fused_for(x_TBI):
             return super().forward(x_TBI, state_BS, t0, reset)
-        if reset is not None and not self.starts_from_zeros:
+        if not resets_to(self, Core, reset):
             initial = self.initial_state(x_TBI.shape[1])
             return between_resets(self.forward, x_TBI, state_BS, initial, reset)
         output, sent, _ = ops.lstm_tbptt(
@@ -176,7 +171,7 @@ class LSTM(Core):
 
     def fused_for(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
         """Whether all chunks go through the operator in one call."""
-        return ops.fused_for(x_TBI) and (reset is None or self.starts_from_zeros)
+        return ops.fused_for(x_TBI) and resets_to(self, Core, reset)
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"

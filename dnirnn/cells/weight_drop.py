@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dnirnn.core import Core, Pull, step, unroll
+from dnirnn.core import Core, Pull, resets_to, step, unroll
 from dnirnn.masks import Masks, draw_masks
 
 
@@ -60,6 +60,8 @@ class WeightDrop(Core):
     def forward(
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        if not resets_to(self, WeightDrop, reset):
+            return super().forward(x_TBI, state_BS, t0, reset)
         return self.dropped("forward", x_TBI, state_BS, t0, reset)
 
     def unroll_chunks(
@@ -72,6 +74,8 @@ class WeightDrop(Core):
         reset: Tensor | None = None,
         estimator: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if not resets_to(self, WeightDrop, reset):
+            return super().unroll_chunks(x_TBI, state_BS, probe_NBS, truncation, t0, reset)
         return self.dropped(
             "unroll_chunks", x_TBI, state_BS, probe_NBS, truncation, t0, reset, estimator
         )
@@ -85,6 +89,8 @@ class WeightDrop(Core):
         t0: int | Tensor = 0,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if not resets_to(self, WeightDrop, reset):
+            return super().unroll_dense(x_TBI, state_BS, probe_TBS, truncation, t0, reset)
         return self.dropped("unroll_dense", x_TBI, state_BS, probe_TBS, truncation, t0, reset)
 
     def unroll_pulling(
@@ -96,6 +102,8 @@ class WeightDrop(Core):
         t0: int | Tensor = 0,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Pull]:
+        if not resets_to(self, WeightDrop, reset):
+            return super().unroll_pulling(x_TBI, state_BS, probe_NBS, truncation, t0, reset)
         return self.dropped("unroll_pulling", x_TBI, state_BS, probe_NBS, truncation, t0, reset)
 
     def dropped(self, method: str, *arguments):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dnirnn.core import Core, step, unroll, with_t
+from dnirnn.core import Core, resets_to, step, unroll, with_t
 from dnirnn.from_torch import FromTorch
 from dnirnn.masks import Masks, draw_masks
 
@@ -95,6 +95,8 @@ class Deep(Core):
     def forward(
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        if not resets_to(self, Deep, reset):
+            return super().forward(x_TBI, state_BS, t0, reset)
         states = state_BS.split(self.sizes, 1)
 
         def run(layer: int, reads: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,6 +114,8 @@ class Deep(Core):
         reset: Tensor | None = None,
         estimator: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if not resets_to(self, Deep, reset):
+            return super().unroll_chunks(x_TBI, state_BS, probe_NBS, truncation, t0, reset)
         # All layers are cut at the same steps: a chunk reads its own inputs from below, no other's.
         states = state_BS.split(self.sizes, 1)
         probes = [None] * len(self.cores)
@@ -136,6 +140,8 @@ class Deep(Core):
         t0: int | Tensor = 0,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if not resets_to(self, Deep, reset):
+            return super().unroll_dense(x_TBI, state_BS, probe_TBS, truncation, t0, reset)
         states, probes = state_BS.split(self.sizes, 1), probe_TBS.split(self.sizes, 2)
         entered = []
 
