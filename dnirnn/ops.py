@@ -244,6 +244,8 @@ def clockwork(
     Raises ValueError or TypeError for tensors that do not fit.
     """
     x, weights = autocast(x, weights)
+    if not lstm:  # the LSTM's operator alone casts weights itself
+        weights = [weight.to(x.dtype) for weight in weights]
     return torch.ops.dnirnn.clockwork(x, state, weights, periods, t0, lstm)
 
 
