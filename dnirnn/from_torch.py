@@ -45,7 +45,7 @@ class FromTorch(Core):
 
     def __init__(self, module: nn.RNNBase):
         super().__init__()
-        if not isinstance(module, (nn.LSTM, nn.GRU, nn.RNN)):
+        if not isinstance(module, nn.RNNBase):
             raise TypeError(
                 f"module must be an nn.LSTM, nn.GRU or nn.RNN; got {type(module).__name__}"
             )
@@ -66,6 +66,8 @@ class FromTorch(Core):
     ) -> tuple[Tensor, Tensor]:
         if reset is None:
             return self.run(x_TBI, state_BS)
+        if torch.compiler.is_compiling():  # where resets are is not known there
+            return super().forward(x_TBI, state_BS, t0, reset)
         return between_resets(self.run, x_TBI, state_BS, self.initial_state(x_TBI.shape[1]), reset)
 
     def reduced(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple:

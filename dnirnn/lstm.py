@@ -114,10 +114,12 @@ class LSTM(Core):
         if not ops.fused_for(x_TBI):
             return super().forward(x_TBI, state_BS, t0, reset)
         if not resets_to(self, Core, reset):
+            if torch.compiler.is_compiling():  # where resets are is not known there
+                return super().forward(x_TBI, state_BS, t0, reset)
             initial = self.initial_state(x_TBI.shape[1])
             return between_resets(self.forward, x_TBI, state_BS, initial, reset)
         output, sent, _ = ops.lstm_tbptt(
-            x_TBI, state_BS, None, self.weights, [], x_TBI.shape[0], 1.0, reset
+            x_TBI, state_BS, None, self.weights, [], ops.UNCUT, 1.0, reset
         )
         return output, sent[0]
 

@@ -13,6 +13,10 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 
+# A truncation longer than any sequence: a number, where the length would be another graph of torch's.
+UNCUT = 2**31 - 1
+
+
 def load_extension():
     """The compiled module, or None (with one warning) where the package was built without it.
 

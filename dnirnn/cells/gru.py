@@ -1,7 +1,6 @@
 """GRU: torch.nn.GRU as a Core."""
 
 import torch
-from torch import nn
 
 from dnirnn.cells.units import Units
 from dnirnn.from_torch import refuse_options
@@ -36,4 +35,4 @@ class GRU(Units):
         **options: object,
     ):
         refuse_options(GRU, options)
-        super().__init__(nn.GRU(input_size, hidden_size, num_layers, device=device, dtype=dtype))
+        super().__init__("GRU", input_size, hidden_size, num_layers, device=device, dtype=dtype)

@@ -1,7 +1,6 @@
 """RNN: torch.nn.RNN as a Core."""
 
 import torch
-from torch import nn
 
 from dnirnn.cells.units import Units
 from dnirnn.from_torch import refuse_options
@@ -33,4 +32,4 @@ class RNN(Units):
         **options: object,
     ):
         refuse_options(RNN, options)
-        super().__init__(nn.RNN(input_size, hidden_size, num_layers, device=device, dtype=dtype))
+        super().__init__("RNN_TANH", input_size, hidden_size, num_layers, device=device, dtype=dtype)

@@ -10,14 +10,26 @@ from dnirnn.from_torch import FromTorch
 from dnirnn.lstm import NAMES
 
 
+class Layers(nn.RNNBase):
+    """torch.nn.GRU, or torch.nn.RNN with tanh, under another class: torch.compile refuses those."""
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        run = torch.gru if self.mode == "GRU" else torch.rnn_tanh
+        options = (self.bias, self.num_layers, 0.0, self.training, False, False)
+        return run(x, h, self._flat_weights, *options)
+
+
 class Units(FromTorch):
-    """An nn.GRU, or an nn.RNN with tanh, whose layers run on the fused operator on the CPU.
+    """Layers of torch.nn.GRU, or of torch.nn.RNN with tanh, on the fused operator on the CPU.
 
     On a GPU, and where the operator is not built, they run as torch's own.
+
+    mode: torch's name of the kind, "GRU" or "RNN_TANH".
+    options: device and dtype.
     """
 
-    def __init__(self, module: nn.GRU | nn.RNN):
-        super().__init__(module)
+    def __init__(self, mode: str, input_size: int, hidden_size: int, num_layers: int, **options):
+        super().__init__(Layers(mode, input_size, hidden_size, num_layers, **options))
         self.register_load_state_dict_pre_hook(take_from_torch)
 
     @property
@@ -34,8 +46,8 @@ class Units(FromTorch):
             return super().run(x_TBI, state_BS)
         output, states, weights = x_TBI, [], self.weights
         for layer, h in enumerate(state_BS.chunk(module.num_layers, 1)):
-            own, gated = weights[4 * layer : 4 * layer + 4], isinstance(module, nn.GRU)
-            output = ops.recurrent(output, h.to(output.dtype), *own, gated)
+            own = weights[4 * layer : 4 * layer + 4]
+            output = ops.recurrent(output, h.to(output.dtype), *own, module.mode == "GRU")
             states.append(output[-1])
         return output, torch.cat(states, 1).to(state_BS.dtype)
 
@@ -47,7 +59,7 @@ class Units(FromTorch):
             outputs = []
             for inward in F.linear(output, w_ih, b_ih).unbind():
                 recurrent = F.linear(h, w_hh, b_hh)
-                if isinstance(self.module, nn.GRU):
+                if self.module.mode == "GRU":
                     (r, z, n), (r_h, z_h, n_h) = inward.chunk(3, 1), recurrent.chunk(3, 1)
                     r, z = torch.sigmoid(r + r_h), torch.sigmoid(z + z_h)
                     h = torch.lerp(torch.tanh(n + r * n_h), h, z)
