@@ -247,8 +247,7 @@ def check_inputs(
         raise ValueError(
             f"x is on {x.device}, the core on {parameter.device}: they must be on one device"
         )
-    autocast = torch.is_autocast_enabled(x.device.type)
-    if parameter.dtype != x.dtype and not autocast:
+    if parameter.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(
             f"x is {x.dtype}, the core's parameters {parameter.dtype}: they must have one dtype"
         )
