@@ -88,10 +88,13 @@ class Stream(abc.ABC):
     Whatever is random comes from a torch.Generator of the stream's own, kept in its state_dict.
 
     epochs: how often everything there is was seen, a float; for an endless task, sequences begun.
+    unbroken: a sequence goes on over many updates, so that a mask drawn for one of them (weight
+        drop, zoneout) would be the only one for long: a trainer draws another each update.
     """
 
     batch_size: int
     epochs: float
+    unbroken: bool = False
 
     @abc.abstractmethod
     def next(self, steps: int | None) -> Batch:
@@ -127,8 +130,11 @@ class TextStream(Stream):
         on the CPU.
     first_input: what stands before the text, by custom the newline's symbol.
 
-    Raises TypeError for symbols of another kind, ValueError for a text that is too short.
+    Raises TypeError for symbols of another kind, ValueError for a text that is too short or a
+    first_input that is no symbol.
     """
+
+    unbroken = True
 
     def __init__(self, symbols: Tensor, batch_size: int, first_input: int):
         if not isinstance(symbols, Tensor) or symbols.dtype != torch.long or symbols.dim() != 1:
@@ -136,6 +142,8 @@ class TextStream(Stream):
             raise TypeError(f"symbols must be a LongTensor [n]; got {got}")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be an int of at least 1; got {batch_size!r}")
+        if isinstance(first_input, bool) or not isinstance(first_input, int) or first_input < 0:
+            raise ValueError(f"first_input must be a symbol, an int of at least 0; got {first_input!r}")
         if len(symbols) < batch_size:
             raise ValueError(
                 f"symbols must hold at least one symbol for each of batch_size={batch_size} rows;"

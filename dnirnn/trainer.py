@@ -23,12 +23,13 @@ from dnirnn.data import Batch, Stream
 from dnirnn.device import find_device, own_stream
 from dnirnn.interface import Interface
 from dnirnn.log import Log
-from dnirnn.masks import draw_masks
+from dnirnn.masks import Masks, draw_masks
 from dnirnn.model import SequenceModel
 from dnirnn.optimizers import (
     DECAYS,
     blended,
     can_skip,
+    check_length,
     make_optimizer,
     make_schedule,
     restore_optimizer,
@@ -94,7 +95,14 @@ class Made(NamedTuple):
 
 
 class Interrupted(Exception):
-    """Ctrl-C: the update was finished and the run saved. The message says how far it got."""
+    """Ctrl-C or SIGTERM: the update was finished and the run saved; the message says how far it got.
+
+    signal: the number of the signal that asked.
+    """
+
+    def __init__(self, message: str, signal: int = signal.SIGINT):
+        super().__init__(message)
+        self.signal = signal
 
 
 class NonFinite(Exception):
@@ -296,6 +304,12 @@ class Trainer:
                 "dropout must be 0 with TrueGradient, which can't foresee its masks; got"
                 f" {model.dropout.p}"
             )
+        drawn = [part.drop for part in model.modules() if isinstance(part, Masks) and part.drop]
+        if self.looks_ahead and stream.unbroken and drawn:
+            raise ValueError(
+                "zoneout and weight drop must be 0 with TrueGradient on a text, where each update"
+                f" draws masks that it can't foresee; got {drawn[0]}"
+            )
         if self.looks_ahead and rows_at_once < rows:
             raise ValueError(
                 "micro_batch must be None with TrueGradient, which is told of whole batches; got"
@@ -316,6 +330,7 @@ class Trainer:
                 )
             )
         self.schedule = make_schedule(self.optimizer, config.schedule, config.schedule_options)
+        check_length(self.schedule, config.updates)
         on_gpu = self.device.type == "cuda"
         waits = model.truncated.estimator.waits or not all(map(can_skip, self.optimizers))
         watch = waits or not on_gpu
@@ -347,7 +362,7 @@ class Trainer:
         self.sequence = {"nats": 0.0, "targets": 0}
         self.best: dict | None = None
         self.evaluations_since_best = 0
-        self.interrupted = False
+        self.interrupted: int | None = None
         self.unread: list[Made] = []
 
     def run(self, report: Callable[[dict], None] | None = None) -> dict:
@@ -360,7 +375,7 @@ class Trainer:
         metrics or None}. A run that is done returns its result again. The model is left with the
         best weights where there was an evaluation, the last ones otherwise.
 
-        Raises Interrupted after Ctrl-C, NonFinite, StorageError where the disk is full.
+        Raises Interrupted after Ctrl-C or SIGTERM, NonFinite, StorageError where the disk is full.
         """
         self.report = report or (lambda row: None)
         with locked(self.folder), self.interruptible(), own_stream(self.device):
@@ -401,6 +416,8 @@ class Trainer:
         steps, targets = len(batch.x), batch.count()
         if batch.first or self.state is None:
             self.state, self.t = self.model.initial_state(self.stream.batch_size), 0
+            draw_masks(self.model)
+        elif self.stream.unbroken:
             draw_masks(self.model)
         batch = batch.to(self.device)
         if self.looks_ahead:
@@ -501,12 +518,14 @@ class Trainer:
             self.measure_fidelity()
         better = self.run_evaluation() if evaluating else False
         stopped = stopped or self.reached()
-        if better or stopped is not None or self.interrupted or self.checkpoint_is_due():
+        asked = self.interrupted
+        if better or stopped is not None or asked is not None or self.checkpoint_is_due():
             self.save()
-        if self.interrupted and stopped is None:
+        if asked is not None and stopped is None:
             raise Interrupted(
                 f"interrupted at update {self.update:,} ({self.symbols:,} symbols,"
-                f" {self.seconds:.0f} s); saved in {self.folder}: the same run goes on from there"
+                f" {self.seconds:.0f} s); saved in {self.folder}: the same run goes on from there",
+                asked,
             )
         return stopped
 
@@ -698,22 +717,23 @@ class Trainer:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C asks the loop to save and stop; a second one is as ever."""
-        self.interrupted, self.log = False, None
+        """The first Ctrl-C or SIGTERM asks the loop to save and stop; a second Ctrl-C is as ever."""
+        self.interrupted, self.log = None, None
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def ask(number, frame):
-            if self.interrupted:
+            if self.interrupted is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.interrupted = True
+            self.interrupted = number
 
-        before = signal.signal(signal.SIGINT, ask)
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def read_config(folder: str | Path) -> dict:

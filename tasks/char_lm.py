@@ -274,5 +274,7 @@ def choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Te
     logits = logits.cpu()  # where the generator is
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities = torch.softmax(logits.double() / temperature, -1)
+    logits = logits.double()
+    # From the largest down, so that the smallest temperature divides no number to infinity.
+    probabilities = torch.softmax((logits - logits.max(-1, keepdim=True)[0]) / temperature, -1)
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]

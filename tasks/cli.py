@@ -6,6 +6,7 @@ train, eval, sample, fidelity, detectors, compare, reproduce, demo, doctor.
 import argparse
 import dataclasses
 import os
+import re
 import shlex
 import signal
 import sys
@@ -33,7 +34,8 @@ from dnirnn.tasks.training import TASKS
 from dnirnn.trainer import Interrupted, NonFinite
 from dnirnn.version import __version__
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT = 0, 1, 2
+SIGNALLED = 128  # and the signal's number, as a shell says it: 130 Ctrl-C, 143 SIGTERM
 
 SUMMARIES = {
     "char-lm": "a language model that predicts each character of a text from those before it",
@@ -65,8 +67,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; its exit code: 0, 1 a run that failed, 2 bad input, 130 Ctrl-C."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Runs the command line; its exit code.
+
+    0, 1 a run that failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM, 141 nobody reads what it prints.
+    """
+    print_anything()
+    try:
+        code = answer(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # What is left in the buffer would be written, and complained of, once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SIGNALLED + signal.SIGPIPE
+
+
+def answer(argv: list[str]) -> int:
+    """Does what the words ask; errors become one line and an exit code."""
     try:
         arguments = parser().parse_args(with_task(argv))
         arguments.words = argv
@@ -80,15 +97,46 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(str(stopped))
         again = shlex.join(["dnirnn", *argv])
         say(f"interrupted; to go on from there: {again}")
-        return INTERRUPTED
+        return SIGNALLED + getattr(stopped, "signal", signal.SIGINT)
     except NonFinite as error:
         say(str(error))
         return FAILED
+    except BrokenPipeError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if os.environ.get("DNIRNN_TRACEBACK") or not is_of_memory(error):
+            raise
+        say(f"{memory_asked(error)}: make the network, --batch or --truncation smaller")
+        return BAD_INPUT
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("DNIRNN_TRACEBACK"):
             raise
         say(str(error))
         return BAD_INPUT
+
+
+def print_anything() -> None:
+    """A character that the terminal's encoding lacks is printed as its number, not refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python could not have the memory that it asked for."""
+    said = ("allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+
+
+def memory_asked(error: BaseException) -> str:
+    """How much memory an allocation that failed asked for, where torch says it."""
+    asked = re.search(r"allocate ([\d.]+ \w*)", str(error)) or re.search(r"(sizes=.*)", str(error))
+    if asked is None:
+        return "there is not enough memory"
+    amount, _, unit = asked[1].partition(" ")
+    if unit == "bytes":
+        return f"there is not enough memory: {int(amount) / 1e9:,.1f} GB more were asked for"
+    return f"there is not enough memory: {asked[1]} were asked for"
 
 
 def with_task(argv: list[str]) -> list[str]:
@@ -110,7 +158,8 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="dnirnn",
         description="Recurrent networks truncated in time, with synthetic gradients at the cuts.",
-        epilog="Exit codes: 0 done, 1 a run failed, 2 bad input (one line says what), 130 Ctrl-C."
+        epilog="Exit codes: 0 done, 1 a run failed, 2 bad input (one line says what), 130 Ctrl-C,"
+        " 143 SIGTERM, 141 a closed pipe."
         " DNIRNN_TRACEBACK=1 shows where in the code an input was refused.",
     )
     top.add_argument("--version", action="version", version=f"dnirnn {__version__}")
