@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dnirnn.device import find_device
+from dnirnn.device import find_device, usable_cores
 from dnirnn.tasks import compare, detectors, doctor, recipes, reproduce, training
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.digits import TRAININGS
@@ -25,13 +25,14 @@ from dnirnn.tasks.options import (
     CORES,
     ESTIMATORS,
     add_arguments,
+    changeable,
     flag,
     for_each,
     from_arguments,
 )
 from dnirnn.tasks.runs import Failure
 from dnirnn.tasks.training import TASKS
-from dnirnn.trainer import Interrupted, NonFinite
+from dnirnn.trainer import AnotherRun, Interrupted, NonFinite
 from dnirnn.version import __version__
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -95,11 +96,11 @@ def answer(argv: list[str]) -> int:
     except (Interrupted, KeyboardInterrupt) as stopped:
         if str(stopped):
             say(str(stopped))
-        again = shlex.join(["dnirnn", *argv])
+        again = shlex.join(["dnirnn", *without_restart(argv)])
         say(f"interrupted; to go on from there: {again}")
         return SIGNALLED + getattr(stopped, "signal", signal.SIGINT)
     except NonFinite as error:
-        say(str(error))
+        say(f"{error}; to go on from there with another learning rate: add --resume-with --lr RATE")
         return FAILED
     except BrokenPipeError:
         raise
@@ -113,6 +114,11 @@ def answer(argv: list[str]) -> int:
             raise
         say(str(error))
         return BAD_INPUT
+
+
+def without_restart(argv: list[str]) -> list[str]:
+    """The words that go on from where these began anew."""
+    return [word for word in argv if word != "--restart"]
 
 
 def print_anything() -> None:
@@ -207,13 +213,33 @@ def add_train(parent: argparse.ArgumentParser) -> None:
             help="run folder: configuration, log, checkpoints, result; a run found there with the"
             " same options is resumed (default: runs/ and a name made of the main options)",
         )
+        go_on = task.add_mutually_exclusive_group()
+        go_on.add_argument(
+            "--restart",
+            action="store_true",
+            help="begin anew in the run folder; the run that is there is moved aside and kept",
+        )
+        go_on.add_argument(
+            "--resume-with",
+            action="store_true",
+            help="go on with the run that is there and the options given here where they differ, of"
+            f" {', '.join(map(flag, changeable(TASKS[name].Options)))}",
+        )
         add_arguments(task, TASKS[name].Options)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
     options = from_arguments(TASKS[arguments.task].Options, arguments)
     folder = arguments.out or training.default_folder(arguments.task, options)
-    training.train(arguments.task, options, folder)
+    try:
+        training.train(
+            arguments.task, options, folder, arguments.restart, arguments.resume_with
+        )
+    except AnotherRun as error:
+        known = changeable(type(options))
+        if all(key in known for key in error.differing):
+            raise ValueError(f"{error}, --resume-with to go on so, or --restart") from None
+        raise ValueError(f"{error}, or --restart to begin anew in this one") from None
     return OK
 
 
@@ -224,6 +250,11 @@ def add_eval(parent: argparse.ArgumentParser) -> None:
         choices=("train", "valid", "test"),
         help="with char-lm and digits: which part of the data (default: test)",
     )
+    parent.add_argument(
+        "--text",
+        metavar="FILE",
+        help="with char-lm: evaluate this UTF-8 file, whole, in place of a part of the run's data",
+    )
     moved = parent.add_argument_group("where the data is now, if not where it was for training")
     for name in TEXT_PLACES:
         moved.add_argument(flag(name), metavar="PATH")
@@ -233,7 +264,9 @@ TEXT_PLACES = ("corpus", "data_dir", "valid_file", "test_file")
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
-    places = {name: getattr(arguments, name) for name in TEXT_PLACES}
+    places = {name: getattr(arguments, name) for name in (*TEXT_PLACES, "text")}
+    if arguments.text is not None and arguments.split is not None:
+        raise ValueError(f"--split is of the run's data, --text another text; got {arguments.split}")
     training.evaluate(
         arguments.run, arguments.split, arguments.weights, places, arguments.device
     )
@@ -436,7 +469,7 @@ def jobs_and_threads(jobs: int | None, device: str = "cpu") -> tuple[int, int]:
 
     jobs: None: one a core, and one where they would share a GPU.
     """
-    cores = doctor.usable_cores()
+    cores = usable_cores()
     on_gpu = find_device(device).type == "cuda"
     jobs = (1 if on_gpu else cores) if jobs is None else jobs
     if jobs < 1:
