@@ -72,7 +72,11 @@ def times(t0: int | Tensor, steps: int, reset: Tensor | None, device: torch.devi
 
 
 def draw_masks(module: nn.Module) -> None:
-    """Another seed for every Masks inside ``module``; nothing is drawn where there is none."""
+    """Another seed for every Masks inside ``module``; nothing is drawn where there is none.
+
+    How long a mask lives is the loop's choice: call it where a sequence begins, and on one long
+    text before each update, since one mask for a whole epoch trains one thinned network.
+    """
     for part in module.modules():
         if isinstance(part, Masks):
             part.draw()

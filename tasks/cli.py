@@ -6,6 +6,7 @@ train, eval, sample, fidelity, detectors, compare, reproduce, demo, doctor.
 import argparse
 import dataclasses
 import os
+import re
 import shlex
 import signal
 import sys
@@ -16,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dnirnn.device import find_device
+from dnirnn.device import find_device, usable_cores
 from dnirnn.tasks import compare, detectors, doctor, recipes, reproduce, training
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.digits import TRAININGS
@@ -24,16 +25,18 @@ from dnirnn.tasks.options import (
     CORES,
     ESTIMATORS,
     add_arguments,
+    changeable,
     flag,
     for_each,
     from_arguments,
 )
 from dnirnn.tasks.runs import Failure
 from dnirnn.tasks.training import TASKS
-from dnirnn.trainer import Interrupted, NonFinite
+from dnirnn.trainer import AnotherRun, Interrupted, NonFinite
 from dnirnn.version import __version__
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT = 0, 1, 2
+SIGNALLED = 128  # and the signal's number, as a shell says it: 130 Ctrl-C, 143 SIGTERM
 
 SUMMARIES = {
     "char-lm": "a language model that predicts each character of a text from those before it",
@@ -65,8 +68,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; its exit code: 0, 1 a run that failed, 2 bad input, 130 Ctrl-C."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Runs the command line; its exit code.
+
+    0, 1 a run that failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM, 141 nobody reads what it prints.
+    """
+    print_anything()
+    try:
+        code = answer(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # What is left in the buffer would be written, and complained of, once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SIGNALLED + signal.SIGPIPE
+
+
+def answer(argv: list[str]) -> int:
+    """Does what the words ask; errors become one line and an exit code."""
     try:
         arguments = parser().parse_args(with_task(argv))
         arguments.words = argv
@@ -78,17 +96,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as stopped:
         if str(stopped):
             say(str(stopped))
-        again = shlex.join(["dnirnn", *argv])
+        again = shlex.join(["dnirnn", *without_restart(argv)])
         say(f"interrupted; to go on from there: {again}")
-        return INTERRUPTED
+        return SIGNALLED + getattr(stopped, "signal", signal.SIGINT)
     except NonFinite as error:
-        say(str(error))
+        say(f"{error}; to go on from there with another learning rate: add --resume-with --lr RATE")
         return FAILED
+    except BrokenPipeError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if os.environ.get("DNIRNN_TRACEBACK") or not is_of_memory(error):
+            raise
+        say(f"{memory_asked(error)}: make the network, --batch or --truncation smaller")
+        return BAD_INPUT
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("DNIRNN_TRACEBACK"):
             raise
         say(str(error))
         return BAD_INPUT
+
+
+def without_restart(argv: list[str]) -> list[str]:
+    """The words that go on from where these began anew."""
+    return [word for word in argv if word != "--restart"]
+
+
+def print_anything() -> None:
+    """A character that the terminal's encoding lacks is printed as its number, not refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python could not have the memory that it asked for."""
+    said = ("allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+
+
+def memory_asked(error: BaseException) -> str:
+    """How much memory an allocation that failed asked for, where torch says it."""
+    asked = re.search(r"allocate ([\d.]+ \w*)", str(error)) or re.search(r"(sizes=.*)", str(error))
+    if asked is None:
+        return "there is not enough memory"
+    amount, _, unit = asked[1].partition(" ")
+    if unit == "bytes":
+        return f"there is not enough memory: {int(amount) / 1e9:,.1f} GB more were asked for"
+    return f"there is not enough memory: {asked[1]} were asked for"
 
 
 def with_task(argv: list[str]) -> list[str]:
@@ -110,7 +164,8 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="dnirnn",
         description="Recurrent networks truncated in time, with synthetic gradients at the cuts.",
-        epilog="Exit codes: 0 done, 1 a run failed, 2 bad input (one line says what), 130 Ctrl-C."
+        epilog="Exit codes: 0 done, 1 a run failed, 2 bad input (one line says what), 130 Ctrl-C,"
+        " 143 SIGTERM, 141 a closed pipe."
         " DNIRNN_TRACEBACK=1 shows where in the code an input was refused.",
     )
     top.add_argument("--version", action="version", version=f"dnirnn {__version__}")
@@ -158,13 +213,33 @@ def add_train(parent: argparse.ArgumentParser) -> None:
             help="run folder: configuration, log, checkpoints, result; a run found there with the"
             " same options is resumed (default: runs/ and a name made of the main options)",
         )
+        go_on = task.add_mutually_exclusive_group()
+        go_on.add_argument(
+            "--restart",
+            action="store_true",
+            help="begin anew in the run folder; the run that is there is moved aside and kept",
+        )
+        go_on.add_argument(
+            "--resume-with",
+            action="store_true",
+            help="go on with the run that is there and the options given here where they differ, of"
+            f" {', '.join(map(flag, changeable(TASKS[name].Options)))}",
+        )
         add_arguments(task, TASKS[name].Options)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
     options = from_arguments(TASKS[arguments.task].Options, arguments)
     folder = arguments.out or training.default_folder(arguments.task, options)
-    training.train(arguments.task, options, folder)
+    try:
+        training.train(
+            arguments.task, options, folder, arguments.restart, arguments.resume_with
+        )
+    except AnotherRun as error:
+        known = changeable(type(options))
+        if all(key in known for key in error.differing):
+            raise ValueError(f"{error}, --resume-with to go on so, or --restart") from None
+        raise ValueError(f"{error}, or --restart to begin anew in this one") from None
     return OK
 
 
@@ -175,6 +250,11 @@ def add_eval(parent: argparse.ArgumentParser) -> None:
         choices=("train", "valid", "test"),
         help="with char-lm and digits: which part of the data (default: test)",
     )
+    parent.add_argument(
+        "--text",
+        metavar="FILE",
+        help="with char-lm: evaluate this UTF-8 file, whole, in place of a part of the run's data",
+    )
     moved = parent.add_argument_group("where the data is now, if not where it was for training")
     for name in TEXT_PLACES:
         moved.add_argument(flag(name), metavar="PATH")
@@ -184,7 +264,9 @@ TEXT_PLACES = ("corpus", "data_dir", "valid_file", "test_file")
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
-    places = {name: getattr(arguments, name) for name in TEXT_PLACES}
+    places = {name: getattr(arguments, name) for name in (*TEXT_PLACES, "text")}
+    if arguments.text is not None and arguments.split is not None:
+        raise ValueError(f"--split is of the run's data, --text another text; got {arguments.split}")
     training.evaluate(
         arguments.run, arguments.split, arguments.weights, places, arguments.device
     )
@@ -387,7 +469,7 @@ def jobs_and_threads(jobs: int | None, device: str = "cpu") -> tuple[int, int]:
 
     jobs: None: one a core, and one where they would share a GPU.
     """
-    cores = doctor.usable_cores()
+    cores = usable_cores()
     on_gpu = find_device(device).type == "cuda"
     jobs = (1 if on_gpu else cores) if jobs is None else jobs
     if jobs < 1:

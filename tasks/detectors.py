@@ -10,8 +10,9 @@ from dnirnn.device import find_device
 from dnirnn.model import SequenceModel
 from dnirnn.tasks import char_lm
 from dnirnn.tasks.network import device_of
+from dnirnn.tasks.corpus import beginning
 from dnirnn.tasks.options import from_config
-from dnirnn.trainer import load_weights, read_config
+from dnirnn.trainer import load_weights, read_config, reading_config
 
 WIDTH = 80  # characters a line
 MARK, NEWLINE = "|", "↵"
@@ -35,13 +36,14 @@ def detectors(
     empty or has a character that the model does not know.
     """
     place, config = find_device(device), read_config(run)
-    if config.get("task") != "char-lm" or config["core"] != "hm-lstm":
+    if config.get("task") != "char-lm" or config.get("core") != "hm-lstm":
         raise ValueError(f"detectors needs a run of char-lm with --core hm-lstm; {run} is none")
-    model, vocabulary = char_lm.restore(config)
+    with reading_config(run):
+        model, vocabulary = char_lm.restore(config)
     known = load_weights(run, model.to(place), weights)
     if text is None:
         options = from_config(char_lm.CharLMOptions, config)
-        text = char_lm.load_corpus(options).splits["test"][: length or 400]
+        text = beginning(char_lm.load_corpus(options).splits["test"], length or 400)
     text = text[:length]
     if not text:
         raise ValueError("--text and --length must leave at least one character")

@@ -9,6 +9,7 @@ import torch
 
 import dnirnn
 from dnirnn import ops
+from dnirnn.device import usable_cores
 
 
 def report() -> str:
@@ -79,13 +80,6 @@ def gpus() -> str:
         return "none that torch can use"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join(names)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which a container may have made fewer."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def processor() -> str:

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from dnirnn.device import find_device
+from dnirnn.device import find_device, usable_cores
 from dnirnn.tasks import adding, char_lm, copy, digits, repeat_copy
 from dnirnn.tasks.cores import UPDATES, annealing, counting, described
 from dnirnn.tasks.fidelity import measurement, report
-from dnirnn.tasks.options import flag, from_config
+from dnirnn.tasks.options import changeable, flag, from_config
 from dnirnn.tasks.progress import RunProgress
 from dnirnn.tasks.task import Task, trainer_config
-from dnirnn.trainer import Trainer, load_weights, read_config
+from dnirnn.trainer import Trainer, load_weights, read_config, reading_config
 
 TASKS: dict[str, ModuleType] = {
     "char-lm": char_lm,
@@ -36,11 +36,16 @@ def default_folder(name: str, options: Any) -> Path:
     return Path("runs") / "-".join((*words, f"seed{options.seed}"))
 
 
-def train(name: str, options: Any, folder: Path) -> None:
-    """Trains, or resumes, the run in ``folder``, and prints its figures."""
+def train(
+    name: str, options: Any, folder: Path, restart: bool = False, change: bool = False
+) -> None:
+    """Trains, or resumes, the run in ``folder``, and prints its figures.
+
+    restart: begins anew, and moves a run that is there aside.
+    change: goes on with the options given where they differ from those of the run, if they may.
+    """
     device = find_device(options.device)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or min(torch.get_num_threads(), usable_cores()))
     task = TASKS[name].build(options)
     trainer = Trainer(
         task.model,
@@ -54,6 +59,8 @@ def train(name: str, options: Any, folder: Path) -> None:
         measurement(task, options),
         device=device,
         graphs=not options.no_graphs,
+        may_change=changeable(type(options)) if change else (),
+        restart=restart,
     )
     if not options.quiet:
         print(task.notice)
@@ -110,7 +117,8 @@ def evaluate(
     """
     place, config = find_device(device), read_config(run)
     task = TASKS[task_of(config, run)]
-    model = task.restore(config)[0].to(place)
+    with reading_config(run):
+        model = task.restore(config)[0].to(place)
     known = load_weights(run, model, weights)
     given = {name: value for name, value in {"split": split, **data}.items() if value is not None}
     for name in given.keys() - task.DATA:
@@ -138,7 +146,8 @@ def sample(
     place, config = find_device(device), read_config(run)
     if task_of(config, run) != "char-lm":
         raise ValueError(f"sample needs a char-lm run; {run} is one of {config['task']}")
-    model, vocabulary = char_lm.restore(config)
+    with reading_config(run):
+        model, vocabulary = char_lm.restore(config)
     load_weights(run, model.to(place), weights)
     began = time.perf_counter()
     text = char_lm.sample(model, vocabulary, length, temperature, prime, seed)
@@ -152,12 +161,15 @@ def report_fidelity(run: Path, weights: str, steps: int, device: str = "cpu") ->
     """Prints, and plots, how near what a run's estimator says is to the true gradient."""
     place, config = find_device(device), read_config(run)
     module = TASKS[task_of(config, run)]
-    task = module.build(from_config(module.Options, config))
+    with reading_config(run):
+        options = from_config(module.Options, config)
+        module.restore(config)  # what it names can be made: of what is wrong, this is the place
+    task = module.build(options)
     task.model.to(place)
     report(run, weights, task, steps)
 
 
 def task_of(config: dict, run: Path) -> str:
-    if config.get("task") not in TASKS:
+    if config.get("task") not in list(TASKS):
         raise ValueError(f"{run} is not a run of {' or '.join(TASKS)}")
     return config["task"]
