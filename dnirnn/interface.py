@@ -53,6 +53,30 @@ class Interface(NamedTuple):
     charge: Tensor | None = None
 
 
+def make_probe(
+    *shape: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """Zeros that require grad, for an Interface's probe.
+
+    A backward pass that reaches them raises RuntimeError, unless it is that of :func:`backward` with
+    the probe's interface: any other one leaves the synthetic gradients out.
+    """
+    probe = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
+    probe.register_post_accumulate_grad_hook(refuse_other_backward)
+    return probe
+
+
+def refuse_other_backward(probe: Tensor) -> None:
+    if not getattr(probe, "reached", False):
+        raise RuntimeError(
+            "a backward pass went through a cut whose interface was not given to dnirnn.backward, so"
+            " no synthetic gradient was sent and no estimator fitted. In the place of"
+            " loss.backward() write dnirnn.backward(loss, interfaces), with the interfaces of every"
+            " call that the loss depends on; checkpoint with use_reentrant=False; or take"
+            " dnirnn.ZeroGradient() as the estimator, for plain truncation"
+        )
+
+
 def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> dict[str, Tensor]:
     """One backward pass: the loss's gradient and the synthetic gradients, then the regressions.
 
@@ -84,12 +108,16 @@ def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> di
         raise ValueError(f"unit must be positive and finite; got {unit!r}")
     loss = charged(loss, interfaces, unit)
     live = [cut for cut in interfaces if cut.synthetic is not None]
+    if len({id(cut.probe) for cut in live}) < len(live):
+        raise ValueError("interfaces has one of them twice: give each once")
     tensors = [loss, *(cut.sent for cut in live)]
 
     apart = [cut for cut in live if cut.bootstrap is not None or cut.pull is not None]
     targets = targets_of(apart, live, tensors, unit) if apart else ()
     jacobians = {id(cut): jacobian(cut) for cut in live if cut.estimator.needs_jacobian}
 
+    for cut in live:
+        cut.probe.reached = True
     torch.autograd.backward(tensors, [None, *(unit * cut.synthetic for cut in live)])
     for cut, target in zip(apart, targets):
         cut.probe.grad = target
@@ -156,9 +184,14 @@ def jacobian(cut: Interface) -> Tensor:
 
 def accumulate(cut: Interface, unit: float, jacobian: Tensor | None) -> Tensor:
     """Fits the estimator of a cut whose probe has its gradient: the regression error."""
-    size = cut.probe.shape[-1]
-    entered, target = cut.entered.reshape(-1, size), cut.probe.grad.reshape(-1, size) / unit
-    more = [] if cut.context is None else [cut.context[:-1].flatten(0, 1)]
+    if cut.probe.grad is None:
+        raise RuntimeError(
+            "nothing came back to a cut: the loss does not depend on what dnirnn.cut returned first,"
+            " which the rest of the network must read in the place of h"
+        )
+    shape = cut.probe.shape[-cut.estimator.state_dims :]
+    entered, target = cut.entered.reshape(-1, *shape), cut.probe.grad.reshape(-1, *shape) / unit
+    more = [] if cut.context is None else [cut.context[:-1].flatten(0, -2)]
     weighed = {}
     if cut.terminal is not None:
         ended = cut.sent[-1].detach()

@@ -22,6 +22,7 @@ class GradientEstimator(nn.Module, abc.ABC):
     needs_jacobian: whether accumulate takes the chunks' Jacobians (see BPLambda).
     waits: whether Python decides by the values of tensors, or gives it others at every update: then
         no CUDA graph can hold an update of it.
+    state_dims: how many last dimensions of a tensor are one state: 1, or 3 of feature maps.
     """
 
     scale: float = 1.0
@@ -33,6 +34,7 @@ class GradientEstimator(nn.Module, abc.ABC):
     needs_context: bool = False
     needs_jacobian: bool = False
     waits: bool = False
+    state_dims: int = 1
 
     @abc.abstractmethod
     def forward(self, state: Tensor) -> Tensor:
