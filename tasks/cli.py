@@ -41,6 +41,7 @@ SUMMARIES = {
     "repeat-copy": "read a sequence of random bits, then say it so many times, then that it is over",
     "adding": "the sum of the two marked numbers of a long sequence, said at its end",
     "digits": "two networks of two rates count the odd ones and the 3s of a stream of pictures",
+    "images": "a feed-forward network, cut between its layers, says what a picture shows",
 }
 COMPARED = ("core", "truncation", "estimator", "training", "seed", "threads")
 DEMO_MINUTES = 4.2
