@@ -20,6 +20,7 @@ from dnirnn.device import find_device
 from dnirnn.tasks import compare, detectors, doctor, recipes, reproduce, training
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.digits import TRAININGS
+from dnirnn.tasks.image_classes import ESTIMATORS as IMAGE_ESTIMATORS
 from dnirnn.tasks.options import (
     CORES,
     ESTIMATORS,
@@ -297,10 +298,13 @@ def add_run_folder(parent: argparse.ArgumentParser) -> None:
 def add_compare(parent: argparse.ArgumentParser) -> None:
     for name, task in task_parsers(parent, run_compare).items():
         group = task.add_argument_group("comparison")
-        add_cores(group)
-        if name == "digits":
+        if name == "images":
+            add_estimators(group, IMAGE_ESTIMATORS, ["none", "zero", "dni", "cdni"])
+        elif name == "digits":
+            add_cores(group)
             add_trainings(group)
         else:
+            add_cores(group)
             add_truncations(group)
         group.add_argument(
             "--seeds",
@@ -351,13 +355,17 @@ def add_truncations(group: Any) -> None:
         metavar="STEPS",
         help="steps a chunk: how far back a gradient is carried exactly (default: 2 8 40)",
     )
+    add_estimators(group, ESTIMATORS, ["none", "dni"])
+
+
+def add_estimators(group: Any, choices: Sequence[str], default: list[str]) -> None:
     group.add_argument(
         "--estimators",
         nargs="+",
-        choices=ESTIMATORS,
-        default=["none", "dni"],
-        help="what stands at a cut: plain truncated backpropagation, synthetic gradients, the true"
-        " gradient (default: none dni)",
+        choices=choices,
+        default=default,
+        help="what stands at a cut (dnirnn train TASK --help explains them)"
+        f" (default: {' '.join(default)})",
     )
 
 
@@ -411,14 +419,19 @@ def arm_rate(text: str) -> tuple[tuple[str | None, int], float]:
 def run_compare(arguments: argparse.Namespace) -> int:
     jobs, threads = jobs_and_threads(arguments.jobs, arguments.device)
     kind = TASKS[arguments.task].Options
-    if arguments.task == "digits":
+    cores: list[dict[str, Any]] = [{}]
+    if arguments.task != "images":
+        cores = for_each(kind, "core", arguments.cores)
+    if arguments.task == "images":
+        arms = [(kind.truncation, estimator) for estimator in arguments.estimators]
+    elif arguments.task == "digits":
         ways = [kind(period=arguments.period, training=way) for way in arguments.trainings]
         arms = [(way.truncation, way.estimator) for way in ways]
     else:
         arms = list(product(arguments.truncations, arguments.estimators))
     networks = [
         from_arguments(kind, arguments, threads=threads, **core, **estimator)
-        for core in for_each(kind, "core", arguments.cores)
+        for core in cores
         for estimator in for_each(kind, "estimator", [estimator for _, estimator in arms])
     ]
     folder = arguments.out or compare_folder(arguments.task, networks)

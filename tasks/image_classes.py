@@ -54,6 +54,7 @@ KERNEL = 5
 TESTED_AT_ONCE = 1000
 FIDELITY_ROWS = 1000
 LEARNED = ("dni", "cdni", "true")
+ESTIMATORS = ("none", "zero", *LEARNED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ class FeedForwardOptions(Checked):
         "what is sent back at a cut: none, it is not cut: backpropagation; zero, nothing; dni, what"
         " a predictor says; cdni, of a predictor that is told the label; true, the true gradient, to"
         " which a predictor is fitted that is not used",
-        choices=("none", "zero", *LEARNED),
+        choices=ESTIMATORS,
     )
     estimator_hidden: tuple = option(
         (),
