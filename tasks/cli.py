@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dnirnn.device import find_device
-from dnirnn.tasks import compare, detectors, doctor, recipes, reproduce, training
+from dnirnn.tasks import compare, detectors, doctor, feed_forward, recipes, reproduce, training
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.digits import TRAININGS
 from dnirnn.tasks.image_classes import ESTIMATORS as IMAGE_ESTIMATORS
@@ -500,6 +500,71 @@ def add_reproduce(parent: argparse.ArgumentParser) -> None:
             " resumed (default: runs/reproduce-TABLE-BUDGET)",
         )
         add_jobs(table)
+    for name, summary in feed_forward.SUMMARIES.items():
+        add_feed_forward(command(tables, name, summary, run_feed_forward))
+
+
+def add_feed_forward(table: argparse.ArgumentParser) -> None:
+    table.add_argument(
+        "--budget",
+        choices=feed_forward.BUDGETS,
+        default="cpu",
+        help="quick, a smoke run on scikit-learn's digits; cpu, for two cores, hours (default: cpu)",
+    )
+    table.add_argument(
+        "--only",
+        nargs="+",
+        metavar="WORD",
+        help="only runs whose name has one of these words in it, such as mnist-fcn3, -cdni, random"
+        " (default: all)",
+    )
+    table.add_argument(
+        "--seeds", type=int, nargs="+", metavar="SEED", help="(default: 0 1 2; 0 in quick)"
+    )
+    table.add_argument(
+        "--epochs",
+        type=float,
+        metavar="EPOCHS",
+        help="of every run, in place of the budget's own number",
+    )
+    table.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="with the folders mnist and cifar10 in it (default: downloaded from the hub)",
+    )
+    table.add_argument(
+        "--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cpu)"
+    )
+    table.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where run folders and the report go; runs that are done there are kept, others"
+        " resumed (default: runs/reproduce-TABLE-BUDGET)",
+    )
+    add_jobs(table)
+
+
+def run_feed_forward(arguments: argparse.Namespace) -> int:
+    jobs, threads = jobs_and_threads(arguments.jobs, arguments.device)
+    folder = arguments.out or Path("runs") / f"reproduce-{arguments.table}-{arguments.budget}"
+    if arguments.epochs is not None and not 0 < arguments.epochs < float("inf"):
+        raise ValueError(f"--epochs must be positive; got {arguments.epochs}")
+    return finish(
+        feed_forward.reproduce(
+            arguments.table,
+            arguments.budget,
+            folder,
+            jobs,
+            shlex.join(["dnirnn", *arguments.words]),
+            {"threads": threads, "device": arguments.device},
+            arguments.data_dir,
+            arguments.seeds and tuple(dict.fromkeys(arguments.seeds)),
+            arguments.epochs,
+            arguments.only,
+        )
+    )
 
 
 def narrow(parser: argparse.ArgumentParser, name: str, said: str, unit: str, kind: type) -> None:
