@@ -65,7 +65,7 @@ def cut(
         onward = h if through else h.detach()
         return onward, Interface(sent[None], None, entered[None], None, estimator)
     probe = make_probe(1, *h.shape, dtype=sent.dtype, device=h.device)
-    onward = ((sent if through else entered) + probe[0]).to(h.dtype)
+    onward = ((sent if through else entered) + probe.view(h.shape)).to(h.dtype)
     if through or not h.requires_grad:
         # What is sent back ends here: in nobody's gradient.
         sent = entered.detach().requires_grad_()
@@ -76,13 +76,16 @@ def cut(
         each = context.detach().view(len(context), *between, -1)
         each = each.expand(*h.shape[: h.dim() - estimator.state_dims], -1)
         contexts = each.expand(2, *each.shape)
-    synthetic, bootstrap = torch.zeros_like(entered), None
-    if not through:
+    predicted = bootstrap = None
+    if through:
+        synthetic = torch.zeros_like(entered)
+    else:
         with torch.no_grad():
-            predicted = estimator(entered, *(() if contexts is None else contexts[:1]))
-        synthetic = estimator.scale * predicted
+            predicted = estimator(entered, *(() if contexts is None else (contexts[0],)))
+        synthetic = predicted if estimator.scale == 1 else estimator.scale * predicted
         if estimator.discount != estimator.scale:
             bootstrap = (estimator.discount * predicted)[None]
+        predicted = predicted[None]
     return onward, Interface(
         sent[None],
         synthetic[None],
@@ -91,6 +94,7 @@ def cut(
         estimator,
         bootstrap=bootstrap,
         context=contexts,
+        predicted=predicted,
     )
 
 
@@ -174,7 +178,8 @@ def receive(interface: Interface, unit: float = 1.0) -> Tensor:
     check_unit(unit)
     if interface.probe is None:
         return interface.entered.new_zeros(())
-    return accumulate(interface, unit, None)
+    # The estimator may have stepped since it predicted.
+    return accumulate(interface._replace(predicted=None), unit, None)
 
 
 def check_unit(unit: float) -> None:

@@ -37,6 +37,8 @@ class Interface(NamedTuple):
     ends: bool [N, B]: rows whose sequence ends at that boundary. None where none does.
     charge: 0-d, what the core itself adds to the sequences' own losses, summed over steps and rows
         (see ``Core.charges``); attached. None where it adds nothing.
+    predicted: as entered, what the estimator says there, unscaled, where that is known already: its
+        regression need not ask again. None where it is not, as at cuts of time.
     """
 
     sent: Tensor
@@ -51,6 +53,7 @@ class Interface(NamedTuple):
     ahead: tuple[Tensor, Tensor, Tensor | None] | None = None
     ends: Tensor | None = None
     charge: Tensor | None = None
+    predicted: Tensor | None = None
 
 
 def make_probe(
@@ -203,4 +206,6 @@ def accumulate(cut: Interface, unit: float, jacobian: Tensor | None) -> Tensor:
         target = torch.cat([target, torch.zeros_like(ended)])
         more = [torch.cat([*more, cut.context[-1]])] if more else []
     more += [] if jacobian is None else [jacobian]
+    if cut.predicted is not None and cut.estimator.takes_predicted and not more and not weighed:
+        return cut.estimator.accumulate(entered, target, predicted=cut.predicted.reshape(-1, *shape))
     return cut.estimator.accumulate(entered, target, *more, **weighed)
