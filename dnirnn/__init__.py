@@ -2,8 +2,11 @@
 
 from dnirnn.cells import GRU, RNN, NormLSTM, WeightDrop
 from dnirnn.core import Core
+from dnirnn.cuts import cut, receive, send
+from dnirnn.decoupled import Decoupled
 from dnirnn.estimators import (
     BPLambda,
+    ConvSyntheticGradient,
     GradientEstimator,
     LeastSquares,
     SyntheticGradient,
@@ -22,7 +25,9 @@ from dnirnn.version import __version__
 __all__ = [
     "BPLambda",
     "Clockwork",
+    "ConvSyntheticGradient",
     "Core",
+    "Decoupled",
     "Deep",
     "Dilated",
     "Every",
@@ -46,6 +51,9 @@ __all__ = [
     "WeightDrop",
     "ZeroGradient",
     "backward",
+    "cut",
     "draw_masks",
+    "receive",
+    "send",
     "true_gradients",
 ]
