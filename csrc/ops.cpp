@@ -44,6 +44,8 @@ TORCH_LIBRARY(dnirnn, m) {
   m.def(
       "clockwork(Tensor x, Tensor state, Tensor[] weights, int[] periods, int t0, bool lstm) "
       "-> (Tensor, Tensor)");
+  // dnirnn.Masks: which of `size` units are kept at each t [T, B]: bool [T, B, size].
+  m.def("masks(Tensor t, Tensor seed, int size, int threshold) -> Tensor");
   // (error, gradients)
   m.def("regression(Tensor entered, Tensor target, Tensor[] estimator) -> (Tensor, Tensor[])");
 }

@@ -423,6 +423,10 @@ def fake_gated_backward(
     )
 
 
+def fake_masks(t, seed, size, threshold):
+    return t.new_empty(*t.shape, size, dtype=torch.bool)
+
+
 def fake_regression(entered, target, estimator):
     return entered.new_empty(()), [torch.empty_like(weight) for weight in estimator]
 
@@ -449,6 +453,7 @@ def fake_recurrent_backward(grad_output, x, h, output, gates, w_ih, w_hh, gated,
 if built:
     torch.library.register_fake("dnirnn::recurrent", fake_recurrent)
     torch.library.register_fake("dnirnn::recurrent_backward", fake_recurrent_backward)
+    torch.library.register_fake("dnirnn::masks", fake_masks)
     torch.library.register_fake("dnirnn::gated_lstm", fake_gated)
     torch.library.register_fake("dnirnn::gated_lstm_backward", fake_gated_backward)
     torch.library.register_fake("dnirnn::lstm_tbptt", fake_forward)

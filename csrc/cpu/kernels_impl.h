@@ -161,12 +161,12 @@ struct FloatMath {
 struct DoubleMath {
   using V = Lanes<double>::vec;
   static DNIRNN_INLINE V sigmoid(V x) {
-    V y;
+    V y{};
     for (int i = 0; i < W<double>; i++) y[i] = 1.0 / (1.0 + __builtin_exp(-x[i]));
     return y;
   }
   static DNIRNN_INLINE V tanh(V x) {
-    V y;
+    V y{};
     for (int i = 0; i < W<double>; i++) y[i] = __builtin_tanh(x[i]);
     return y;
   }
