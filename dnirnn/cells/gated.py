@@ -40,7 +40,7 @@ class GatedLSTM(Core):
         output, sent = ops.gated_lstm(
             x_TBI, state_BS, None, self.weights, steps, reset=reset, **options
         )
-        return output, sent[0]
+        return output.to(x_TBI.dtype), sent[0]
 
     def unroll_chunks(
         self,
@@ -61,4 +61,4 @@ class GatedLSTM(Core):
         output, sent = ops.gated_lstm(
             x_TBI, state_BS, probe_NBS, self.weights, truncation, reset=reset, **options
         )
-        return output, sent, None
+        return output.to(x_TBI.dtype), sent, None
