@@ -65,7 +65,7 @@ class Truncated(nn.Module):
             (a learned initial state, what an encoder said), it gets what the first chunk sends back.
         t0: steps since the sequence's start at the first step, an int or a LongTensor [B]. None: as
             the state knows it, an ``initial_state`` or what the call before returned; it matters to
-            cores that read the time alone, and where the state does not know, they ask for it.
+            cores that read the time alone, which warn where the state does not know, and take 0.
         final: True, or a bool tensor [B]: the sequence really ends with this call (not merely its
             window), so nothing comes back from beyond it.
         reset: bool [T, B]: a new sequence starts in that row at that step. The state becomes the
