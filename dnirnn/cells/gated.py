@@ -5,7 +5,7 @@ import abc
 from torch import Tensor, nn
 
 from dnirnn import ops
-from dnirnn.core import Core
+from dnirnn.core import Core, resets_to
 
 
 class GatedLSTM(Core):
@@ -33,7 +33,7 @@ class GatedLSTM(Core):
     def forward(
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        if not ops.gated_for(x_TBI):
+        if not self.gated_for(x_TBI, reset):
             return self.loop(x_TBI, state_BS, t0, reset)
         steps = len(x_TBI)
         options = self.options(state_BS, steps, t0, reset)
@@ -53,7 +53,7 @@ class GatedLSTM(Core):
         estimator: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         # The probe comes in pieces where each chunk's pass is wanted by itself.
-        if not ops.gated_for(x_TBI) or not isinstance(probe_NBS, Tensor | None):
+        if not self.gated_for(x_TBI, reset) or not isinstance(probe_NBS, Tensor | None):
             return super().unroll_chunks(
                 x_TBI, state_BS, probe_NBS, truncation, t0, reset, estimator
             )
@@ -62,3 +62,7 @@ class GatedLSTM(Core):
             x_TBI, state_BS, probe_NBS, self.weights, truncation, reset=reset, **options
         )
         return output.to(x_TBI.dtype), sent, None
+
+    def gated_for(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
+        """Whether the operator computes this: its resets are to zeros."""
+        return ops.gated_for(x_TBI) and resets_to(self, Core, reset)
