@@ -224,7 +224,7 @@ def test_cores_compile_whole(build):
     core = build(3, 8)
     x, state = torch.randn(5, 2, 3), core.initial_state(2)
     compiled = torch.compile(core, fullgraph=True, backend="aot_eager")
-    assert_close(list(compiled(x, state)), list(core(x, state)), 1e-6)
+    assert_close(list(compiled(x, state, 0)), list(core(x, state, 0)), 1e-6)
 
 
 def test_has_no_second_derivative():
