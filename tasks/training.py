@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dnirnn.device import find_device, usable_cores
-from dnirnn.tasks import adding, char_lm, copy, digits, repeat_copy
+from dnirnn.tasks import adding, char_lm, copy, digits, horizon, repeat_copy
 from dnirnn.tasks.cores import UPDATES, annealing, counting, described
 from dnirnn.tasks.fidelity import measurement, report
 from dnirnn.tasks.options import changeable, flag, from_config
@@ -167,6 +167,15 @@ def report_fidelity(run: Path, weights: str, steps: int, device: str = "cpu") ->
     task = module.build(options)
     task.model.to(place)
     report(run, weights, task, steps)
+
+
+def report_horizon(run: Path, weights: str, steps: int, device: str = "cpu") -> None:
+    """Prints, and plots, how many coming steps a cut's gradient comes from in a run's network."""
+    place, config = find_device(device), read_config(run)
+    module = TASKS[task_of(config, run)]
+    task = module.build(from_config(module.Options, config))
+    task.model.to(place)
+    horizon.report(run, weights, task, steps)
 
 
 def task_of(config: dict, run: Path) -> str:
