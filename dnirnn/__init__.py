@@ -3,9 +3,11 @@
 from dnirnn.cells import GRU, RNN, NormLSTM, WeightDrop
 from dnirnn.core import Core
 from dnirnn.estimators import (
+    AutoScale,
     BPLambda,
     GradientEstimator,
     LeastSquares,
+    Reader,
     SyntheticGradient,
     ZeroGradient,
 )
@@ -20,6 +22,7 @@ from dnirnn.truncated import Truncated
 from dnirnn.version import __version__
 
 __all__ = [
+    "AutoScale",
     "BPLambda",
     "Clockwork",
     "Core",
@@ -39,6 +42,7 @@ __all__ = [
     "NormLSTM",
     "PhasedLSTM",
     "RNN",
+    "Reader",
     "Skip",
     "SyntheticGradient",
     "TrueGradient",

@@ -22,6 +22,7 @@ from dnirnn import checkpoint as ckpt
 from dnirnn.checkpoint import CheckpointError
 from dnirnn.data import Batch, Stream
 from dnirnn.device import find_device, own_stream
+from dnirnn.estimators import AutoScale
 from dnirnn.interface import Interface
 from dnirnn.log import Log
 from dnirnn.masks import Masks, draw_masks
@@ -316,6 +317,7 @@ class Trainer:
         self.device = self.core[0].device
         stream.to(self.device)
         self.scale = model.truncated.estimator.scale
+        self.blends = bool(config.warm_up or config.blend)
         self.looks_ahead = isinstance(model.truncated.estimator, TrueGradient)
         if self.looks_ahead and model.dropout.p:
             raise ValueError(
@@ -346,6 +348,11 @@ class Trainer:
                     config.estimator_lr,
                     config.estimator_options,
                 )
+            )
+        if self.blends and isinstance(model.truncated.estimator, AutoScale):
+            raise ValueError(
+                "warm_up and blend set a scale; AutoScale measures its own, from zero on: got"
+                f" {config.warm_up} and {config.blend}"
             )
         self.schedule = make_schedule(self.optimizer, config.schedule, config.schedule_options)
         check_length(self.schedule, config.updates)
@@ -417,7 +424,8 @@ class Trainer:
                     stopped = self.after_update()
                 return self.conclude(stopped)
             finally:
-                self.model.truncated.estimator.scale = self.scale
+                if self.blends:
+                    self.model.truncated.estimator.scale = self.scale
                 if self.log is not None:
                     self.log.close()
 
@@ -435,13 +443,13 @@ class Trainer:
             get_rng(self.device),
             *self.rates(),
         )
-        if self.config.warm_up or self.config.blend:
+        if self.blends:
             share = blended(self.update, self.config.warm_up, self.config.blend)
             self.model.truncated.estimator.scale = self.scale * share
         if self.config.decay is not None:
             share = min(1.0, max(used / budget for used, budget in self.spent().values()))
             set_lr(self.optimizer, self.config.lr * DECAYS[self.config.decay](share))
-        batch = self.stream.next(self.steps)
+        batch = self.read_on(self.stream.next(self.steps))
         steps, targets = len(batch.x), batch.count()
         if batch.first or self.state is None:
             self.state, self.t = self.model.initial_state(self.stream.batch_size), 0
@@ -470,6 +478,16 @@ class Trainer:
             return [{"lr": optimizer.param_groups[0]["lr"]} for optimizer in self.optimizers], None
         now = [settings(optimizer) for optimizer in self.optimizers]
         return now, scalars_of(self.schedule.state_dict())
+
+    def read_on(self, batch: Batch) -> Batch:
+        """The batch with all the steps after it that the estimator reads."""
+        reads = self.model.truncated.estimator.reads
+        if batch.following is None or reads <= len(batch.following.x):
+            return batch
+        place = self.stream.state_dict()
+        following = self.stream.next(reads)
+        self.stream.load_state_dict(place)
+        return batch._replace(following=following._replace(following=None))
 
     def look_ahead(self, batch: Batch, state: Tensor, t: int) -> None:
         """Tells a TrueGradient what comes after the batch; the stream stays where it is."""

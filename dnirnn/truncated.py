@@ -103,7 +103,7 @@ class Truncated(nn.Module):
         chunks = -(-steps // self.truncation)
         cuts = (self.truncation, t0, reset)
         estimator = None if isinstance(self.estimator, ZeroGradient) else self.estimator
-        if estimator is None or not torch.is_grad_enabled():
+        if estimator is None or not torch.is_grad_enabled() or not estimator.is_used():
             output, sent, _ = unroll(core, "unroll_chunks", x_TBI, state, None, *cuts)
             entered = torch.cat([state.detach()[None], sent.detach()[:-1]])
             cut = Interface(sent, None, entered, None, self.estimator, steps=steps)
