@@ -120,7 +120,9 @@ def make_estimator(
     """
     if options.scale != "auto":
         return make_scaled(options, core, sizes)
-    return AutoScale(make_scaled(dataclasses.replace(options, scale=1.0), core, sizes))
+    discount = 1.0 if options.discount is None else options.discount
+    inner = dataclasses.replace(options, scale=1.0, discount=discount)
+    return AutoScale(make_scaled(inner, core, sizes))
 
 
 def make_scaled(options: NetworkOptions, core: Core, sizes: dict[str, int]) -> GradientEstimator:

@@ -18,15 +18,18 @@ class AutoScale(GradientEstimator):
         scale = a / b, within [0, 1]; 0 before the first prediction that is not zero
 
     a / b is the c that makes E |G - c g|^2 smallest: predictions that are noise earn 0, good ones
-    1, and those that are too large are shrunk to size. The targets are bootstrapped, so that a part
-    of what g is compared with comes from g itself, one chunk on: with the estimator's ``discount``
-    near 1 the scale flatters it (see :func:`dnirnn.fidelity.fidelity` for the exact comparison).
+    1, and those that are too large are shrunk to size. Targets are bootstrapped: a part of what g is
+    compared with comes from g itself, one chunk on, and flatters it. So no more of g enters the
+    targets than is injected: the discount is that of the estimator times the scale. Where nothing
+    was earned the targets are the chunks' own gradients; and with a discount of 1 the scale settles
+    where c <g, g> = <dL / ds + c J' g_next, g>, which is at 1 for the true gradient.
 
     It sleeps where the scale is 0 after ``patience`` fits: then one call of Truncated in ``look_every``
     uses it and fits it, and the others cost what plain truncation costs. It wakes up as soon as the
     scale is positive.
 
-    estimator: any that is fitted; its own ``scale`` is not used, all else of it is.
+    estimator: any that is fitted; its own ``scale`` is not used, all else of it is. A discount of 1
+        takes one backward pass, another one two.
     decay: from 0 to below 1.
     look_every, patience: at least 1.
 
@@ -60,7 +63,7 @@ class AutoScale(GradientEstimator):
         check_sizes(look_every=look_every, patience=patience)
         self.estimator, self.decay = estimator, float(decay)
         self.look_every, self.patience = look_every, patience
-        for name in ("discount", "dense", "trace_decay", "terminal_target", "needs_context", "reads"):
+        for name in ("dense", "trace_decay", "terminal_target", "needs_context", "reads"):
             setattr(self, name, getattr(estimator, name))
         for name in ("state_size", "context_size"):
             if hasattr(estimator, name):
@@ -76,6 +79,11 @@ class AutoScale(GradientEstimator):
         """What the predictions have earned so far, 0 to 1."""
         agreement, size = self.agreement.tolist()
         return min(1.0, max(0.0, agreement / size)) if size else 0.0
+
+    @property
+    def discount(self) -> float:
+        """What multiplies a prediction where it enters a target."""
+        return self.estimator.discount * self.scale
 
     def is_used(self) -> bool:
         """Whether the call that begins uses it; counts the call."""
