@@ -142,12 +142,13 @@ def cut_every(
 ) -> tuple[Tensor, list]:
     """(nats, interfaces) of a batch from the initial state, with other cuts than the model's own."""
     truncated = model.truncated
-    own = truncated.truncation, truncated.estimator
+    own = truncated.truncation, truncated.estimator, truncated.open_cuts
     try:
         truncated.truncation, truncated.estimator = truncation, estimator
+        truncated.open_cuts = None
         nats, _, interfaces = model(batch, model.initial_state(batch.x.shape[1]))
     finally:
-        truncated.truncation, truncated.estimator = own
+        truncated.truncation, truncated.estimator, truncated.open_cuts = own
     return nats, interfaces
 
 

@@ -241,7 +241,8 @@ class Trainer:
 
     The loss of an update is the sum over its steps and rows of nats, divided by the constant
     batch_size * truncation * chunks (batch_size where chunks is "sequence"), whatever the length
-    of the call at hand.
+    of the call at hand. Where the model's Truncated has open_cuts, an update takes as many chunks
+    as it draws, and the constant holds their mean number.
 
     evaluate: called with the model, in eval mode and without gradients, on schedule and at the end;
         returns metrics, of which "bits" is the one to make small: the best model is kept, patience
@@ -312,6 +313,9 @@ class Trainer:
             )
         whole = config.chunks == "sequence"
         self.steps = None if whole else model.truncated.truncation * config.chunks
+        self.open_cuts = model.truncated.open_cuts
+        if self.open_cuts is not None and config.chunks != 1:
+            raise ValueError(f"chunks must be 1 with open_cuts, which draws them; got {config.chunks}")
 
         self.core, self.estimator = model.core_parameters(), model.estimator_parameters()
         self.device = self.core[0].device
@@ -365,7 +369,8 @@ class Trainer:
             [(config.lift, config.clip), (config.estimator_lift, config.estimator_clip)],
             rows,
             rows_at_once,
-            1 / (rows * (self.steps or 1)),
+            # With open cuts a call has 1 / (1 - p) chunks in the mean.
+            (1 - (self.open_cuts or 0)) / (rows * (self.steps or 1)),
             watch,
             None if watch or not graphs else CUDAGraphs(),
             min(config.log_every, AHEAD),
@@ -449,7 +454,7 @@ class Trainer:
         if self.config.decay is not None:
             share = min(1.0, max(used / budget for used, budget in self.spent().values()))
             set_lr(self.optimizer, self.config.lr * DECAYS[self.config.decay](share))
-        batch = self.read_on(self.stream.next(self.steps))
+        batch = self.read_on(self.stream.next(self.draw_steps()))
         steps, targets = len(batch.x), batch.count()
         if batch.first or self.state is None:
             self.state, self.t = self.model.initial_state(self.stream.batch_size), 0
@@ -478,6 +483,12 @@ class Trainer:
             return [{"lr": optimizer.param_groups[0]["lr"]} for optimizer in self.optimizers], None
         now = [settings(optimizer) for optimizer in self.optimizers]
         return now, scalars_of(self.schedule.state_dict())
+
+    def draw_steps(self) -> int | None:
+        """Steps of the next update; None: what is left of the sequence."""
+        if self.open_cuts is None:
+            return self.steps
+        return self.model.truncated.truncation * self.model.truncated.draw_chunks()
 
     def read_on(self, batch: Batch) -> Batch:
         """The batch with all the steps after it that the estimator reads."""

@@ -72,7 +72,13 @@ def make_truncated(
 ) -> Truncated:
     """The core, cut, with its estimator, which may be told vectors of these sizes."""
     sizes = {"input": core.input_size, "target": target_size, "label": label_size}
-    return Truncated(core, options.truncation, make_estimator(options, core, sizes))
+    estimator = make_estimator(options, core, sizes)
+    if options.open_cuts is not None and options.update_steps not in (None, options.truncation):
+        raise ValueError(
+            "--open-cuts draws the steps of an update: --update-steps must be --truncation"
+            f" {options.truncation}; got {options.update_steps}"
+        )
+    return Truncated(core, options.truncation, estimator, options.open_cuts)
 
 
 def assemble(

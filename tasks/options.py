@@ -537,6 +537,18 @@ class NetworkOptions(EstimatorOptions, CoreOptions):
     truncation: int = option(
         8, "steps a chunk: how far back a gradient is carried exactly", "STEPS", at_least=1
     )
+    open_cuts: float | None = option(
+        None,
+        "random cuts without a bias: the probability that the gradient goes back across a cut, which"
+        " is divided by it, less what was predicted there; an update takes chunks up to the next closed"
+        " cut, 1 / (1 - FRACTION) in the mean. With --estimator none it is ARTBP; a prediction takes"
+        " the variance away at --scale 1",
+        "FRACTION",
+        at_least=0,
+        below=1,
+        shown="all cuts are closed",
+        where=("estimator", ("none", "dni", "least-squares")),
+    )
     dtype: str = option(
         "float32",
         "precision of the arithmetic; parameters, state and optimiser stay float32",

@@ -16,10 +16,15 @@ from strategies import (
     own_loss,
     problems,
 )
+from small_runs import make_model, make_trainer, one_thread  # noqa: F401
+from test_cli import refused
 from torch import nn
 
-from dnirnn import LSTM, Core, SyntheticGradient, Truncated, ZeroGradient, backward
+from dnirnn import LSTM, Core, SyntheticGradient, TrueGradient, Truncated, ZeroGradient, backward
 from dnirnn.core import advance
+from dnirnn.model import SequenceModel
+from dnirnn.tasks.cli import main
+from dnirnn.trainer import Interrupted
 
 
 def calls(truncated, case, opens):
@@ -161,7 +166,38 @@ def test_what_does_not_fit_is_refused():
             Truncated(core, 1, ZeroGradient(), wrong)
     with pytest.raises(TypeError, match="open_cuts must be a number or None; got True"):
         Truncated(core, 1, ZeroGradient(), True)
+    with pytest.raises(ValueError, match="looks at no cut"):
+        Truncated(core, 1, TrueGradient(), 0.5)
     with pytest.raises(ValueError, match="without dense"):
         Truncated(core, 1, SyntheticGradient(4, dense=True), 0.5)
     with pytest.raises(ValueError, match="one chunk of 1 steps with open_cuts=0; got 2"):
         Truncated(core, 1, ZeroGradient(), 0.0)(torch.zeros(2, 1, 1), core.initial_state(1))
+
+
+def opening(estimator) -> SequenceModel:
+    model = make_model(estimator)
+    model.truncated = Truncated(model.truncated.core, 3, model.truncated.estimator, 0.6)
+    return model
+
+
+@pytest.mark.parametrize("estimator", ["none", "dni"])
+def test_a_trainer_draws_its_updates_and_goes_on_to_the_bit(tmp_path, estimator):
+    whole = make_trainer(tmp_path / "whole", model=opening(estimator), updates=12)
+    whole.run()
+    assert whole.symbols > 12 * 3 * 4
+    stopped = make_trainer(tmp_path / "parts", model=opening(estimator), updates=12)
+    with pytest.raises(Interrupted):
+        stopped.run(lambda row: setattr(stopped, "interrupted", True))
+    resumed = make_trainer(tmp_path / "parts", model=opening(estimator), updates=12)
+    resumed.run()
+    assert 0 < stopped.update < resumed.update == 12
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters()):
+        assert torch.equal(one, other)
+
+
+def test_an_option_of_the_command_line(tmp_path, capsys):
+    made = "train copy --bits 1 --hidden 4 --batch 4 --truncation 2 --max-length 3 --quiet".split()
+    made += ["--updates", "3", "--open-cuts", "0.5", "--out", str(tmp_path / "run")]
+    refused(capsys, made, "--update-steps must be --truncation 2; got sequence")
+    assert main([*made, "--update-steps", "2", "--estimator", "none"]) == 0
+    refused(capsys, [*made, "--update-steps", "2", "--estimator", "true"], "--open-cuts goes with")
