@@ -46,8 +46,8 @@ class Bias(NamedTuple):
         bias = |mean (t - f)| / |mean f|
         bias_to_noise = |mean (t - f)| / (standard error of mean t)
 
-    the latter with |mean (t - f)|^2 less what the sample's own noise adds to it, not below zero, and
-    the standard error sqrt(sum of variances / rows). Where bias_to_noise is far below 1, the noise of
+    with |mean (t - f)|^2 less what the sample's own noise adds to it, not below zero, and the standard
+    error sqrt(sum of variances / rows). Where bias_to_noise is far below 1, the noise of
     an update of so many rows hides the cut; where it is above, a larger batch makes it no better.
     """
 
@@ -115,11 +115,10 @@ def truncation_bias(model: SequenceModel, batch: Batch, truncations: Sequence[in
     for truncation in truncations:
         cut = row_gradients(model, batch, truncation)
         missed = cut - uncut
-        square = missed.mean(0).square().sum()
-        unbiased = (square - missed.var(0).sum() / rows).clamp_min(0)
-        noise = cut.var(0).sum() / rows
-        bias = ratio(square.sqrt(), uncut.mean(0).norm())
-        found.append(Bias(truncation, float(bias), float(ratio(unbiased.sqrt(), noise.sqrt()))))
+        square = missed.mean(0).square().sum() - missed.var(0).sum() / rows
+        bias, noise = square.clamp_min(0).sqrt(), (cut.var(0).sum() / rows).sqrt()
+        figures = ratio(bias, uncut.mean(0).norm()), ratio(bias, noise)
+        found.append(Bias(truncation, *(float(figure) for figure in figures)))
     return found
 
 

@@ -136,13 +136,16 @@ class Truncated(nn.Module):
         chunks = -(-steps // self.truncation)
         cuts = (self.truncation, t0, reset)
         estimator = None if isinstance(self.estimator, ZeroGradient) else self.estimator
-        if estimator is None or not torch.is_grad_enabled() or not estimator.is_used():
+        said_by = self.estimator
+        if estimator is not None and torch.is_grad_enabled() and not estimator.is_used():
+            estimator, said_by = None, ZeroGradient()
+        if estimator is None or not torch.is_grad_enabled():
             if self.open_cuts is None or not torch.is_grad_enabled():
                 output, sent, _ = unroll(core, "unroll_chunks", x_TBI, state, None, *cuts)
             else:
                 output, sent = unroll_open(core, x_TBI, state, None, *cuts, self.open_cuts)
             entered = torch.cat([state.detach()[None], sent.detach()[:-1]])
-            cut = Interface(sent, None, entered, None, self.estimator, steps=steps)
+            cut = Interface(sent, None, entered, None, said_by, steps=steps)
             return output, keep_t(core, sent[-1].detach().clone(), t0, reset, steps), cut
         if ops.in_transform():
             raise RuntimeError(

@@ -126,7 +126,7 @@ def make_estimator(
     """
     if options.scale != "auto":
         return make_scaled(options, core, sizes)
-    discount = 1.0 if options.discount is None else options.discount
+    discount = 0.0 if options.discount is None else options.discount
     inner = dataclasses.replace(options, scale=1.0, discount=discount)
     return AutoScale(make_scaled(inner, core, sizes))
 

@@ -384,7 +384,7 @@ class EstimatorOptions(Checked):
         "multiplies a synthetic gradient where it enters the predictor's target; with true, the loss"
         " of each further chunk",
         at_least=0,
-        shown="0.1; 0.9 with least-squares; 1 with true and with --scale auto, which multiplies it too",
+        shown="0.1; 0.9 with least-squares; 1 with true; 0 with --scale auto, which multiplies it",
         where=("estimator", (*FITTED, "true")),
         may_change=True,
     )

@@ -29,7 +29,8 @@ class AutoScale(GradientEstimator):
     scale is positive.
 
     estimator: any that is fitted; its own ``scale`` is not used, all else of it is. A discount of 1
-        takes one backward pass, another one two.
+        takes one backward pass, another one two; with 0 the targets are the next chunk's gradient
+        alone, which nothing flatters.
     decay: from 0 to below 1.
     look_every, patience: at least 1.
 
