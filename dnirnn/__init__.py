@@ -2,9 +2,12 @@
 
 from dnirnn.cells import GRU, RNN, NormLSTM, WeightDrop
 from dnirnn.core import Core
+from dnirnn.cuts import cut, receive, send
+from dnirnn.decoupled import Decoupled
 from dnirnn.estimators import (
     AutoScale,
     BPLambda,
+    ConvSyntheticGradient,
     GradientEstimator,
     LeastSquares,
     Reader,
@@ -25,7 +28,9 @@ __all__ = [
     "AutoScale",
     "BPLambda",
     "Clockwork",
+    "ConvSyntheticGradient",
     "Core",
+    "Decoupled",
     "Deep",
     "Dilated",
     "Every",
@@ -50,6 +55,9 @@ __all__ = [
     "WeightDrop",
     "ZeroGradient",
     "backward",
+    "cut",
     "draw_masks",
+    "receive",
+    "send",
     "true_gradients",
 ]

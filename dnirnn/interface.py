@@ -42,6 +42,8 @@ class Interface(NamedTuple):
     weight: as entered without its last dimension, 1 for the rows that the estimator is fitted on
         and 0 for the others. None where it is fitted on all.
     steps: time steps of the call.
+    predicted: as entered, what the estimator says there, unscaled, where that is known already: its
+        regression need not ask again. None where it is not, as at cuts of time.
     """
 
     sent: Tensor
@@ -58,6 +60,7 @@ class Interface(NamedTuple):
     charge: Tensor | None = None
     weight: Tensor | None = None
     steps: int = 1
+    predicted: Tensor | None = None
 
 
 def make_probe(
@@ -329,9 +332,14 @@ def jacobian(cut: Interface) -> Tensor:
 
 def accumulate(cut: Interface, unit: float | Tensor, jacobian: Tensor | None) -> Tensor:
     """Fits the estimator of a cut whose probe has its gradient: the regression error."""
-    size = cut.probe.shape[-1]
-    entered, target = cut.entered.reshape(-1, size), cut.probe.grad.reshape(-1, size) / unit
-    more = [] if cut.context is None else [cut.context[:-1].flatten(0, 1)]
+    if cut.probe.grad is None:
+        raise RuntimeError(
+            "nothing came back to a cut: the loss does not depend on what dnirnn.cut returned first,"
+            " which the rest of the network must read in the place of h"
+        )
+    shape = cut.probe.shape[-cut.estimator.state_dims :]
+    entered, target = cut.entered.reshape(-1, *shape), cut.probe.grad.reshape(-1, *shape) / unit
+    more = [] if cut.context is None else [cut.context[:-1].flatten(0, -2)]
     weight = None if cut.weight is None else cut.weight.flatten().to(entered.dtype)
     if cut.terminal is not None:
         ended = cut.sent[-1].detach()
@@ -345,4 +353,6 @@ def accumulate(cut: Interface, unit: float | Tensor, jacobian: Tensor | None) ->
         more = [torch.cat([*more, cut.context[-1]])] if more else []
     more += [] if jacobian is None else [jacobian]
     weighed = {} if weight is None else {"weight": weight}
+    if cut.predicted is not None and cut.estimator.takes_predicted and not more and not weighed:
+        return cut.estimator.accumulate(entered, target, predicted=cut.predicted.reshape(-1, *shape))
     return cut.estimator.accumulate(entered, target, *more, **weighed)

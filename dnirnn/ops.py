@@ -85,6 +85,11 @@ def in_forward_mode() -> bool:
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
+def gated_for(x: Tensor) -> bool:
+    """Whether gated_lstm runs on tensors like ``x``: on the CPU."""
+    return x.device.type == "cpu" and fused_for(x)
+
+
 def describe() -> dict[str, str]:
     """What is built and which path the operators take here, for people."""
     if not built:
@@ -189,6 +194,47 @@ def lstm_pulling(
         return back[0]
 
     return output, sent, pull
+
+
+def gated_lstm(
+    x: Tensor,
+    state: Tensor,
+    probe: Tensor | None,
+    weights: list[Tensor],
+    truncation: int,
+    *,
+    norm: list[Tensor] | None = None,
+    open_h: Tensor | None = None,
+    open_c: Tensor | None = None,
+    factor: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One LSTM layer with gates over its state and layer normalisation, cut as in lstm_tbptt.
+
+    With norm(a) = (a - mean(a)) / sqrt(var(a) + 1e-5) over H, and gates k = i, f, g, o:
+
+        a       = W_ih x + W_hh h
+        a_k     = gain_k norm(a_k) + b_ih,k + b_hh,k        (without norm: a_k + b_ih,k + b_hh,k)
+        i, f, o = sigmoid(a_i, a_f, a_o);  g = factor tanh(a_g)
+        c~      = f c + i g
+        h~      = o tanh(gain_c norm(c~) + bias_c)          (without norm: o tanh(c~))
+        c'      = open_c c~ + (1 - open_c) c;  h' = open_h h~ + (1 - open_h) h
+
+    x, state, probe, truncation, reset: as in lstm_tbptt, on the CPU, with L = 1 and the probe
+        [N, B, S]. All is computed in float32 where x is bfloat16.
+    weights: w_ih [4H, I], w_hh [4H, H], b_ih [4H], b_hh [4H].
+    norm: None; or gain [4H], gain_c [H] and bias_c [H].
+    open_h, open_c: None: open; or [T or 1, B or 1, H or 1]. Differentiable.
+    factor: the same, of g; not differentiable. Like norm, open_h and open_c of the state's dtype.
+
+    Returns output [T, B, H] of x's dtype, and sent [N, B, S], the states the chunks end in.
+
+    Raises ValueError or TypeError naming the argument that does not fit.
+    """
+    x, weights = autocast(x, weights)
+    return torch.ops.dnirnn.gated_lstm(
+        x, state, probe, weights, norm or [], open_h, open_c, factor, truncation, reset
+    )[:2]
 
 
 def autocast(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -359,6 +405,67 @@ def fake_backward(
     )
 
 
+def fake_gated(x, state, probe, weights, norm, open_h, open_c, factor, truncation, reset):
+    steps, batch, _, hidden, _, length, chunks = sizes(x, weights, truncation)
+    kept = (length, chunks, batch)
+    normed = (length if norm else 0, chunks, batch)
+    return (
+        x.new_empty(steps, batch, hidden),
+        state.new_empty(chunks, *state.shape),
+        state.new_empty(*kept, hidden),
+        state.new_empty(*kept, hidden),
+        state.new_empty(*kept, 4, hidden),
+        state.new_empty(*normed, 4, hidden),
+        state.new_empty(*normed, 4),
+    )
+
+
+def fake_gated_backward(
+    grad_output,
+    grad_sent,
+    x,
+    h,
+    c,
+    gates,
+    normed,
+    scales,
+    weights,
+    norm,
+    open_h,
+    open_c,
+    factor,
+    reset,
+    truncation,
+    with_grad_x,
+    with_grad_state,
+    with_grad_probe,
+    with_grad_weights,
+    with_grad_open_h,
+    with_grad_open_c,
+):
+    steps, batch, inputs, hidden, _, _, chunks = sizes(x, weights, truncation)
+
+    def like(tensors):
+        return [tensor.new_empty(tensor.shape) for tensor in tensors if with_grad_weights]
+
+    def of_gate(wanted, gate):
+        return c.new_empty(gate.shape if wanted else (0, batch, hidden))
+
+    return (
+        x.new_empty(steps if with_grad_x else 0, batch, inputs),
+        c.new_empty(batch if with_grad_state else 0, 2 * hidden),
+        c.new_empty(chunks if with_grad_probe else 0, batch, 2 * hidden),
+        like(weights),
+        like(norm),
+        of_gate(with_grad_open_h, open_h),
+        of_gate(with_grad_open_c, open_c),
+    )
+
+
+def fake_masks(t, seed, size, threshold):
+    return t.new_empty(*t.shape, size, dtype=torch.bool)
+
+
 def fake_regression(entered, target, estimator):
     return entered.new_empty(()), [torch.empty_like(weight) for weight in estimator]
 
@@ -385,6 +492,9 @@ def fake_recurrent_backward(grad_output, x, h, output, gates, w_ih, w_hh, gated,
 if built:
     torch.library.register_fake("dnirnn::recurrent", fake_recurrent)
     torch.library.register_fake("dnirnn::recurrent_backward", fake_recurrent_backward)
+    torch.library.register_fake("dnirnn::masks", fake_masks)
+    torch.library.register_fake("dnirnn::gated_lstm", fake_gated)
+    torch.library.register_fake("dnirnn::gated_lstm_backward", fake_gated_backward)
     torch.library.register_fake("dnirnn::lstm_tbptt", fake_forward)
     torch.library.register_fake("dnirnn::regression", fake_regression)
     torch.library.register_fake("dnirnn::lstm_tbptt_backward", fake_backward)

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dnirnn.device import find_device, usable_cores
-from dnirnn.tasks import compare, detectors, doctor, recipes, reproduce, training
+from dnirnn.tasks import compare, detectors, doctor, feed_forward, recipes, reproduce, training
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.digits import TRAININGS
+from dnirnn.tasks.image_classes import ESTIMATORS as IMAGE_ESTIMATORS
 from dnirnn.tasks.options import (
     CORES,
     ESTIMATORS,
@@ -44,6 +45,7 @@ SUMMARIES = {
     "repeat-copy": "read a sequence of random bits, then say it so many times, then that it is over",
     "adding": "the sum of the two marked numbers of a long sequence, said at its end",
     "digits": "two networks of two rates count the odd ones and the 3s of a stream of pictures",
+    "images": "a feed-forward network, cut between its layers, says what a picture shows",
 }
 COMPARED = ("core", "truncation", "estimator", "training", "seed", "threads")
 DEMO_MINUTES = 4.2
@@ -398,10 +400,13 @@ def add_run_folder(parent: argparse.ArgumentParser) -> None:
 def add_compare(parent: argparse.ArgumentParser) -> None:
     for name, task in task_parsers(parent, run_compare).items():
         group = task.add_argument_group("comparison")
-        add_cores(group)
-        if name == "digits":
+        if name == "images":
+            add_estimators(group, IMAGE_ESTIMATORS, ["none", "zero", "dni", "cdni"])
+        elif name == "digits":
+            add_cores(group)
             add_trainings(group)
         else:
+            add_cores(group)
             add_truncations(group)
         group.add_argument(
             "--seeds",
@@ -452,13 +457,17 @@ def add_truncations(group: Any) -> None:
         metavar="STEPS",
         help="steps a chunk: how far back a gradient is carried exactly (default: 2 8 40)",
     )
+    add_estimators(group, ESTIMATORS, ["none", "dni"])
+
+
+def add_estimators(group: Any, choices: Sequence[str], default: list[str]) -> None:
     group.add_argument(
         "--estimators",
         nargs="+",
-        choices=ESTIMATORS,
-        default=["none", "dni"],
-        help="what stands at a cut: plain truncated backpropagation, synthetic gradients, the true"
-        " gradient (default: none dni)",
+        choices=choices,
+        default=default,
+        help="what stands at a cut (dnirnn train TASK --help explains them)"
+        f" (default: {' '.join(default)})",
     )
 
 
@@ -512,14 +521,19 @@ def arm_rate(text: str) -> tuple[tuple[str | None, int], float]:
 def run_compare(arguments: argparse.Namespace) -> int:
     jobs, threads = jobs_and_threads(arguments.jobs, arguments.device)
     kind = TASKS[arguments.task].Options
-    if arguments.task == "digits":
+    cores: list[dict[str, Any]] = [{}]
+    if arguments.task != "images":
+        cores = for_each(kind, "core", arguments.cores)
+    if arguments.task == "images":
+        arms = [(kind.truncation, estimator) for estimator in arguments.estimators]
+    elif arguments.task == "digits":
         ways = [kind(period=arguments.period, training=way) for way in arguments.trainings]
         arms = [(way.truncation, way.estimator) for way in ways]
     else:
         arms = list(product(arguments.truncations, arguments.estimators))
     networks = [
         from_arguments(kind, arguments, threads=threads, **core, **estimator)
-        for core in for_each(kind, "core", arguments.cores)
+        for core in cores
         for estimator in for_each(kind, "estimator", [estimator for _, estimator in arms])
     ]
     folder = arguments.out or compare_folder(arguments.task, networks)
@@ -588,6 +602,71 @@ def add_reproduce(parent: argparse.ArgumentParser) -> None:
             " resumed (default: runs/reproduce-TABLE-BUDGET)",
         )
         add_jobs(table)
+    for name, summary in feed_forward.SUMMARIES.items():
+        add_feed_forward(command(tables, name, summary, run_feed_forward))
+
+
+def add_feed_forward(table: argparse.ArgumentParser) -> None:
+    table.add_argument(
+        "--budget",
+        choices=feed_forward.BUDGETS,
+        default="cpu",
+        help="quick, a smoke run on scikit-learn's digits; cpu, for two cores, hours (default: cpu)",
+    )
+    table.add_argument(
+        "--only",
+        nargs="+",
+        metavar="WORD",
+        help="only runs whose name has one of these words in it, such as mnist-fcn3, -cdni, random"
+        " (default: all)",
+    )
+    table.add_argument(
+        "--seeds", type=int, nargs="+", metavar="SEED", help="(default: 0 1 2; 0 in quick)"
+    )
+    table.add_argument(
+        "--epochs",
+        type=float,
+        metavar="EPOCHS",
+        help="of every run, in place of the budget's own number",
+    )
+    table.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="with the folders mnist and cifar10 in it (default: downloaded from the hub)",
+    )
+    table.add_argument(
+        "--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cpu)"
+    )
+    table.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where run folders and the report go; runs that are done there are kept, others"
+        " resumed (default: runs/reproduce-TABLE-BUDGET)",
+    )
+    add_jobs(table)
+
+
+def run_feed_forward(arguments: argparse.Namespace) -> int:
+    jobs, threads = jobs_and_threads(arguments.jobs, arguments.device)
+    folder = arguments.out or Path("runs") / f"reproduce-{arguments.table}-{arguments.budget}"
+    if arguments.epochs is not None and not 0 < arguments.epochs < float("inf"):
+        raise ValueError(f"--epochs must be positive; got {arguments.epochs}")
+    return finish(
+        feed_forward.reproduce(
+            arguments.table,
+            arguments.budget,
+            folder,
+            jobs,
+            shlex.join(["dnirnn", *arguments.words]),
+            {"threads": threads, "device": arguments.device},
+            arguments.data_dir,
+            arguments.seeds and tuple(dict.fromkeys(arguments.seeds)),
+            arguments.epochs,
+            arguments.only,
+        )
+    )
 
 
 def narrow(parser: argparse.ArgumentParser, name: str, said: str, unit: str, kind: type) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dnirnn.device import find_device, usable_cores
-from dnirnn.tasks import adding, char_lm, copy, digits, horizon, repeat_copy
+from dnirnn.tasks import adding, char_lm, copy, digits, horizon, image_classes, repeat_copy
 from dnirnn.tasks.cores import UPDATES, annealing, counting, described
 from dnirnn.tasks.fidelity import measurement, report
 from dnirnn.tasks.options import changeable, flag, from_config
@@ -23,11 +23,14 @@ TASKS: dict[str, ModuleType] = {
     "repeat-copy": repeat_copy,
     "adding": adding,
     "digits": digits,
+    "images": image_classes,
 }
 
 
 def default_folder(name: str, options: Any) -> Path:
     """runs/ and the options that most often tell two runs apart."""
+    if hasattr(TASKS[name], "folder_name"):
+        return Path("runs") / TASKS[name].folder_name(options)
     subject = TASKS[name].subject(options)
     layers = f"x{options.layers}" if (options.layers or 1) > 1 else ""
     size = f"-{options.parameters}" if options.parameters else options.hidden
@@ -56,15 +59,17 @@ def train(
         task.config,
         task.test,
         annealing(options),
-        measurement(task, options),
+        getattr(TASKS[name], "measurement", measurement)(task, options),
         device=device,
         graphs=not options.no_graphs,
         may_change=changeable(type(options)) if change else (),
         restart=restart,
     )
+    if hasattr(TASKS[name], "attach"):
+        TASKS[name].attach(trainer, options)
     if not options.quiet:
         print(task.notice)
-        print(network_line(task, options))
+        print(getattr(TASKS[name], "network_line", network_line)(task, options))
         print(f"run folder: {folder}", flush=True)
     progress = RunProgress(options)
     try:
@@ -173,7 +178,10 @@ def report_horizon(run: Path, weights: str, steps: int, device: str = "cpu") -> 
     """Prints, and plots, how many coming steps a cut's gradient comes from in a run's network."""
     place, config = find_device(device), read_config(run)
     module = TASKS[task_of(config, run)]
-    task = module.build(from_config(module.Options, config))
+    with reading_config(run):
+        options = from_config(module.Options, config)
+        module.restore(config)  # what it names can be made: of what is wrong, this is the place
+    task = module.build(options)
     task.model.to(place)
     horizon.report(run, weights, task, steps)
 

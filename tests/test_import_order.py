@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     {"version"},
     {"ops", "data", "device", "log", "checkpoint", "optimizers", "masks"},
-    {"core", "estimators", "interface", "true_gradient"},
+    {"core", "estimators", "interface", "true_gradient", "cuts", "decoupled"},
     {"lstm", "from_torch", "truncated", "feedforward", "distributed"},
     {"cells"},
     {"stacks", "hierarchy"},

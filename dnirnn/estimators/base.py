@@ -24,6 +24,9 @@ class GradientEstimator(nn.Module, abc.ABC):
     needs_jacobian: whether accumulate takes the chunks' Jacobians (see BPLambda).
     waits: whether Python decides by the values of tensors, or gives it others at every update: then
         no CUDA graph can hold an update of it.
+    state_dims: how many last dimensions of a tensor are one state: 1, or 3 of feature maps.
+    takes_predicted: whether accumulate takes ``predicted``, what forward said at ``entered`` since
+        the parameters last moved, and then does not ask again.
     """
 
     scale: float = 1.0
@@ -36,6 +39,8 @@ class GradientEstimator(nn.Module, abc.ABC):
     reads: int = 1
     needs_jacobian: bool = False
     waits: bool = False
+    state_dims: int = 1
+    takes_predicted: bool = False
 
     def _apply(self, fn, recurse: bool = True):
         # .bfloat16() and the like: states are at least float32, and what is fitted to them too.

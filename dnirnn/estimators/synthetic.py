@@ -121,6 +121,11 @@ class SyntheticGradient(GradientEstimator):
         return [] if others or any(map(has_hooks, self.layers)) else self.parts
 
     @property
+    def takes_predicted(self) -> bool:
+        """Of the linear map the regression needs nothing else of a prediction."""
+        return len(self.layers) == 1 and bool(self.weights)
+
+    @property
     def parts(self) -> list[Tensor]:
         return [tensor for layer in self.layers for tensor in (layer.weight, layer.bias)]
 
@@ -147,8 +152,14 @@ class SyntheticGradient(GradientEstimator):
         target: Tensor,
         context: Tensor | None = None,
         weight: Tensor | None = None,
+        predicted: Tensor | None = None,
     ) -> Tensor:
-        """As GradientEstimator's; with a context [R, C] where one was asked for."""
+        """As GradientEstimator's; with a context [R, C] where one was asked for.
+
+        predicted: [R, S], forward(entered), of a linear map that is told nothing else.
+        """
+        if predicted is not None:
+            return self.fit_linear(entered, target, predicted)
         unit = None
         if self.normalise:
             self.observe(target, weight)
@@ -166,6 +177,16 @@ class SyntheticGradient(GradientEstimator):
         else:
             error = ops.reference_regression(entered, target, parts, weight)
         return error if unit is None else error * unit.square()
+
+    @torch.no_grad()
+    def fit_linear(self, entered: Tensor, target: Tensor, predicted: Tensor) -> Tensor:
+        """The same where the residual is at hand: dW = e' s / R, db = the mean of e, e = g - target."""
+        residual = predicted - target
+        share = residual / len(residual)
+        for parameter, found in zip(self.parts, (share.T @ entered, share.sum(0))):
+            if parameter.requires_grad:
+                parameter.grad = found if parameter.grad is None else parameter.grad.add_(found)
+        return 0.5 * (residual * share).sum()
 
     def observe(self, target: Tensor, weight: Tensor | None) -> None:
         """Moves the mean square of the targets on, unless no row counts."""
