@@ -5,10 +5,12 @@ from dnirnn.core import Core
 from dnirnn.cuts import cut, receive, send
 from dnirnn.decoupled import Decoupled
 from dnirnn.estimators import (
+    AutoScale,
     BPLambda,
     ConvSyntheticGradient,
     GradientEstimator,
     LeastSquares,
+    Reader,
     SyntheticGradient,
     ZeroGradient,
 )
@@ -23,6 +25,7 @@ from dnirnn.truncated import Truncated
 from dnirnn.version import __version__
 
 __all__ = [
+    "AutoScale",
     "BPLambda",
     "Clockwork",
     "ConvSyntheticGradient",
@@ -44,6 +47,7 @@ __all__ = [
     "NormLSTM",
     "PhasedLSTM",
     "RNN",
+    "Reader",
     "Skip",
     "SyntheticGradient",
     "TrueGradient",

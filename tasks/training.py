@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dnirnn.device import find_device, usable_cores
-from dnirnn.tasks import adding, char_lm, copy, digits, image_classes, repeat_copy
+from dnirnn.tasks import adding, char_lm, copy, digits, horizon, image_classes, repeat_copy
 from dnirnn.tasks.cores import UPDATES, annealing, counting, described
 from dnirnn.tasks.fidelity import measurement, report
 from dnirnn.tasks.options import changeable, flag, from_config
@@ -164,6 +164,16 @@ def sample(
 
 def report_fidelity(run: Path, weights: str, steps: int, device: str = "cpu") -> None:
     """Prints, and plots, how near what a run's estimator says is to the true gradient."""
+    report(run, weights, built(run, device), steps)
+
+
+def report_horizon(run: Path, weights: str, steps: int, device: str = "cpu") -> None:
+    """Prints, and plots, how many coming steps a cut's gradient comes from in a run's network."""
+    horizon.report(run, weights, built(run, device), steps)
+
+
+def built(run: Path, device: str) -> Task:
+    """A run's task, its model on the device, with fresh weights."""
     place, config = find_device(device), read_config(run)
     module = TASKS[task_of(config, run)]
     with reading_config(run):
@@ -171,7 +181,7 @@ def report_fidelity(run: Path, weights: str, steps: int, device: str = "cpu") ->
         module.restore(config)  # what it names can be made: of what is wrong, this is the place
     task = module.build(options)
     task.model.to(place)
-    report(run, weights, task, steps)
+    return task
 
 
 def task_of(config: dict, run: Path) -> str:

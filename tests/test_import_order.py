@@ -19,7 +19,7 @@ ORDER = [
     {"cells"},
     {"stacks", "hierarchy"},
     {"model"},
-    {"fidelity", "fused_update"},
+    {"fidelity", "fused_update", "horizon"},
     {"updater"},
     {"trainer"},
 ]
