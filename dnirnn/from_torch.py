@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from dnirnn.core import Core
 
-
 SUPPORTED = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",
     torch.float16: "_is_mkldnn_fp16_supported",

@@ -7,11 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dnirnn.data import Batch, TextStream, Vocabulary
-from dnirnn.model import SequenceModel, symbol_nats
-from dnirnn.tasks.corpus import SPLITS, Corpus, builtin, load, penn_treebank
-from dnirnn.tasks.network import device_of, make_model, unroll
-from dnirnn.tasks.options import (
+from dnirnn.config.network import device_of, make_model, unroll
+from dnirnn.config.options import (
     Checked,
     EstimatorOptions,
     NetworkOptions,
@@ -22,7 +19,10 @@ from dnirnn.tasks.options import (
     option,
     remembered,
 )
-from dnirnn.tasks.task import Figure, Task, steps_per_update
+from dnirnn.config.task import Figure, Task, steps_per_update
+from dnirnn.data import Batch, TextStream, Vocabulary
+from dnirnn.data.corpus import SPLITS, Corpus, builtin, load, penn_treebank
+from dnirnn.model import SequenceModel, symbol_nats
 
 __all__ = ["CharLMOptions", "Evaluation", "build", "builtin", "penn_treebank", "restore", "sample"]
 

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnirnn.log import WALL_CLOCK, read_log
-from dnirnn.tasks import cli, training
+from dnirnn.commands import cli, training
+from dnirnn.commands.cli import main
+from dnirnn.config.options import add_arguments, flag, from_arguments, to_arguments
 from dnirnn.tasks.char_lm import CharLMOptions
-from dnirnn.tasks.cli import main
 from dnirnn.tasks.copy import CopyOptions
-from dnirnn.tasks.options import add_arguments, flag, from_arguments, to_arguments
+from dnirnn.training.log import WALL_CLOCK, read_log
 
 TINY = ["--hidden", "8", "--embedding", "4", "--batch", "4", "--truncation", "5"]
 SHORT = ["--updates", "60", "--evaluate-every", "400", "--log-every", "100"]

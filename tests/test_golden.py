@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dnirnn.log import read_log
-from dnirnn.tasks.cli import main
+from dnirnn.commands.cli import main
+from dnirnn.training.log import read_log
 
 GOLDEN = Path(__file__).with_name("golden.json")
 RUNS = {

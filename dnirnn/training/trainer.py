@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dnirnn import checkpoint as ckpt
-from dnirnn.checkpoint import CheckpointError
 from dnirnn.data import Batch, Stream
 from dnirnn.device import find_device, own_stream
 from dnirnn.interface import Interface
-from dnirnn.log import Log
 from dnirnn.masks import draw_masks
 from dnirnn.model import SequenceModel
-from dnirnn.optimizers import (
+from dnirnn.training import checkpoint as ckpt
+from dnirnn.training.checkpoint import CheckpointError
+from dnirnn.training.log import Log
+from dnirnn.training.optimizers import (
     DECAYS,
     blended,
     can_skip,
@@ -36,8 +36,8 @@ from dnirnn.optimizers import (
     set_lr,
     settings,
 )
+from dnirnn.training.updater import TOLD, CUDAGraphs, Updater
 from dnirnn.true_gradient import TrueGradient
-from dnirnn.updater import TOLD, CUDAGraphs, Updater
 
 # What a run folder holds.
 CONFIG, LOG, RESULT = "config.json", "log.jsonl", "result.json"

@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dnirnn.tasks.options import with_value
-from dnirnn.tasks.training import TASKS
+from dnirnn.config.options import with_value
+from dnirnn.config.registry import TASKS
 
 # The tables to edit: what our best additions change in a task's options, plain DNI's being the
 # paper's (one hidden layer, scale and discount 0.1) unless the budget says else.

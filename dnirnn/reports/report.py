@@ -6,16 +6,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from dnirnn.tasks import plots
-from dnirnn.tasks.cores import described
-from dnirnn.tasks.curves import Point, points, reading, spent
-from dnirnn.tasks.options import flag, to_arguments
-from dnirnn.tasks.progress import minutes
-from dnirnn.tasks.recipes import BPTT, Arm, Column, Recipe
-from dnirnn.tasks.runs import Failure, Run, write_csv, write_log, write_rows, write_whole
-from dnirnn.tasks.task import Figure
-from dnirnn.tasks.training import TASKS, figures_of
-from dnirnn.trainer import LOG
+from dnirnn.config.cores import described
+from dnirnn.config.options import flag, to_arguments
+from dnirnn.config.registry import TASKS
+from dnirnn.config.task import Figure, figures_of
+from dnirnn.reports import plots
+from dnirnn.reports.curves import Point, points, reading, spent
+from dnirnn.reports.recipes import BPTT, Arm, Column, Recipe
+from dnirnn.reports.runs import Failure, Run, write_csv, write_log, write_rows, write_whole
+from dnirnn.training.progress import minutes
+from dnirnn.training.trainer import LOG
 
 FILES = ("report.md", "table.csv", "results.csv", "log.jsonl", "curves.png")
 QUOTED = (

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from dnirnn.tasks.recipes import Column, Recipe, columns, options_of
-from dnirnn.tasks.report import Planned, Rates, report
-from dnirnn.tasks.runs import Failure, Run, checked, run_missing
+from dnirnn.reports.recipes import Column, Recipe, columns, options_of
+from dnirnn.reports.report import Planned, Rates, report
+from dnirnn.reports.runs import Failure, Run, checked, run_missing
 
 SEARCH_SEED = 1000  # none that a table has
 FARTHEST = 1e-7, 1.0  # learning rates that a search does not go beyond

@@ -15,13 +15,13 @@ from dnirnn import (
     Truncated,
     ZeroGradient,
 )
+from dnirnn.config.cores import make_core, sized
+from dnirnn.config.options import NetworkOptions, flag
 from dnirnn.core import Core
 from dnirnn.data import Batch
 from dnirnn.estimators import GradientEstimator
 from dnirnn.interface import Interface
 from dnirnn.model import SequenceModel
-from dnirnn.tasks.cores import make_core, sized
-from dnirnn.tasks.options import NetworkOptions, flag
 
 
 class BFloat16Model(SequenceModel):

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dnirnn import checkpoint
+from dnirnn.config.network import device_of
+from dnirnn.config.task import Task
 from dnirnn.fidelity import fidelity
-from dnirnn.log import read_log
 from dnirnn.model import SequenceModel
-from dnirnn.tasks.network import device_of
-from dnirnn.tasks.task import Task
-from dnirnn.trainer import CHECKPOINTS, LOG, load_weights, read_config
+from dnirnn.training import checkpoint
+from dnirnn.training.log import read_log
+from dnirnn.training.trainer import CHECKPOINTS, LOG, load_weights, read_config
 
 BOUNDARIES = 16  # that are measured, of every sequence that does not end before
 FIGURES = ("cosine", "norm_ratio", "relative_error")

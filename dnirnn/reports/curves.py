@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dnirnn.log import read_log
+from dnirnn.training.log import read_log
 
 
 class Point(NamedTuple):

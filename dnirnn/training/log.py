@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from dnirnn.checkpoint import CheckpointError, writing
+from dnirnn.training.checkpoint import CheckpointError, writing
 
 WALL_CLOCK = ("seconds", "symbols_per_second")  # fields that two equal runs don't share
 

@@ -8,22 +8,14 @@ from typing import Any
 
 import torch
 
+from dnirnn.commands.fidelity import measurement, report
+from dnirnn.config.cores import UPDATES, annealing, counting, described
+from dnirnn.config.options import flag, from_config
+from dnirnn.config.registry import TASKS
+from dnirnn.config.task import Task, figures_of, trainer_config
 from dnirnn.device import find_device
-from dnirnn.tasks import adding, char_lm, copy, digits, repeat_copy
-from dnirnn.tasks.cores import UPDATES, annealing, counting, described
-from dnirnn.tasks.fidelity import measurement, report
-from dnirnn.tasks.options import flag, from_config
-from dnirnn.tasks.progress import RunProgress
-from dnirnn.tasks.task import Task, trainer_config
-from dnirnn.trainer import Trainer, load_weights, read_config
-
-TASKS: dict[str, ModuleType] = {
-    "char-lm": char_lm,
-    "copy": copy,
-    "repeat-copy": repeat_copy,
-    "adding": adding,
-    "digits": digits,
-}
+from dnirnn.training.progress import RunProgress
+from dnirnn.training.trainer import Trainer, load_weights, read_config
 
 
 def default_folder(name: str, options: Any) -> Path:
@@ -96,11 +88,6 @@ def summary(result: dict, task: ModuleType) -> str:
     return "\n".join(lines)
 
 
-def figures_of(result: dict) -> dict[str, float]:
-    """The metrics of the best model: those of validation, and those of test over them."""
-    return {**(result.get("best") or {}), **(result.get("test") or {})}
-
-
 def evaluate(
     run: Path, split: str | None, weights: str, data: dict[str, str | None], device: str = "cpu"
 ) -> None:
@@ -138,6 +125,7 @@ def sample(
     place, config = find_device(device), read_config(run)
     if task_of(config, run) != "char-lm":
         raise ValueError(f"sample needs a char-lm run; {run} is one of {config['task']}")
+    char_lm = TASKS["char-lm"]
     model, vocabulary = char_lm.restore(config)
     load_weights(run, model.to(place), weights)
     began = time.perf_counter()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dnirnn.data import Batch
-from dnirnn.fused_update import can_fuse, finish
 from dnirnn.interface import backward
 from dnirnn.model import SequenceModel
-from dnirnn.optimizers import can_skip, norm_of, rescale, settings
+from dnirnn.training.fused_update import can_fuse, finish
+from dnirnn.training.optimizers import can_skip, norm_of, rescale, settings
 
 # What an update tells, in the order of a row.
 TOLD = ("nats", "estimator_error", "gradient_norm", "estimator_norm")

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dnirnn.config.network import device_of
+from dnirnn.config.options import from_config
+from dnirnn.config.registry import TASKS
 from dnirnn.data import Vocabulary
 from dnirnn.device import find_device
 from dnirnn.model import SequenceModel
-from dnirnn.tasks import char_lm
-from dnirnn.tasks.network import device_of
-from dnirnn.tasks.options import from_config
-from dnirnn.trainer import load_weights, read_config
+from dnirnn.training.trainer import load_weights, read_config
 
 WIDTH = 80  # characters a line
 MARK, NEWLINE = "|", "↵"
@@ -37,6 +37,7 @@ def detectors(
     place, config = find_device(device), read_config(run)
     if config.get("task") != "char-lm" or config["core"] != "hm-lstm":
         raise ValueError(f"detectors needs a run of char-lm with --core hm-lstm; {run} is none")
+    char_lm = TASKS["char-lm"]
     model, vocabulary = char_lm.restore(config)
     known = load_weights(run, model.to(place), weights)
     if text is None:

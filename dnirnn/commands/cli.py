@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import os
 import shlex
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,11 +15,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dnirnn.device import find_device
-from dnirnn.tasks import compare, detectors, doctor, recipes, reproduce, training
-from dnirnn.tasks.char_lm import CharLMOptions
-from dnirnn.tasks.digits import TRAININGS
-from dnirnn.tasks.options import (
+from dnirnn.commands import compare, detectors, doctor, reproduce, training
+from dnirnn.config.options import (
     CORES,
     ESTIMATORS,
     add_arguments,
@@ -28,9 +24,11 @@ from dnirnn.tasks.options import (
     for_each,
     from_arguments,
 )
-from dnirnn.tasks.runs import Failure
-from dnirnn.tasks.training import TASKS
-from dnirnn.trainer import Interrupted, NonFinite
+from dnirnn.config.registry import TASKS
+from dnirnn.device import find_device
+from dnirnn.reports import recipes
+from dnirnn.reports.runs import Failure
+from dnirnn.training.trainer import Interrupted, NonFinite
 from dnirnn.version import __version__
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -298,7 +296,7 @@ def add_compare(parent: argparse.ArgumentParser) -> None:
         group = task.add_argument_group("comparison")
         add_cores(group)
         if name == "digits":
-            add_trainings(group)
+            add_trainings(group, TASKS[name].TRAININGS)
         else:
             add_truncations(group)
         group.add_argument(
@@ -360,14 +358,14 @@ def add_truncations(group: Any) -> None:
     )
 
 
-def add_trainings(group: Any) -> None:
+def add_trainings(group: Any, trainings: Sequence[str]) -> None:
     group.add_argument(
         "--trainings",
         nargs="+",
-        choices=TRAININGS,
-        default=TRAININGS,
+        choices=trainings,
+        default=trainings,
         help="backpropagation over network B's horizon, cut at each of its ticks, the same with"
-        f" synthetic gradients (default: {' '.join(TRAININGS)})",
+        f" synthetic gradients (default: {' '.join(trainings)})",
     )
 
 
@@ -548,7 +546,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     arms = list(product((2, 8, 40), ("none", "dni")))
     rounds = -(-len(arms) // jobs)
     networks = [
-        CharLMOptions(
+        TASKS["char-lm"].Options(
             estimator=estimator,
             minutes=max(arguments.minutes / rounds - DEMO_OVERHEAD, 0.02),
             threads=threads,
@@ -567,9 +565,3 @@ DEMO_OVERHEAD = 0.2  # minutes of a run that are not training: starting, evaluat
 def run_doctor(arguments: argparse.Namespace) -> int:
     print(doctor.report())
     return OK
-
-
-if __name__ == "__main__":
-    # A process started in the background ignores Ctrl-C; a run must be able to save.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from dnirnn.log import read_log
-from dnirnn.tasks.options import remembered, to_arguments
-from dnirnn.tasks.progress import bar, fraction, minutes, move
-from dnirnn.tasks.task import Figure
-from dnirnn.tasks.training import TASKS, figures_of
-from dnirnn.trainer import LOG, RESULT, check_config, read_json
+from dnirnn.config.options import remembered, to_arguments
+from dnirnn.config.registry import TASKS
+from dnirnn.config.task import Figure, figures_of
+from dnirnn.training.log import read_log
+from dnirnn.training.progress import bar, fraction, minutes, move
+from dnirnn.training.trainer import LOG, RESULT, check_config, read_json
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 60.0  # what a run may take to finish its update and save
@@ -113,7 +113,7 @@ class Child:
     def __init__(self, task: str, run: Run):
         self.run = run
         self.errors: IO[bytes] = tempfile.TemporaryFile()
-        command = [sys.executable, "-m", "dnirnn.tasks.cli", "train", task]
+        command = [sys.executable, "-m", "dnirnn", "train", task]
         threads = str(run.options.threads)
         self.process = subprocess.Popen(
             [*command, "--out", str(run.folder), *to_arguments(run.options)],

@@ -24,10 +24,10 @@ from dnirnn import (
     Skip,
     WeightDrop,
 )
+from dnirnn.config.options import CoreOptions
+from dnirnn.config.task import Figure, Measure
 from dnirnn.core import Core
 from dnirnn.model import SequenceModel
-from dnirnn.tasks.options import CoreOptions
-from dnirnn.tasks.task import Figure, Measure
 
 Builder = Callable[[CoreOptions, int], Core]
 STEEPEST = 5.0  # slope of a detector's gradient, as in the paper

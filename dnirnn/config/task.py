@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from dnirnn.data import Batch, Stream
 from dnirnn.model import SequenceModel
-from dnirnn.tasks.progress import minutes
-from dnirnn.trainer import TrainerConfig
+from dnirnn.training.progress import minutes
+from dnirnn.training.trainer import TrainerConfig
 
 Measure = Callable[[SequenceModel], dict[str, float]]
 
@@ -40,6 +40,11 @@ class Figure(NamedTuple):
     label: str
     form: str
     lower_is_better: bool
+
+
+def figures_of(result: dict) -> dict[str, float]:
+    """The metrics of the best model: those of validation, and those of test over them."""
+    return {**(result.get("best") or {}), **(result.get("test") or {})}
 
 
 def steps_per_update(options: Any) -> int | None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from dnirnn.tasks import plots
-from dnirnn.tasks.cores import described
-from dnirnn.tasks.curves import points
-from dnirnn.tasks.runs import Failure, Run, checked, run_missing, write_csv, write_log
-from dnirnn.tasks.task import Figure, steps_per_update
-from dnirnn.tasks.training import TASKS, figures_of
-from dnirnn.trainer import LOG
+from dnirnn.config.cores import described
+from dnirnn.config.registry import TASKS
+from dnirnn.config.task import Figure, figures_of, steps_per_update
+from dnirnn.reports import plots
+from dnirnn.reports.curves import points
+from dnirnn.reports.runs import Failure, Run, checked, run_missing, write_csv, write_log
+from dnirnn.training.trainer import LOG
 
 ARM = ("core", "truncation", "estimator", "seed", "lr")
 
