@@ -1,5 +1,7 @@
 """Truncated recurrent networks with synthetic gradients at the cuts, for PyTorch."""
 
+import importlib
+
 from dnirnn.cells import GRU, RNN, NormLSTM, WeightDrop
 from dnirnn.core import Core
 from dnirnn.estimators import (
@@ -19,6 +21,22 @@ from dnirnn.true_gradient import TrueGradient, true_gradients
 from dnirnn.truncated import Truncated
 from dnirnn.version import __version__
 
+# Imported when asked for: what a core and its cuts do not need.
+LATER = {
+    "LoadedRun": "dnirnn.config.load",
+    "load": "dnirnn.config.load",
+    "Trainer": "dnirnn.training.trainer",
+    "TrainerConfig": "dnirnn.training.trainer",
+    "read_log": "dnirnn.training.log",
+}
+
+
+def __getattr__(name: str):
+    if name in LATER:
+        return getattr(importlib.import_module(LATER[name]), name)
+    raise AttributeError(f"module 'dnirnn' has no attribute {name!r}")
+
+
 __all__ = [
     "BPLambda",
     "Clockwork",
@@ -35,17 +53,23 @@ __all__ = [
     "Interface",
     "LSTM",
     "LeastSquares",
+    "LoadedRun",
     "Masks",
     "NormLSTM",
     "PhasedLSTM",
     "RNN",
     "Skip",
     "SyntheticGradient",
+    "Trainer",
+    "TrainerConfig",
     "TrueGradient",
     "Truncated",
     "WeightDrop",
     "ZeroGradient",
+    "__version__",
     "backward",
     "draw_masks",
+    "load",
+    "read_log",
     "true_gradients",
 ]

@@ -15,7 +15,6 @@ from dnirnn.commands import cli, training
 from dnirnn.commands.cli import main
 from dnirnn.config.options import add_arguments, flag, from_arguments, to_arguments
 from dnirnn.tasks.char_lm import CharLMOptions
-from dnirnn.tasks.copy import CopyOptions
 from dnirnn.training.log import WALL_CLOCK, read_log
 
 TINY = ["--hidden", "8", "--embedding", "4", "--batch", "4", "--truncation", "5"]

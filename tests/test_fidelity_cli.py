@@ -12,7 +12,7 @@ from test_cli import refused
 from dnirnn import BPLambda, LeastSquares, SyntheticGradient, TrueGradient
 from dnirnn.commands import compare
 from dnirnn.commands.cli import main
-from dnirnn.config.options import CONTEXTS, ESTIMATORS, EstimatorOptions, to_arguments, with_value
+from dnirnn.config.options import ESTIMATORS, EstimatorOptions, to_arguments, with_value
 from dnirnn.config.task import trainer_config
 from dnirnn.tasks import adding, char_lm, copy, digits, repeat_copy
 from dnirnn.tasks.copy import CopyOptions, build

@@ -21,7 +21,7 @@ ORDER = [
     {"cells"},
     {"stacks", "hierarchy"},
     {"model"},
-    {"fidelity", "distributed"},
+    {"fidelity", "distributed", "testing"},
     {"training"},
     {"trainer"},  # where training.trainer was
     {"config"},

@@ -2,7 +2,7 @@
 
 import warnings
 
-from dnirnn.training.trainer import *  # noqa: F403
+from dnirnn.training.trainer import *
 
 warnings.warn(
     "dnirnn.trainer is now dnirnn.training.trainer", DeprecationWarning, stacklevel=2
