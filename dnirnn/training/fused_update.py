@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dnirnn import ops  # noqa: F401  # loads the operator
+
 MOST = 56  # tensors of a kernel's arguments
 
 
