@@ -9,11 +9,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import cost, cuda, op, stacks, steps
+from benchmarks import cost, cuda, depth, op, stacks, steps
 from benchmarks.timing import alternate, machine
 from dnirnn.device import find_device
 
-PARTS = ("op", "bfloat16", "sample", "step", "cost", "stacks", "cuda")
+PARTS = ("op", "bfloat16", "sample", "step", "cost", "stacks", "depth", "cuda")
 STEP_HIDDEN, STEP_BATCH, STEP_LENGTH = (256, 512, 1024), (32, 128), 8
 
 
@@ -48,6 +48,8 @@ def main() -> None:
         found["cost"] = bench_cost(options)
     if "stacks" in parts:
         found["stacks"] = bench_stacks(options, rates[stacks.HIDDEN])
+    if "depth" in parts:
+        found["depth"] = bench_depth(options)
     if "cuda" in parts:
         # As it comes: the time on a GPU may end before its figures do.
         found["cuda"] = bench_cuda(options, lambda so_far: write(options.out, found | {"cuda": so_far}))
@@ -58,6 +60,21 @@ def main() -> None:
 def write(path: Path, found: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def bench_depth(options: argparse.Namespace) -> dict[str, float]:
+    print("\nA feed-forward network of 6 x 256, batch 256, cut above every layer, linear estimators;")
+    print("floor: the products of the step with estimators, and its Adam, alone")
+    times = alternate(depth.sides(), options.seconds)
+    row = {f"{name}_ms": 1e3 * seconds for name, seconds in times.items()}
+    row["dni_vs_backpropagation"] = times["dni"] / times["backpropagation"]
+    print(f"{'DNI ms':>8} {'backpropagation ms':>19} {'DNI/backpropagation':>20} {'floor ms':>9}")
+    print(
+        f"{row['dni_ms']:8.3f} {row['backpropagation_ms']:19.3f}"
+        f" {row['dni_vs_backpropagation']:20.2f} {row['floor_ms']:9.3f}",
+        flush=True,
+    )
+    return row
 
 
 def bench_op(options: argparse.Namespace) -> list[dict]:

@@ -130,11 +130,11 @@ def hierarchy() -> Peer:
     return Peer(core, loop, True)
 
 
-def by_step(core: Core) -> Peer:
+def by_step(core: Core, fused: bool = False) -> Peer:
     def loop(x: Tensor) -> Tensor:
         return Core.forward(core, x, core.initial_state(x.shape[1]))[0]
 
-    return Peer(core, loop, False)
+    return Peer(core, loop, fused)
 
 
 PEERS: dict[str, Callable[[], Peer]] = {
@@ -146,8 +146,11 @@ PEERS: dict[str, Callable[[], Peer]] = {
     "dilated LSTM 1 2 4": lambda: dilated("lstm"),
     "every 4 on an LSTM": every,
     "hierarchy, period 4": hierarchy,
-    "norm LSTM": lambda: by_step(dnirnn.NormLSTM(INPUT, HIDDEN)),
-    "phased LSTM": lambda: by_step(dnirnn.PhasedLSTM(INPUT, HIDDEN)),
+    "norm LSTM": lambda: by_step(dnirnn.NormLSTM(INPUT, HIDDEN), True),
+    "norm LSTM, zoneout": lambda: by_step(
+        dnirnn.NormLSTM(INPUT, HIDDEN, zoneout_h=0.05, zoneout_c=0.5), True
+    ),
+    "phased LSTM": lambda: by_step(dnirnn.PhasedLSTM(INPUT, HIDDEN), True),
     "fast-slow 2": lambda: by_step(dnirnn.FastSlow(INPUT, HIDDEN, HIDDEN)),
     "HM-LSTM, 3 layers": lambda: by_step(dnirnn.HMLSTM(INPUT, HIDDEN)),
     "skip LSTM": lambda: by_step(dnirnn.Skip(dnirnn.LSTM(INPUT, HIDDEN))),

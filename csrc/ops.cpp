@@ -16,6 +16,21 @@ TORCH_LIBRARY(dnirnn, m) {
       "Tensor gates, Tensor between, Tensor[] weights, Tensor? reset, int truncation, "
       "int probe_rows, bool with_grad_x, bool with_grad_state, bool with_grad_weights) "
       "-> (Tensor, Tensor, Tensor, Tensor[])");
+  // One LSTM layer with gates over its state and layer normalisation, N chunks of K steps: (output,
+  // sent, and the histories h, c, gates, normed, scales).
+  m.def(
+      "gated_lstm(Tensor x, Tensor state, Tensor? probe, Tensor[] weights, Tensor[] norm, "
+      "Tensor? open_h, Tensor? open_c, Tensor? factor, int truncation, Tensor? reset) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // (grad_x, grad_state, grad_probe, grad_weights, grad_norm, grad_open_h, grad_open_c), each empty
+  // where it is not asked for.
+  m.def(
+      "gated_lstm_backward(Tensor? grad_output, Tensor? grad_sent, Tensor x, Tensor h, Tensor c, "
+      "Tensor gates, Tensor normed, Tensor scales, Tensor[] weights, Tensor[] norm, "
+      "Tensor? open_h, Tensor? open_c, Tensor? factor, Tensor? reset, int truncation, "
+      "bool with_grad_x, bool with_grad_state, bool with_grad_probe, bool with_grad_weights, "
+      "bool with_grad_open_h, bool with_grad_open_c) "
+      "-> (Tensor, Tensor, Tensor, Tensor[], Tensor[], Tensor, Tensor)");
   // One layer, plain or of gated units: (output, the history of gated units, else empty).
   m.def(
       "recurrent(Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, "
@@ -29,6 +44,8 @@ TORCH_LIBRARY(dnirnn, m) {
   m.def(
       "clockwork(Tensor x, Tensor state, Tensor[] weights, int[] periods, int t0, bool lstm) "
       "-> (Tensor, Tensor)");
+  // dnirnn.Masks: which of `size` units are kept at each t [T, B]: bool [T, B, size].
+  m.def("masks(Tensor t, Tensor seed, int size, int threshold) -> Tensor");
   // (error, gradients)
   m.def("regression(Tensor entered, Tensor target, Tensor[] estimator) -> (Tensor, Tensor[])");
 }

@@ -4,8 +4,11 @@ import importlib
 
 from dnirnn.cells import GRU, RNN, NormLSTM, WeightDrop
 from dnirnn.core import Core
+from dnirnn.cuts import cut, receive, send
+from dnirnn.decoupled import Decoupled
 from dnirnn.estimators import (
     BPLambda,
+    ConvSyntheticGradient,
     GradientEstimator,
     LeastSquares,
     SyntheticGradient,
@@ -40,7 +43,9 @@ def __getattr__(name: str):
 __all__ = [
     "BPLambda",
     "Clockwork",
+    "ConvSyntheticGradient",
     "Core",
+    "Decoupled",
     "Deep",
     "Dilated",
     "Every",
@@ -68,8 +73,11 @@ __all__ = [
     "ZeroGradient",
     "__version__",
     "backward",
+    "cut",
     "draw_masks",
     "load",
     "read_log",
+    "receive",
+    "send",
     "true_gradients",
 ]

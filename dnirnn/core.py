@@ -4,12 +4,17 @@ Letters: T steps, B batch, I input, O output, S state, N chunks, K steps a chunk
 """
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 
 Pull = Callable[[int, Tensor], Tensor]
+
+# Of the call of a Truncated at hand, in this thread.
+CHARGES: ContextVar[list[Tensor] | None] = ContextVar("CHARGES", default=None)
 
 
 class Core(nn.Module, abc.ABC):
@@ -22,24 +27,59 @@ class Core(nn.Module, abc.ABC):
     The state is one tensor [B, S], whatever the core is made of: a stack concatenates the states of
     its parts along the last dimension.
 
-    A core that adds to the loss itself (a price for what it does) sets ``charges`` to None in its
-    constructor. While :class:`dnirnn.Truncated` runs it, or a stack that it is a part of,
-    ``charges`` is a list, to which it appends what the sequences' own losses grow by: 0-d tensors,
-    summed over rows, attached to the graph.
+    A core that adds to the loss itself (a price for what it does) says so by :meth:`charge`.
+
+    Called as ``core(x, state)``, its parameters are its attributes at that moment, whatever put them
+    there (pruning, a parametrisation, ``torch.func.functional_call``), and its hooks run; so they do
+    inside :class:`dnirnn.Truncated`, once a chunk.
+
+    A call without t0 goes on at the time that its state knows: 0 for an ``initial_state``, for what a
+    call returned the steps behind it, for as long as nobody changes it.
+
+    reads_t: whether ``step`` itself reads t; its parts say so themselves. Where one does, a state
+        that does not know the time is refused without t0. None, not said: it is taken as 0.
     """
 
     input_size: int
     output_size: int
     state_size: int
-    charges: list[Tensor] | None
+    reads_t: bool | None = None
+
+    def __call__(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        t0: int | Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        check_state_is_one(self, state_BS)
+        t0 = known_t(self, state_BS) if t0 is None else t0
+        output, ended = super().__call__(x_TBI, state_BS, t0, reset)
+        return output, keep_t(self, ended, t0, reset, x_TBI.shape[0])
+
+    def charge(self, amount: Tensor) -> None:
+        """Adds to the loss that :func:`dnirnn.backward` goes back from.
+
+        amount: 0-d, what the sequences' own losses grow by, summed over rows; attached to the
+            graph. Outside of a call of :class:`dnirnn.Truncated` nobody takes it.
+        """
+        charges = CHARGES.get()
+        if charges is not None:
+            charges.append(amount)
 
     def initial_state(self, batch_size: int) -> Tensor:
-        """The state [B, S] a sequence starts from: zeros, in at least float32."""
+        """The state [B, S] a sequence starts from: zeros, in at least float32.
+
+        It may be learned: a subclass returns, say, ``self.start.expand(batch_size, -1)`` of a
+        parameter ``start`` [S]. What is given to a call as its state, and what a ``reset`` puts in a
+        row, sends its gradient back there.
+        """
         parameter = next(self.parameters(), None)
         if parameter is None:
             raise NotImplementedError(f"{type(self).__name__} has no parameters: write initial_state")
         dtype = torch.promote_types(parameter.dtype, torch.float32)
-        return torch.zeros(batch_size, self.state_size, dtype=dtype, device=parameter.device)
+        zeros = torch.zeros(batch_size, self.state_size, dtype=dtype, device=parameter.device)
+        return with_t(zeros, 0)
 
     @abc.abstractmethod
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
@@ -149,6 +189,116 @@ class Core(nn.Module, abc.ABC):
             outputs.append(output)
             t = t + 1 if reset is None else torch.where(reset[i], 0, t) + 1
         return torch.cat(outputs), torch.stack([*sent, state]), torch.stack(entered)
+
+
+@contextmanager
+def charging() -> Iterator[list[Tensor]]:
+    """Gathers what cores charge inside, in this thread."""
+    token = CHARGES.set([])
+    try:
+        yield CHARGES.get()
+    finally:
+        CHARGES.reset(token)
+
+
+def resets_to(core: Core, kind: type[Core], reset: Tensor | None) -> bool:
+    """Whether ``reset`` puts ``kind``'s own initial state in a row, if any: nobody overrode it."""
+    return reset is None or type(core).initial_state is kind.initial_state
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def unroll(core: Core, way: str, *arguments):
+    """``core.unroll_chunks(*arguments)``, or another way of unrolling it.
+
+    Where the core has hooks it is by calls of the core, one a chunk, so that they run.
+    """
+    return getattr(Core, way)(core, *arguments) if has_hooks(core) else getattr(core, way)(*arguments)
+
+
+def step(core: Core, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+    """``core.step(x, state, t)``; by a call of the core where it has hooks, so that they run."""
+    if not has_hooks(core):
+        return core.step(x_BI, state_BS, t)
+    output, state = core(x_BI[None], state_BS, t)
+    return output[0], state
+
+
+def check_state_is_one(core: Core, state: Tensor) -> None:
+    if isinstance(state, Tensor):
+        return
+    how = " (core.pack_state(h, c) makes one of torch's)" if hasattr(core, "pack_state") else ""
+    raise TypeError(f"state must be one tensor [B, {core.state_size}]{how}; got {type(state).__name__}")
+
+
+def reads_t(core: Core) -> bool | None:
+    """Whether the core, or a part of it, reads t; None where one does not say."""
+    if core.reads_t or not core._modules:
+        return core.reads_t
+    said = {getattr(part, "reads_t", False) for part in core.modules()}
+    return True if True in said else None if None in said else False
+
+
+def version(state: Tensor) -> int | None:
+    return None if state.is_inference() else state._version
+
+
+def with_t(state: Tensor, t: int | Tensor) -> Tensor:
+    """The state, knowing the t of the next step for as long as nobody changes it."""
+    if not torch.compiler.is_compiling():
+        state.next_t = t, version(state)
+    return state
+
+
+def known_t(core: Core, state: Tensor) -> int | Tensor:
+    """The t of the next step, which the state knows; 0 where the core does not read it.
+
+    Raises ValueError where it reads it, and the state does not know.
+    """
+    asked = reads_t(core)
+    if asked is False:
+        return 0
+    if not torch.compiler.is_compiling():
+        t, changed = getattr(state, "next_t", (None, None))
+        if t is not None and changed == version(state):
+            return t
+    if asked is None:
+        return 0
+    raise ValueError(
+        f"t0 must be given: {type(core).__name__} reads the time, and this state does not know it,"
+        " being neither an initial_state nor what a call returned, as it was. Give t0=0 where"
+        " sequences start, else the steps since then, an int or a LongTensor [B]"
+    )
+
+
+def keep_t(
+    core: Core, ended: Tensor, t0: int | Tensor, reset: Tensor | None, steps: int
+) -> Tensor:
+    return ended if reads_t(core) is False else with_t(ended, advance(t0, reset, steps))
+
+
+def between_resets(
+    run: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    x_TBI: Tensor,
+    state_BS: Tensor,
+    initial_BS: Tensor,
+    reset_TB: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """run(x, state) -> (outputs, state) over the stretches between the steps with a reset."""
+    starts = [0, *(i for i in reset_TB.any(1).nonzero().flatten().tolist() if i), len(x_TBI)]
+    outputs, state = [], state_BS
+    for start, end in zip(starts, starts[1:]):
+        state = torch.where(reset_TB[start, :, None], initial_BS, state)
+        output, state = run(x_TBI[start:end], state)
+        outputs.append(output)
+    return torch.cat(outputs), state
 
 
 def advance(t0: int | Tensor, reset: Tensor | None, steps: int) -> int | Tensor:

@@ -1,8 +1,10 @@
 """Devices by name: found, or refused in one line, and never another one in its place."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -30,6 +32,26 @@ def find_device(name: str | torch.device) -> torch.device:
         there = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise ValueError(f"device {name}: there is {there} here")
     return torch.device("cuda", number)
+
+
+def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: those it may run on, or what a container's quota is worth.
+
+    cgroups: where the kernel shows the quotas (cgroup v2's cpu.max, v1's cpu.cfs_quota_us).
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((cgroups / name).read_text() for name in names).split()
+            # A part of a core that is left over is worth a thread; "max" and -1 are no quota.
+            if quota != "max" and int(quota) > 0:
+                cores = min(cores, -(-int(quota) // int(period)))
+        except (OSError, ValueError):
+            continue
+    return max(1, cores)
 
 
 @contextmanager

@@ -3,7 +3,25 @@
 import torch
 from torch import Tensor, nn
 
-from dnirnn.core import Core
+from dnirnn.core import Core, between_resets
+
+REFUSED = {
+    "bidirectional": "a truncated network can't read the future",
+    "batch_first": "inputs are [T, B, I]; of [B, T, I] give x.transpose(0, 1)",
+    "proj_size": "project the output with an nn.Linear",
+    "dropout": "its masks would change with the truncation; between layers, dnirnn.Deep(cores,"
+    " dropout=...)",
+}
+
+
+def refuse_options(kind: type, options: dict[str, object]) -> None:
+    """Raises TypeError for the options of torch.nn's modules that ``kind`` has none of."""
+    for name, value in options.items():
+        why = REFUSED.get(name)
+        if why is None:
+            raise TypeError(f"{kind.__name__} has no argument {name}; got {name}={value!r}")
+        if value:
+            raise TypeError(f"{kind.__name__} has no {name}: {why}; got {name}={value!r}")
 
 SUPPORTED = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",
@@ -21,19 +39,15 @@ class FromTorch(Core):
     bidirectional, batch_first, or has proj_size or dropout.
     """
 
+    reads_t = False
+
     def __init__(self, module: nn.RNNBase):
         super().__init__()
-        if not isinstance(module, (nn.LSTM, nn.GRU, nn.RNN)):
+        if not isinstance(module, nn.RNNBase):
             raise TypeError(
                 f"module must be an nn.LSTM, nn.GRU or nn.RNN; got {type(module).__name__}"
             )
-        refused = {
-            "bidirectional": "a truncated network can't read the future",
-            "batch_first": "inputs are [T, B, I]",
-            "proj_size": "project the output with an nn.Linear",
-            "dropout": "its masks would change with the truncation",
-        }
-        for name, why in refused.items():
+        for name, why in REFUSED.items():
             if getattr(module, name):
                 raise ValueError(f"module must not have {name}={getattr(module, name)}: {why}")
         self.module = module
@@ -50,13 +64,9 @@ class FromTorch(Core):
     ) -> tuple[Tensor, Tensor]:
         if reset is None:
             return self.run(x_TBI, state_BS)
-        starts = [0, *(i for i in reset.any(1).nonzero().flatten().tolist() if i), len(x_TBI)]
-        initial, outputs, state = self.initial_state(x_TBI.shape[1]), [], state_BS
-        for start, end in zip(starts, starts[1:]):
-            state = torch.where(reset[start, :, None], initial, state)
-            output, state = self.run(x_TBI[start:end], state)
-            outputs.append(output)
-        return torch.cat(outputs), state
+        if torch.compiler.is_compiling():  # where resets are is not known there
+            return super().forward(x_TBI, state_BS, t0, reset)
+        return between_resets(self.run, x_TBI, state_BS, self.initial_state(x_TBI.shape[1]), reset)
 
     def reduced(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple:
         """nn.LSTM in the CPU's autocast dtype: torch would take oneDNN's where this CPU has none."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dnirnn.core import Core
+from dnirnn.core import Core, step, with_t
 from dnirnn.estimators import GradientEstimator, SyntheticGradient, ZeroGradient
 from dnirnn.truncated import Truncated
 
@@ -41,6 +41,8 @@ class Hierarchy(Core):
     section 3.2 (networks A and B).
     """
 
+    reads_t = True
+
     def __init__(self, fast: Core, slow: Core, period: int):
         super().__init__()
         for name, core in (("fast", fast), ("slow", slow)):
@@ -69,14 +71,14 @@ class Hierarchy(Core):
     def initial_state(self, batch_size: int) -> Tensor:
         states = [core.initial_state(batch_size) for core in (self.fast, self.slow)]
         message = states[1].new_zeros(batch_size, self.slow.output_size)
-        return torch.cat([*states, message], 1)
+        return with_t(torch.cat([*states, message], 1), 0)
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         fast, slow, message = state_BS.split(self.sizes, 1)
-        output, fast = self.fast.step(torch.cat([x_BI, message.to(x_BI.dtype)], 1), fast, t)
+        output, fast = step(self.fast, torch.cat([x_BI, message.to(x_BI.dtype)], 1), fast, t)
         ticks = (t + 1) % self.period == 0
         if isinstance(ticks, Tensor) or ticks:
-            said, ticked = self.slow.step(output, slow, t // self.period)
+            said, ticked = step(self.slow, output, slow, t // self.period)
             if isinstance(ticks, Tensor):
                 said = torch.where(ticks[:, None], said, message)
                 ticked = torch.where(ticks[:, None], ticked, slow)

@@ -1,13 +1,15 @@
 """The cut between two chunks, and the one backward pass that serves every cut."""
 
 import math
+import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dnirnn.core import Pull
-from dnirnn.estimators import GradientEstimator
+from dnirnn.estimators import GradientEstimator, ZeroGradient
 
 
 class Interface(NamedTuple):
@@ -36,7 +38,12 @@ class Interface(NamedTuple):
         accumulate). None without one, or where no boundary has a next one.
     ends: bool [N, B]: rows whose sequence ends at that boundary. None where none does.
     charge: 0-d, what the core itself adds to the sequences' own losses, summed over steps and rows
-        (see ``Core.charges``); attached. None where it adds nothing.
+        (see ``Core.charge``); attached. None where it adds nothing.
+    weight: as entered without its last dimension, 1 for the rows that the estimator is fitted on
+        and 0 for the others. None where it is fitted on all.
+    steps: time steps of the call.
+    predicted: as entered, what the estimator says there, unscaled, where that is known already: its
+        regression need not ask again. None where it is not, as at cuts of time.
     """
 
     sent: Tensor
@@ -51,21 +58,64 @@ class Interface(NamedTuple):
     ahead: tuple[Tensor, Tensor, Tensor | None] | None = None
     ends: Tensor | None = None
     charge: Tensor | None = None
+    weight: Tensor | None = None
+    steps: int = 1
+    predicted: Tensor | None = None
 
 
-def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> dict[str, Tensor]:
+def make_probe(
+    *shape: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """Zeros that require grad, for an Interface's probe.
+
+    A backward pass that reaches them raises RuntimeError, unless it is that of :func:`backward` with
+    the probe's interface: any other one leaves the synthetic gradients out.
+    """
+    probe = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
+    probe.register_post_accumulate_grad_hook(refuse_other_backward)
+    return probe
+
+
+def refuse_other_backward(probe: Tensor) -> None:
+    if not getattr(probe, "reached", False):
+        raise RuntimeError(
+            "a backward pass went through a cut whose interface was not given to dnirnn.backward, so"
+            " no synthetic gradient was sent and no estimator fitted. In the place of"
+            " loss.backward() write dnirnn.backward(loss, interfaces), with the interfaces of every"
+            " call that the loss depends on; checkpoint with use_reentrant=False; or take"
+            " dnirnn.ZeroGradient() as the estimator, for plain truncation"
+        )
+
+
+def backward(
+    loss: Tensor,
+    interfaces: Sequence[Interface],
+    unit: float | None = None,
+    *,
+    reduction: str | None = None,
+    micro_batches: int = 1,
+    scaler: torch.amp.GradScaler | None = None,
+) -> dict[str, Tensor]:
     """One backward pass: the loss's gradient and the synthetic gradients, then the regressions.
 
     Stands where ``loss.backward()`` stood. Adds to the .grad of the core's parameters the gradient
     of ``loss`` plus, for every cut, synthetic[n] carried back through chunk n; and to the .grad of
     every estimator's parameters the gradient of its regression on the bootstrapped targets
     (the loss's gradient within the chunk plus discount * estimator(sent[n]) carried back through it).
-    What a core charges (``Core.charges``) is a part of the loss, times ``unit``.
+    What a core charges (``Core.charge``) is a part of the loss, times ``unit``.
 
-    unit: the factor by which ``loss`` multiplies a sequence's own loss summed over its steps: 1 / B
-        for a sum over steps and a mean over the batch, 1 / (T * B) for a mean over both, times any
-        loss scale. Injections are multiplied by it and targets divided by it, so that an estimator
-        learns the same whatever the batch size.
+    interfaces: those of every call that ``loss`` depends on, each once.
+    reduction: "sum" where ``loss`` is summed over the steps and rows of a call, "mean" where it is
+        their mean; of several calls, the sum of such means. None: "sum", with a warning where the
+        loss is seen to be a mean.
+    unit: in its place, for other losses: the factor by which ``loss`` multiplies a sequence's own
+        loss summed over its steps: 1 / B for a sum over steps and a mean over the batch, 1 / (T B)
+        for a mean over both. Injections are multiplied by it and targets divided by it, so that an
+        estimator learns the same whatever the batch size.
+    micro_batches: calls of equal batch size whose gradients are gathered before an optimizer steps.
+        A share of 1 / micro_batches of every gradient is added, the loss's and the estimators'.
+    scaler: scales the loss and all gradients, the estimators' too; then ``scaler.step`` takes any
+        optimizer, and where a gradient is not finite no estimator's buffer is changed either.
 
     Returns detached 0-d tensors, without waiting for the device: ``estimator_error`` (half the
     squared error, summed over S, meaned over rows and interfaces), and ``auxiliary_error`` likewise
@@ -74,50 +124,176 @@ def backward(loss: Tensor, interfaces: list[Interface], unit: float = 1.0) -> di
     Estimators whose scale and discount differ, with lambda targets, an auxiliary task or BPLambda
     take further passes through the chunks, before the one that fills .grad.
 
-    Raises ValueError where ``loss`` is not a scalar or ``unit`` not positive and finite.
+    Raises TypeError or ValueError naming the argument that does not fit, an interface that was made
+    without gradients among them, before anything is computed; and RuntimeError where the loss
+    depends on a call with an estimator whose interface was left out.
 
     Source: Jaderberg et al. 2017, section 2.1 (the update and its bootstrapped target).
     """
-    if loss.numel() != 1:
-        raise ValueError(f"loss must be a scalar; got shape {tuple(loss.shape)}")
-    if not 0 < unit < math.inf:
-        raise ValueError(f"unit must be positive and finite; got {unit!r}")
+    live = check_cuts(loss, interfaces)
+    unit = unit_of(loss, interfaces, unit, reduction, live)
+    if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
+        raise ValueError(f"micro_batches must be an int of at least 1; got {micro_batches!r}")
     loss = charged(loss, interfaces, unit)
-    live = [cut for cut in interfaces if cut.synthetic is not None]
+    # What multiplies the loss beyond what the caller did; the estimators' gradients too.
+    factor: float | Tensor = 1.0
+    if micro_batches > 1:
+        factor = 1 / micro_batches
+        loss = loss * factor
+    if scaler is not None:
+        loss = scaler.scale(loss)
+        factor = factor * scaler.scale(torch.ones_like(loss.detach()))
+    unit = unit * factor
     tensors = [loss, *(cut.sent for cut in live)]
 
     apart = [cut for cut in live if cut.bootstrap is not None or cut.pull is not None]
     targets = targets_of(apart, live, tensors, unit) if apart else ()
     jacobians = {id(cut): jacobian(cut) for cut in live if cut.estimator.needs_jacobian}
 
+    for cut in live:
+        cut.probe.reached = True
     torch.autograd.backward(tensors, [None, *(unit * cut.synthetic for cut in live)])
     for cut, target in zip(apart, targets):
         cut.probe.grad = target
 
     if not live:
         return {}
-    errors = [accumulate(cut, unit, jacobians.get(id(cut))) for cut in live]
+    if micro_batches == 1 and scaler is None:
+        return fit(live, unit, jacobians)
+    return fit_in_part(live, unit, jacobians, factor, kept=scaler is not None)
+
+
+def fit(
+    cuts: list[Interface], unit: float | Tensor, jacobians: dict[int, Tensor]
+) -> dict[str, Tensor]:
+    """Fits the estimators of cuts whose probes have their gradients: what ``backward`` returns."""
+    errors = [accumulate(cut, unit, jacobians.get(id(cut))) for cut in cuts]
     found = {"estimator_error": mean(errors)}
     ahead = [
         cut.estimator.ahead.accumulate(*cut.ahead[:2], weight=cut.ahead[2])
-        for cut in live
+        for cut in cuts
         if cut.ahead is not None
     ]
     return {**found, "auxiliary_error": mean(ahead)} if ahead else found
+
+
+def fit_in_part(
+    cuts: list[Interface],
+    unit: float | Tensor,
+    jacobians: dict[int, Tensor],
+    factor: float | Tensor,
+    kept: bool,
+) -> dict[str, Tensor]:
+    """``fit``, adding ``factor`` times the gradients.
+
+    kept: whether what is fitted without a gradient stays as it was where a target is not finite.
+    """
+    estimators = {id(cut.estimator): cut.estimator for cut in cuts}.values()
+    parameters = [p for estimator in estimators for p in estimator.parameters()]
+    fitted = [p for p in parameters if p.requires_grad]
+    buffers = [] if not kept else [b for estimator in estimators for b in estimator.buffers()]
+    buffers += [] if not kept else [p for p in parameters if not p.requires_grad]
+    before = [buffer.clone() for buffer in buffers]
+    gathered = [p.grad for p in fitted]
+    for p in fitted:
+        p.grad = None
+    found = fit(cuts, unit, jacobians)
+    with torch.no_grad():
+        for p, gradient in zip(fitted, gathered):
+            if p.grad is not None:
+                p.grad.mul_(factor)
+                p.grad = p.grad if gradient is None else gradient.add_(p.grad)
+            else:
+                p.grad = gradient
+        if buffers:
+            good = torch.stack([cut.probe.grad.isfinite().all() for cut in cuts]).all()
+            for buffer, old in zip(buffers, before):
+                buffer.copy_(torch.where(good, buffer, old))
+    return found
+
+
+def check_cuts(loss: Tensor, interfaces: Sequence[Interface]) -> list[Interface]:
+    """The interfaces with an estimator, or an error that says what does not fit."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss must be a scalar tensor; got {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise ValueError(f"loss must be a scalar; got shape {tuple(loss.shape)}")
+    # An Interface is a tuple itself.
+    if isinstance(interfaces, Interface) or not isinstance(interfaces, (list, tuple)):
+        raise TypeError(
+            "interfaces must be a list, such as Truncated returns; got"
+            f" {type(interfaces).__name__}"
+        )
+    live = []
+    for cut in interfaces:
+        if not isinstance(cut, Interface):
+            raise TypeError(f"interfaces must be dnirnn.Interfaces; got {type(cut).__name__}")
+        if cut.synthetic is not None:
+            live.append(cut)
+        elif not isinstance(cut.estimator, ZeroGradient):
+            raise ValueError(
+                "interfaces has one of a call made without gradients: under torch.no_grad, or in a"
+                " checkpoint with use_reentrant=True (write use_reentrant=False)"
+            )
+    if len({id(cut.probe) for cut in live}) < len(live):
+        raise ValueError("interfaces has one of them twice: give each once")
+    return live
+
+
+def unit_of(
+    loss: Tensor,
+    interfaces: Sequence[Interface],
+    unit: float | None,
+    reduction: str | None,
+    live: list[Interface],
+) -> float:
+    """The unit that was given, or that of the reduction."""
+    if unit is not None:
+        if reduction is not None:
+            raise ValueError(f"unit and reduction say the same: give one; got {unit!r}, {reduction!r}")
+        if isinstance(unit, bool) or not isinstance(unit, (int, float)):
+            raise TypeError(f"unit must be a number; got {unit!r}")
+        if not 0 < unit < math.inf:
+            raise ValueError(f"unit must be positive and finite; got {unit!r}")
+        return unit
+    if reduction not in (None, "sum", "mean"):
+        raise ValueError(f'reduction must be "sum" or "mean"; got {reduction!r}')
+    if reduction == "mean" and interfaces:
+        sizes = {cut.steps * cut.sent.shape[1] for cut in interfaces}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"reduction of calls of different sizes {sorted(sizes)} (steps times rows): give unit"
+            )
+        return 1 / sizes.pop()
+    if reduction is None and live and is_mean(loss) and live[0].steps * live[0].sent.shape[1] > 1:
+        warnings.warn(
+            "the loss looks like a mean over steps and rows, and is taken as their sum: write"
+            ' dnirnn.backward(loss, interfaces, reduction="mean"), or "sum" where it is one',
+            stacklevel=3,
+        )
+    return 1.0
+
+
+def is_mean(loss: Tensor) -> bool:
+    """Whether the loss's last operation is a mean; a loss of torch keeps its reduction, 1 of them."""
+    made_by = loss.grad_fn
+    if made_by is None:
+        return False
+    return made_by.name().startswith("MeanBackward") or getattr(made_by, "_saved_reduction", 0) == 1
 
 
 def mean(errors: list[Tensor]) -> Tensor:
     return errors[0] if len(errors) == 1 else torch.stack(errors).mean()
 
 
-def charged(loss: Tensor, interfaces: list[Interface], unit: float) -> Tensor:
+def charged(loss: Tensor, interfaces: Sequence[Interface], unit: float) -> Tensor:
     """The loss with what the cores themselves add to it."""
     charges = [cut.charge for cut in interfaces if cut.charge is not None]
     return loss + unit * sum(charges) if charges else loss
 
 
 def targets_of(
-    cuts: list[Interface], live: list[Interface], tensors: list[Tensor], unit: float
+    cuts: list[Interface], live: list[Interface], tensors: list[Tensor], unit: float | Tensor
 ) -> list[Tensor]:
     """The targets, times unit, of cuts for which those of the injecting pass will not do."""
     boots = [cut.synthetic if cut.bootstrap is None else cut.bootstrap for cut in live]
@@ -154,20 +330,29 @@ def jacobian(cut: Interface) -> Tensor:
     return found if cut.ends is None else found.masked_fill(cut.ends[..., None, None], 0)
 
 
-def accumulate(cut: Interface, unit: float, jacobian: Tensor | None) -> Tensor:
+def accumulate(cut: Interface, unit: float | Tensor, jacobian: Tensor | None) -> Tensor:
     """Fits the estimator of a cut whose probe has its gradient: the regression error."""
-    size = cut.probe.shape[-1]
-    entered, target = cut.entered.reshape(-1, size), cut.probe.grad.reshape(-1, size) / unit
-    more = [] if cut.context is None else [cut.context[:-1].flatten(0, 1)]
-    weighed = {}
+    if cut.probe.grad is None:
+        raise RuntimeError(
+            "nothing came back to a cut: the loss does not depend on what dnirnn.cut returned first,"
+            " which the rest of the network must read in the place of h"
+        )
+    shape = cut.probe.shape[-cut.estimator.state_dims :]
+    entered, target = cut.entered.reshape(-1, *shape), cut.probe.grad.reshape(-1, *shape) / unit
+    more = [] if cut.context is None else [cut.context[:-1].flatten(0, -2)]
+    weight = None if cut.weight is None else cut.weight.flatten().to(entered.dtype)
     if cut.terminal is not None:
         ended = cut.sent[-1].detach()
-        if cut.terminal is not True:
-            # Rows that did not end weigh nothing: to leave them out, the host would have to know.
-            ends = cut.terminal.to(entered.dtype)
-            weighed = {"weight": torch.cat([ends.new_ones(len(entered)), ends])}
+        # Rows that did not end weigh nothing: to leave them out, the host would have to know.
+        if cut.terminal is not True or weight is not None:
+            weight = entered.new_ones(len(entered)) if weight is None else weight
+            ends = entered.new_ones(len(ended)) if cut.terminal is True else cut.terminal
+            weight = torch.cat([weight, ends.to(entered.dtype)])
         entered = torch.cat([entered, ended])
         target = torch.cat([target, torch.zeros_like(ended)])
         more = [torch.cat([*more, cut.context[-1]])] if more else []
     more += [] if jacobian is None else [jacobian]
+    weighed = {} if weight is None else {"weight": weight}
+    if cut.predicted is not None and cut.estimator.takes_predicted and not more and not weighed:
+        return cut.estimator.accumulate(entered, target, predicted=cut.predicted.reshape(-1, *shape))
     return cut.estimator.accumulate(entered, target, *more, **weighed)

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn import ops
-from dnirnn.core import Core, Pull
+from dnirnn.core import Core, Pull, between_resets, resets_to
+from dnirnn.from_torch import refuse_options
+
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class LSTM(Core):
@@ -25,10 +28,13 @@ class LSTM(Core):
 
     input_size, hidden_size, num_layers: I, H, L, each at least 1.
 
-    Raises ValueError where one of them is not.
+    Raises ValueError where one of them is not, and TypeError for an option of torch.nn.LSTM's that
+    there is none of here, saying what to write.
 
     Source: Hochreiter and Schmidhuber 1997, with forget gates (Gers et al. 2000).
     """
+
+    reads_t = False
 
     def __init__(
         self,
@@ -38,8 +44,10 @@ class LSTM(Core):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: object,
     ):
         super().__init__()
+        refuse_options(LSTM, options)
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -49,13 +57,9 @@ class LSTM(Core):
         self.state_size = 2 * num_layers * hidden_size
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size
-            shapes = {
-                "weight_ih": (4 * hidden_size, width),
-                "weight_hh": (4 * hidden_size, hidden_size),
-                "bias_ih": (4 * hidden_size,),
-                "bias_hh": (4 * hidden_size,),
-            }
-            for name, shape in shapes.items():
+            bias = (4 * hidden_size,)
+            shapes = [(4 * hidden_size, width), (4 * hidden_size, hidden_size), bias, bias]
+            for name, shape in zip(NAMES, shapes):
                 parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
                 self.register_parameter(f"{name}_l{layer}", parameter)
         self.reset_parameters()
@@ -69,7 +73,8 @@ class LSTM(Core):
     @property
     def weights(self) -> list[Tensor]:
         """[weight_ih, weight_hh, bias_ih, bias_hh] of layer 0, then of layer 1, ..."""
-        return list(self._parameters.values())
+        layers = range(self.num_layers)
+        return [getattr(self, f"{name}_l{layer}") for layer in layers for name in NAMES]
 
     def pack_state(self, h: Tensor, c: Tensor) -> Tensor:
         """The state [B, 2 L H] of torch.nn.LSTM's h and c, each [L, B, H]."""
@@ -107,8 +112,13 @@ class LSTM(Core):
     ) -> tuple[Tensor, Tensor]:
         if not ops.fused_for(x_TBI):
             return super().forward(x_TBI, state_BS, t0, reset)
+        if not resets_to(self, Core, reset):
+            if torch.compiler.is_compiling():  # where resets are is not known there
+                return super().forward(x_TBI, state_BS, t0, reset)
+            initial = self.initial_state(x_TBI.shape[1])
+            return between_resets(self.forward, x_TBI, state_BS, initial, reset)
         output, sent, _ = ops.lstm_tbptt(
-            x_TBI, state_BS, None, self.weights, [], x_TBI.shape[0], 1.0, reset
+            x_TBI, state_BS, None, self.weights, [], ops.UNCUT, 1.0, reset
         )
         return output, sent[0]
 
@@ -122,7 +132,7 @@ class LSTM(Core):
         reset: Tensor | None = None,
         estimator: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        if not ops.fused_for(x_TBI):
+        if not self.fused_for(x_TBI, reset):
             return super().unroll_chunks(
                 x_TBI, state_BS, probe_NBS, truncation, t0, reset, estimator
             )
@@ -142,7 +152,7 @@ class LSTM(Core):
         t0: int | Tensor = 0,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Pull]:
-        if not ops.fused_for(x_TBI):
+        if not self.fused_for(x_TBI, reset):
             return super().unroll_pulling(x_TBI, state_BS, probe_NBS, truncation, t0, reset)
         return ops.lstm_pulling(x_TBI, state_BS, probe_NBS, self.weights, truncation, reset)
 
@@ -159,6 +169,10 @@ class LSTM(Core):
         if reset is not None or not ops.fused_for(x_TBI):
             return super().unroll_dense(x_TBI, state_BS, probe_TBS, truncation, t0, reset)
         return ops.lstm_dense(x_TBI, state_BS, probe_TBS, self.weights, truncation)
+
+    def fused_for(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
+        """Whether all chunks go through the operator in one call."""
+        return ops.fused_for(x_TBI) and resets_to(self, Core, reset)
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"

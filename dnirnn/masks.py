@@ -7,6 +7,8 @@ in a resumed run.
 import torch
 from torch import Tensor, nn
 
+from dnirnn import ops
+
 # Odd constants, and the mixers of splitmix64 (Steele et al. 2014), as signed 64-bit integers.
 STEP, ROW, UNIT = -0x61C8864680B583EB, 0x5851F42D4C957F2D, 0x2545F4914F6CDD1D
 MIX_1, MIX_2 = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
@@ -36,6 +38,10 @@ class Masks(nn.Module):
         self.size, self.drop, self.over_time = size, float(drop), over_time
         self.register_buffer("seed", torch.zeros((), dtype=torch.int64))
 
+    @property
+    def reads_t(self) -> bool:
+        return self.training and not self.over_time
+
     def draw(self) -> None:
         """Another seed, from torch's global generator."""
         self.seed.fill_(torch.randint(2**62, ()))
@@ -48,11 +54,14 @@ class Masks(nn.Module):
         t = times(t0, steps, reset, device).expand(steps, batch)
         if self.over_time:
             t = torch.zeros_like(t)
+        threshold = round(self.drop * 2**31)
+        if ops.built and device.type == "cpu":
+            return torch.ops.dnirnn.masks(t, self.seed, self.size, threshold)
         rows = torch.arange(batch, device=device)
         units = torch.arange(self.size, device=device)
         index = (t * STEP + rows * ROW + self.seed)[..., None]
         bits = (mixed(mixed(index) + units * UNIT) >> 32) & 0x7FFFFFFF
-        return bits >= round(self.drop * 2**31)
+        return bits >= threshold
 
     def extra_repr(self) -> str:
         return f"{self.size}, drop={self.drop}, over_time={self.over_time}"
@@ -68,7 +77,11 @@ def times(t0: int | Tensor, steps: int, reset: Tensor | None, device: torch.devi
 
 
 def draw_masks(module: nn.Module) -> None:
-    """Another seed for every Masks inside ``module``; nothing is drawn where there is none."""
+    """Another seed for every Masks inside ``module``; nothing is drawn where there is none.
+
+    How long a mask lives is the loop's choice: call it where a sequence begins, and on one long
+    text before each update, since one mask for a whole epoch trains one thinned network.
+    """
     for part in module.modules():
         if isinstance(part, Masks):
             part.draw()

@@ -75,12 +75,12 @@ class SequenceModel(nn.Module):
         return self.truncated.core.initial_state(batch_size)
 
     def forward(
-        self, batch: Batch, state: Tensor, t0: int = 0
+        self, batch: Batch, state: Tensor, t0: int | Tensor | None = None
     ) -> tuple[Tensor, Tensor, list[Interface]]:
         """(nats [T, B], weighted; last state [B, S], detached; interfaces for dnirnn.backward).
 
-        ``state`` and ``t0`` are those after the batch before; where ``batch.first``, give
-        ``initial_state`` and 0.
+        ``state`` is that after the batch before; where ``batch.first``, give ``initial_state``.
+        ``t0`` may be left to the state (see Truncated).
         """
         encoded = self.encoder(batch.x)
         context = None
@@ -108,7 +108,7 @@ class SequenceModel(nn.Module):
             raise ValueError("following must be given: the estimator is told of the next step")
         return torch.cat([told, after]).detach()
 
-    def step(self, x: Tensor, state: Tensor, t: int = 0) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor, t: int | None = None) -> tuple[Tensor, Tensor]:
         """One step without a target, for sampling: (logits [B, ...], next state) of x [B, ...]."""
         inputs = self.dropout(self.encoder(x[None]))
         outputs, state = self.truncated.core(inputs, state, t)

@@ -3,12 +3,17 @@
 import importlib.util
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+
+# A truncation longer than any sequence: a number, where the length would be another graph of torch's.
+UNCUT = 2**31 - 1
 
 
 def load_extension():
@@ -58,8 +63,30 @@ def built_for(device_type: str) -> bool:
 
 
 def fused_for(x: Tensor) -> bool:
-    """Whether the LSTM's fused operator runs on tensors like ``x``."""
-    return built_for(x.device.type) and x.dtype in DTYPES[x.device.type]
+    """Whether the LSTM's fused operator runs on tensors like ``x``, as autocast would cast it.
+
+    Not where torch.func or forward-mode differentiation look on: the reference path, which is
+    made of torch's operations, serves them.
+    """
+    kind = x.device.type
+    if not built_for(kind) or in_transform() or in_forward_mode():
+        return False
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return dtype in DTYPES[kind]
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp) is at work."""
+    return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
+
+
+def in_forward_mode() -> bool:
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def gated_for(x: Tensor) -> bool:
+    """Whether gated_lstm runs on tensors like ``x``: on the CPU."""
+    return x.device.type == "cpu" and fused_for(x)
 
 
 def describe() -> dict[str, str]:
@@ -168,6 +195,47 @@ def lstm_pulling(
     return output, sent, pull
 
 
+def gated_lstm(
+    x: Tensor,
+    state: Tensor,
+    probe: Tensor | None,
+    weights: list[Tensor],
+    truncation: int,
+    *,
+    norm: list[Tensor] | None = None,
+    open_h: Tensor | None = None,
+    open_c: Tensor | None = None,
+    factor: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One LSTM layer with gates over its state and layer normalisation, cut as in lstm_tbptt.
+
+    With norm(a) = (a - mean(a)) / sqrt(var(a) + 1e-5) over H, and gates k = i, f, g, o:
+
+        a       = W_ih x + W_hh h
+        a_k     = gain_k norm(a_k) + b_ih,k + b_hh,k        (without norm: a_k + b_ih,k + b_hh,k)
+        i, f, o = sigmoid(a_i, a_f, a_o);  g = factor tanh(a_g)
+        c~      = f c + i g
+        h~      = o tanh(gain_c norm(c~) + bias_c)          (without norm: o tanh(c~))
+        c'      = open_c c~ + (1 - open_c) c;  h' = open_h h~ + (1 - open_h) h
+
+    x, state, probe, truncation, reset: as in lstm_tbptt, on the CPU, with L = 1 and the probe
+        [N, B, S]. All is computed in float32 where x is bfloat16.
+    weights: w_ih [4H, I], w_hh [4H, H], b_ih [4H], b_hh [4H].
+    norm: None; or gain [4H], gain_c [H] and bias_c [H].
+    open_h, open_c: None: open; or [T or 1, B or 1, H or 1]. Differentiable.
+    factor: the same, of g; not differentiable. Like norm, open_h and open_c of the state's dtype.
+
+    Returns output [T, B, H] of x's dtype, and sent [N, B, S], the states the chunks end in.
+
+    Raises ValueError or TypeError naming the argument that does not fit.
+    """
+    x, weights = autocast(x, weights)
+    return torch.ops.dnirnn.gated_lstm(
+        x, state, probe, weights, norm or [], open_h, open_c, factor, truncation, reset
+    )[:2]
+
+
 def autocast(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Both as autocast would have them; float32 weights beside 16 bits the operator casts."""
     kind = x.device.type
@@ -225,6 +293,8 @@ def clockwork(
     Raises ValueError or TypeError for tensors that do not fit.
     """
     x, weights = autocast(x, weights)
+    if not lstm:  # the LSTM's operator alone casts weights itself
+        weights = [weight.to(x.dtype) for weight in weights]
     return torch.ops.dnirnn.clockwork(x, state, weights, periods, t0, lstm)
 
 
@@ -253,13 +323,27 @@ def reference_regression(
     counts: [R], 1 for the rows that count and 0 for the others; None: all do. Where none does,
         error and gradient are zero.
     """
-    fitted = [weight for weight in weights if weight.requires_grad]
-    with torch.enable_grad():
-        prediction = entered
+
+    def predict(value: Tensor) -> Tensor:
         for i in range(0, len(weights), 2):
-            prediction = torch.relu(prediction) if i else prediction
-            prediction = F.linear(prediction, *weights[i : i + 2])
-        errors = 0.5 * (prediction - target).square().sum(-1)
+            value = torch.relu(value) if i else value
+            value = F.linear(value, *weights[i : i + 2])
+        return value
+
+    return regress(predict, entered, target, weights, counts)
+
+
+def regress(
+    predict: Callable[[Tensor], Tensor],
+    entered: Tensor,
+    target: Tensor,
+    parameters: Iterable[Tensor],
+    counts: Tensor | None = None,
+) -> Tensor:
+    """The same for any prediction, whose parameters' .grad is added to."""
+    fitted = [parameter for parameter in parameters if parameter.requires_grad]
+    with torch.enable_grad():
+        errors = 0.5 * (predict(entered) - target).square().sum(-1)
         if counts is None:
             error = errors.mean()
         else:
@@ -320,6 +404,67 @@ def fake_backward(
     )
 
 
+def fake_gated(x, state, probe, weights, norm, open_h, open_c, factor, truncation, reset):
+    steps, batch, _, hidden, _, length, chunks = sizes(x, weights, truncation)
+    kept = (length, chunks, batch)
+    normed = (length if norm else 0, chunks, batch)
+    return (
+        x.new_empty(steps, batch, hidden),
+        state.new_empty(chunks, *state.shape),
+        state.new_empty(*kept, hidden),
+        state.new_empty(*kept, hidden),
+        state.new_empty(*kept, 4, hidden),
+        state.new_empty(*normed, 4, hidden),
+        state.new_empty(*normed, 4),
+    )
+
+
+def fake_gated_backward(
+    grad_output,
+    grad_sent,
+    x,
+    h,
+    c,
+    gates,
+    normed,
+    scales,
+    weights,
+    norm,
+    open_h,
+    open_c,
+    factor,
+    reset,
+    truncation,
+    with_grad_x,
+    with_grad_state,
+    with_grad_probe,
+    with_grad_weights,
+    with_grad_open_h,
+    with_grad_open_c,
+):
+    steps, batch, inputs, hidden, _, _, chunks = sizes(x, weights, truncation)
+
+    def like(tensors):
+        return [tensor.new_empty(tensor.shape) for tensor in tensors if with_grad_weights]
+
+    def of_gate(wanted, gate):
+        return c.new_empty(gate.shape if wanted else (0, batch, hidden))
+
+    return (
+        x.new_empty(steps if with_grad_x else 0, batch, inputs),
+        c.new_empty(batch if with_grad_state else 0, 2 * hidden),
+        c.new_empty(chunks if with_grad_probe else 0, batch, 2 * hidden),
+        like(weights),
+        like(norm),
+        of_gate(with_grad_open_h, open_h),
+        of_gate(with_grad_open_c, open_c),
+    )
+
+
+def fake_masks(t, seed, size, threshold):
+    return t.new_empty(*t.shape, size, dtype=torch.bool)
+
+
 def fake_regression(entered, target, estimator):
     return entered.new_empty(()), [torch.empty_like(weight) for weight in estimator]
 
@@ -346,6 +491,9 @@ def fake_recurrent_backward(grad_output, x, h, output, gates, w_ih, w_hh, gated,
 if built:
     torch.library.register_fake("dnirnn::recurrent", fake_recurrent)
     torch.library.register_fake("dnirnn::recurrent_backward", fake_recurrent_backward)
+    torch.library.register_fake("dnirnn::masks", fake_masks)
+    torch.library.register_fake("dnirnn::gated_lstm", fake_gated)
+    torch.library.register_fake("dnirnn::gated_lstm_backward", fake_gated_backward)
     torch.library.register_fake("dnirnn::lstm_tbptt", fake_forward)
     torch.library.register_fake("dnirnn::regression", fake_regression)
     torch.library.register_fake("dnirnn::lstm_tbptt_backward", fake_backward)

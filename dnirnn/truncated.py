@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from dnirnn.core import Core
+from dnirnn import ops
+from dnirnn.core import Core, charging, check_state_is_one, keep_t, known_t, unroll
 from dnirnn.estimators import GradientEstimator, ZeroGradient
-from dnirnn.interface import Interface
+from dnirnn.interface import Interface, make_probe
 
 
 class Truncated(nn.Module):
@@ -47,13 +48,12 @@ class Truncated(nn.Module):
                 f"estimator predicts for a state of {size}; the core's state_size is {core.state_size}"
             )
         self.core, self.truncation, self.estimator = core, truncation, estimator
-        self.charging = tuple(part for part in core.modules() if hasattr(part, "charges"))
 
     def forward(
         self,
         x_TBI: Tensor,
         state_BS: Tensor,
-        t0: int | Tensor = 0,
+        t0: int | Tensor | None = None,
         final: bool | Tensor = False,
         reset: Tensor | None = None,
         context: Tensor | None = None,
@@ -61,8 +61,11 @@ class Truncated(nn.Module):
         """Runs N = ceil(T / K) chunks, the last one short if need be.
 
         x_TBI: inputs [T, B, I].
-        state_BS: the state [B, S] to start from; it is detached.
-        t0: steps since the sequence's start at the first step, an int or a LongTensor [B].
+        state_BS: the state [B, S] to start from, in at least float32. Where it requires a gradient
+            (a learned initial state, what an encoder said), it gets what the first chunk sends back.
+        t0: steps since the sequence's start at the first step, an int or a LongTensor [B]. None: as
+            the state knows it, an ``initial_state`` or what the call before returned; it matters to
+            cores that read the time alone, and where the state does not know, they ask for it.
         final: True, or a bool tensor [B]: the sequence really ends with this call (not merely its
             window), so nothing comes back from beyond it.
         reset: bool [T, B]: a new sequence starts in that row at that step. The state becomes the
@@ -71,65 +74,61 @@ class Truncated(nn.Module):
             the state that each step starts from, then of the last one; or [B, C], of all of them (a
             label).
 
-        Returns (outputs [T, B, O], last state [B, S], detached, interfaces): one stacked
+        Returns (outputs [T, B, O], last state [B, S], a detached copy, interfaces): one stacked
         :class:`dnirnn.Interface`, to be given to :func:`dnirnn.backward`.
+
+        Raises TypeError or ValueError naming the argument that does not fit.
         """
-        if not self.charging:
-            return self.unroll(x_TBI, state_BS, t0, final, reset, context)
-        charges: list[Tensor] = []
-        for part in self.charging:
-            part.charges = charges
-        try:
-            output, state, (cut,) = self.unroll(x_TBI, state_BS, t0, final, reset, context)
-        finally:
-            for part in self.charging:
-                part.charges = None
-        return output, state, [cut._replace(charge=sum(charges) if charges else None)]
+        with charging() as charges:
+            output, state, cut = self.unroll(x_TBI, state_BS, t0, final, reset, context)
+        return output, state, [cut._replace(charge=sum(charges)) if charges else cut]
 
     def unroll(
         self,
         x_TBI: Tensor,
         state_BS: Tensor,
-        t0: int | Tensor,
+        t0: int | Tensor | None,
         final: bool | Tensor,
         reset: Tensor | None,
         context: Tensor | None,
-    ) -> tuple[Tensor, Tensor, list[Interface]]:
+    ) -> tuple[Tensor, Tensor, Interface]:
         """forward, without what the core charges."""
-        steps, batch = check_inputs(self.core, x_TBI, state_BS, reset)
-        check_t0(t0, batch)
+        core, state = self.core, state_BS
+        steps, batch = check_inputs(core, x_TBI, state, reset)
+        if t0 is None:
+            t0 = known_t(core, state)
+        else:
+            check_t0(t0, batch)
         final = check_final(final, batch, x_TBI.device)
         chunks = -(-steps // self.truncation)
-        state = state_BS.detach()
+        cuts = (self.truncation, t0, reset)
         estimator = None if isinstance(self.estimator, ZeroGradient) else self.estimator
         if estimator is None or not torch.is_grad_enabled():
-            output, sent, _ = self.core.unroll_chunks(
-                x_TBI, state, None, self.truncation, t0, reset
+            output, sent, _ = unroll(core, "unroll_chunks", x_TBI, state, None, *cuts)
+            entered = torch.cat([state.detach()[None], sent.detach()[:-1]])
+            cut = Interface(sent, None, entered, None, self.estimator, steps=steps)
+            return output, keep_t(core, sent[-1].detach().clone(), t0, reset, steps), cut
+        if ops.in_transform():
+            raise RuntimeError(
+                "torch.func's transforms (vmap, grad, jvp) can't go through a Truncated with an"
+                " estimator, whose gradients dnirnn.backward adds to .grad; with ZeroGradient() they can"
             )
-            entered = torch.cat([state[None], sent.detach()[:-1]])
-            cut = Interface(sent, None, entered, None, self.estimator)
-            return output, sent[-1].detach(), [cut]
 
         if context is not None or estimator.needs_context:
             context = check_context(context, estimator, steps, batch)
-        probe = torch.zeros(
-            steps if estimator.dense else chunks,
-            *state.shape,
-            dtype=state.dtype,
-            device=state.device,
-            requires_grad=True,
-        )
+        rows = steps if estimator.dense else chunks
+        probe = make_probe(rows, *state.shape, dtype=state.dtype, device=state.device)
         pull = synthetic = None
-        cuts = (self.truncation, t0, reset)
+        run = (x_TBI, state, probe, *cuts)
         if estimator.dense:
-            output, sent, entered = self.core.unroll_dense(x_TBI, state, probe, *cuts)
+            output, sent, entered = unroll(core, "unroll_dense", *run)
         elif estimator.trace_decay and not estimator.needs_jacobian:
-            output, sent, pull = self.core.unroll_pulling(x_TBI, state, probe, *cuts)
+            output, sent, pull = unroll(core, "unroll_pulling", *run)
         else:
             emitting = None if estimator.needs_context else estimator
-            output, sent, synthetic = self.core.unroll_chunks(x_TBI, state, probe, *cuts, emitting)
+            output, sent, synthetic = unroll(core, "unroll_chunks", *run, emitting)
         if not estimator.dense:
-            entered = torch.cat([state[None], sent.detach()[:-1]])
+            entered = torch.cat([state.detach()[None], sent.detach()[:-1]])
 
         beside = []
         if context is not None:
@@ -159,11 +158,15 @@ class Truncated(nn.Module):
             going_on = torch.ones_like(sent[..., :1])
             ended = cut_off(going_on, reset, final, self.truncation)[..., 0] == 0
         terminal = final if estimator.terminal_target and final is not False else None
+        weight = None
+        if reset is not None and not estimator.terminal_target:
+            # A row that is reset at its first step entered with the end of another sequence.
+            weight = ~(reset if estimator.dense else reset[:: self.truncation])
         cut = Interface(
             sent, synthetic, entered, probe, self.estimator, terminal, bootstrap,
-            context, pull, ahead, ended,
+            context, pull, ahead, ended, weight=weight, steps=steps,
         )  # fmt: skip
-        return output, sent[-1].detach(), [cut]
+        return output, keep_t(core, sent[-1].detach().clone(), t0, reset, steps), cut
 
     def extra_repr(self) -> str:
         return f"truncation={self.truncation}"
@@ -221,7 +224,8 @@ def check_inputs(
     core: Core, x: Tensor, state: Tensor, reset: Tensor | None
 ) -> tuple[int, int]:
     """(T, B), or a ValueError or TypeError that names what does not fit."""
-    for name, value in (("x", x), ("state", state), ("reset", reset)):
+    check_state_is_one(core, state)
+    for name, value in (("x", x), ("reset", reset)):
         if not isinstance(value, Tensor) and not (name == "reset" and value is None):
             kind = "a bool tensor [T, B] or None" if name == "reset" else "a tensor"
             raise TypeError(f"{name} must be {kind}; got {type(value).__name__}")
@@ -246,6 +250,11 @@ def check_inputs(
     if parameter.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(
             f"x is {x.dtype}, the core's parameters {parameter.dtype}: they must have one dtype"
+        )
+    held = torch.promote_types(parameter.dtype, torch.float32)
+    if state.dtype != held:
+        raise TypeError(
+            f"state must be {held} for a core of {parameter.dtype} parameters; got {state.dtype}"
         )
     if reset is not None:
         if reset.dtype != torch.bool:
@@ -287,4 +296,5 @@ def check_final(final: bool | Tensor, batch: int, device: torch.device) -> bool 
         raise TypeError(f"final must be a bool or a bool tensor [B]; got {final!r}")
     if tuple(final.shape) != (batch,):
         raise ValueError(f"final must be a bool or [{batch}]; got {tuple(final.shape)}")
-    return final.to(device)
+    # A copy: the caller may write the next call's ends in its place before the backward pass.
+    return final.to(device, copy=True)

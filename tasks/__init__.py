@@ -6,4 +6,5 @@ TASKS = {
     "repeat-copy": "dnirnn.tasks.repeat_copy",
     "adding": "dnirnn.tasks.adding",
     "digits": "dnirnn.tasks.digits",
+    "images": "dnirnn.tasks.image_classes",
 }

@@ -60,7 +60,8 @@ class CountingOptions(Checked):
         choices=("builtin", "mnist"),
     )
     data_dir: str | None = option(
-        None, "with mnist: the folder of its idx files", "FOLDER", shown="downloaded from the hub"
+        None, "with mnist: the folder of its idx files", "FOLDER", shown="downloaded from the hub",
+        place=True,
     )
     period: int = option(
         3,

@@ -133,7 +133,7 @@ def rows_of(folder) -> list[dict]:
 def end_of(folder) -> tuple[dict, dict]:
     """(tensors, state) of a run's last checkpoint, without what the wall clock decides."""
     tensors, state = load(checkpoints(Path(folder) / "checkpoints")[-1])
-    for name in ("seconds", "log"):
+    for name in ("seconds", "log", "log_sha256"):
         state.pop(name)
     state["pending"].pop("seconds")
     return tensors, state

@@ -112,7 +112,8 @@ CORES = {
     "from-rnn": (lambda i, h: FromTorch(nn.RNN(i, h)), None),
     "clock": (Clock, None),
     "leaky": (Leaky, None),
-    "norm-lstm": (lambda i, h: NormLSTM(i, h + 2, zoneout_h=0.1, zoneout_c=0.4).eval(), None),
+    "norm-lstm": (lambda i, h: NormLSTM(i, h + 2, zoneout_h=0.1, zoneout_c=0.4).eval(), "fused"),
+    "norm-lstm-reference": (lambda i, h: NormLSTM(i, h + 2, zoneout_c=0.4).eval(), "reference"),
     "weight-drop": (lambda i, h: WeightDrop(LSTM(i, h, 2), 0.4), "fused"),
     "deep": (
         lambda i, h: Deep([LSTM(i, h), GRU(h + i, h), RNN(h + i, h)], residual=True, skip=True),
@@ -127,8 +128,8 @@ CORES = {
     "dilated-rnn": (lambda i, h: Dilated(i, h, [1, 2], "rnn"), None),
     "dilated-gru": (lambda i, h: Dilated(i, h, [3, 1], "gru"), None),
     "dilated-lstm": (lambda i, h: Dilated(i, h, [1, 2, 4], "lstm"), "fused"),
-    "phased": (lambda i, h: PhasedLSTM(i, h, periods=(1.5, 6.0), open_ratio=0.6), None),
-    "phased-eval": (lambda i, h: PhasedLSTM(i, h + 2, open_ratio=0.9).eval(), None),
+    "phased": (lambda i, h: PhasedLSTM(i, h, periods=(1.5, 6.0), open_ratio=0.6), "fused"),
+    "phased-eval": (lambda i, h: PhasedLSTM(i, h + 2, open_ratio=0.9).eval(), "reference"),
     "fast-slow": (lambda i, h: FastSlow(i, h, 2, layer_norm=False), None),
     "fast-slow-4": (
         lambda i, h: FastSlow(i, h + 2, h + 2, 4, zoneout_h=0.1, zoneout_c=0.4).eval(),

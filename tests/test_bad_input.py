@@ -129,7 +129,7 @@ CASES = {
     "state a tuple": (
         lambda: run(state=(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))),
         TypeError,
-        "state must be a tensor.*got tuple",
+        "state must be one tensor.*got tuple",
     ),
     "state of another batch": (
         lambda: run(state=torch.zeros(3, 8)),

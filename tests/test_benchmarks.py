@@ -9,7 +9,7 @@ from strategies import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as main
-from benchmarks import steps
+from benchmarks import depth, steps
 from benchmarks.cuda import Step, floor_of
 from benchmarks.stacks import INPUT, PEERS
 
@@ -80,3 +80,14 @@ def test_without_a_gpu_its_part_is_skipped_in_a_line(tmp_path, monkeypatch, caps
     (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("cuda:")]
     assert "skipped, device cuda" in line
     assert json.loads((tmp_path / "out.json").read_text())["cuda"] is None
+
+
+def test_a_cut_at_every_layer_is_timed(tmp_path, monkeypatch, capsys):
+    for name, size in (("PIXELS", 5), ("WIDTH", 4), ("BATCH", 3), ("SIZES", [5, *[4] * depth.LAYERS])):
+        monkeypatch.setattr(depth, name, size)
+    words = ["benchmarks", "depth", "--seconds", "0.01", "--out", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", words)
+    main.main()
+    found = json.loads((tmp_path / "out.json").read_text())["depth"]
+    assert set(found) == {"dni_ms", "backpropagation_ms", "floor_ms", "dni_vs_backpropagation"}
+    assert min(found.values()) > 0 and "DNI/backpropagation" in capsys.readouterr().out

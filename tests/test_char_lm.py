@@ -157,16 +157,104 @@ def test_bad_input(tiny, change, kind, message):
         char_lm.build(options_for(tiny, **change))
 
 
-def test_a_file_that_is_empty_or_not_utf8_or_of_unknown_characters(tmp_path, tiny):
+def test_a_file_that_is_empty_or_not_utf8(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "latin").write_bytes("caf\xe9".encode("latin-1"))
-    (tmp_path / "other").write_text("tick\ntack")
     with pytest.raises(ValueError, match="--corpus: .*empty is empty"):
         char_lm.build(options_for(tmp_path / "empty"))
     with pytest.raises(ValueError, match="latin is not UTF-8 text .byte 3 is 0xe9"):
         char_lm.build(options_for(tmp_path / "latin"))
-    with pytest.raises(ValueError, match="valid split: .*'a' at offset 6 .line 2"):
-        char_lm.build(options_for(tiny, valid_file=str(tmp_path / "other")))
+
+
+ODD = {
+    "a byte-order mark": (b"\xef\xbb\xbf" + b"tick tock\n" * 99, "\n cikot"),
+    "line ends of Windows": (b"tick\r\n" * 99, "\n\rcikt"),
+    "zeros": (b"ti\x00ck\n" * 99, "\x00\ncikt"),
+    "one line": (b"tick" * 99, "\ncikt"),
+}
+
+
+@pytest.mark.parametrize("piece", [None, 1, 7], ids=["in memory", "bytes", "in pieces"])
+@pytest.mark.parametrize("content, characters", ODD.values(), ids=ODD)
+def test_odd_files_are_read_as_they_are(tmp_path, monkeypatch, content, characters, piece):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if piece is not None:
+        monkeypatch.setattr(corpus, "LARGE", 1)
+        monkeypatch.setattr(corpus, "PIECE", piece)
+    (tmp_path / "odd").write_bytes(content)
+    task = char_lm.build(options_for(tmp_path / "odd", quiet=True))
+    assert task.config["vocabulary"] == characters
+
+
+def test_a_file_of_nothing_but_a_mark_is_empty(tmp_path):
+    (tmp_path / "mark").write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(ValueError, match="mark is empty but for a byte-order mark"):
+        char_lm.build(options_for(tmp_path / "mark"))
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 1000])
+def test_a_file_read_in_pieces_is_the_same_text(tmp_path, monkeypatch, piece):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "text").write_text("Zeile\nünïcode \U0001f600 \u20ac\n" * 20)
+    options = options_for(tmp_path / "text", quiet=True)
+    whole = corpus.load(options.corpus)
+    expected = char_lm.build(options)
+    monkeypatch.setattr(corpus, "LARGE", 1)
+    monkeypatch.setattr(corpus, "PIECE", piece)
+    parts = corpus.load(options.corpus)
+    assert parts.is_large() and not whole.is_large()
+    for split, text in whole.splits.items():
+        assert "".join(parts.splits[split]) == text and len(parts.splits[split]) == len(text)
+    assert parts.fingerprint() == whole.fingerprint()
+    assert corpus.beginning(parts.splits["test"], 9) == whole.splits["test"][:9]
+    found = char_lm.build(options)
+    assert found.config == expected.config
+    assert torch.equal(found.stream.symbols, expected.stream.symbols)
+    assert found.evaluate(found.model) == expected.evaluate(expected.model)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 5, 1000])
+def test_a_byte_that_is_not_utf8_is_named_wherever_pieces_end(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(corpus, "LARGE", 1)
+    monkeypatch.setattr(corpus, "PIECE", piece)
+    for content, at, byte in ((b"abc\xc3\xa4d\xe9f", 6, "e9"), (b"abcd\xe2\x82", 4, "e2")):
+        (tmp_path / "latin").write_bytes(content)
+        with pytest.raises(ValueError, match=f"byte {at} is 0x{byte}"):
+            corpus.load(str(tmp_path / "latin"))
+
+
+def test_a_large_text_is_encoded_once_wherever_it_lies(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpus, "LARGE", 1)
+    for name in ("one", "other"):
+        (tmp_path / name).write_text(text_of(4000))
+    char_lm.build(options_for(tmp_path / "one", quiet=True))
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.uint8")}
+    char_lm.build(options_for(tmp_path / "other", quiet=True))
+    assert len(made) == 3
+    assert made == {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*") if p.is_file()}
+
+
+# Characters that the training text has not
+
+
+def test_unknown_characters_are_counted_and_scored_apart(tmp_path, tiny):
+    (tmp_path / "other").write_text("tick\ntäck tock the clöck\n")
+    task = char_lm.build(options_for(tiny, valid_file=str(tmp_path / "other")))
+    found = task.evaluate(task.model)
+    vocabulary = Vocabulary.from_json(task.config["vocabulary"])
+    assert vocabulary.unknown == len(vocabulary) - 1 == 10 and found["unknown"] == 2
+    symbols = vocabulary.encode((tmp_path / "other").read_text())
+    inputs = torch.cat([vocabulary.encode("\n"), symbols[:-1]])[:, None]
+    with torch.no_grad():
+        logits, _ = char_lm.unroll(task.model, inputs, task.model.initial_state(1), 0)
+    bits = -torch.log_softmax(logits[:, 0].double(), -1).gather(1, symbols[:, None])[:, 0]
+    bits, unknown = bits / math.log(2), symbols == vocabulary.unknown
+    assert found["bits"] == pytest.approx(float(bits[~unknown].mean()), rel=1e-5)
+    assert found["unknown_bits"] == pytest.approx(float(bits[unknown].mean()), rel=1e-5)
+    assert "one unknown symbol, scored apart" in task.notice
+    model, again = char_lm.restore(task.config)
+    assert again.unknown == 10 and len(model.readout.bias) == 11
 
 
 # The model
@@ -218,11 +306,13 @@ def test_a_configuration_restores_the_model(tiny):
 def test_every_symbol_is_a_target_once_and_the_first_follows_a_newline(count, rows, warm_up):
     symbols = torch.arange(1, count + 1)
     evaluation = Evaluation(symbols, 0, rows, warm_up)
-    x, y = (part.t()[evaluation.weight.t()] for part in (evaluation.x, evaluation.y))
+    *parts, counts = evaluation.window(0, evaluation.length)
+    x, y = (part.t()[counts.t()] for part in parts)
     assert torch.equal(y, symbols)
     assert torch.equal(x, symbols - 1)
-    scored = evaluation.weight[0, 1:]
-    assert torch.equal(evaluation.before[-1][scored] + 1, evaluation.x[0, 1:][scored])
+    before = evaluation.window(-warm_up, 0, slice(1, None))[0]
+    scored = counts[0, 1:]
+    assert torch.equal(before[-1][scored] + 1, parts[0][0, 1:][scored])
 
 
 @settings(max_examples=8)

@@ -192,6 +192,30 @@ def test_eval_finds_a_text_that_was_moved_and_refuses_another(trained, text, tmp
     refused(capsys, other, "not the text that the run was trained on")
 
 
+def test_eval_takes_another_text_and_counts_what_it_has_no_symbol_for(trained, tmp_path, capsys):
+    (tmp_path / "known").write_text("tock tick\n" * 9)
+    (tmp_path / "other").write_text("tock tîck\n" * 9)
+    for name, symbols in (("known", 90), ("other", 81)):
+        assert main(["eval", str(trained), "--text", str(tmp_path / name)]) == 0
+        said = capsys.readouterr().out
+        assert f"{name}, bits per character: " in said and f"{name}: {symbols} symbols" in said
+        assert ("9 characters of 90 are left out" in said) == (name == "other")
+    refused(capsys, ["eval", str(trained), "--text", "nowhere"], "--text .*no file nowhere")
+    both = ["eval", str(trained), "--text", str(tmp_path / "known"), "--split", "test"]
+    refused(capsys, both, "--split .*--text")
+
+
+def test_a_run_with_unknown_characters_says_their_bits_apart(train, tmp_path, capsys):
+    (tmp_path / "test").write_text("tick tock the clöck\n" * 30)
+    assert train("--test-file", str(tmp_path / "test"), "--quiet") == 0
+    assert "one unknown symbol, scored apart" in capsys.readouterr().out
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    assert "and 30 characters unknown to the training text, at" in capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["test"]["test_unknown"] == 30 and result["best"]["unknown"] == 0
+    assert main(["sample", str(tmp_path / "run"), "--length", "9"]) == 0
+
+
 def test_sample_writes_what_was_learned(trained, capsys):
     words = ["--length", "40", "--prime", "tick tock", "--temperature", "0.3"]
     assert main(["sample", str(trained), *words]) == 0

@@ -6,6 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from small_runs import Recall
 
+from dnirnn import data
 from dnirnn.data import Batch, TextStream, Vocabulary
 
 sizes = st.integers(1, 9)
@@ -22,7 +23,7 @@ def epoch_of(stream, steps) -> list[Batch]:
 @given(st.integers(1, 120), sizes, st.lists(st.none() | st.integers(1, 40), min_size=1))
 def test_every_symbol_is_a_target_once_an_epoch_from_the_one_before_it(length, rows, steps):
     assume(length >= rows)
-    stream = TextStream(torch.arange(length), rows, first_input=-1)
+    stream = TextStream(torch.arange(length), rows, first_input=length)
     for epoch in range(2):
         assert stream.epochs == epoch
         batches = epoch_of(stream, steps)
@@ -33,7 +34,7 @@ def test_every_symbol_is_a_target_once_an_epoch_from_the_one_before_it(length, r
         counted = weight == 1
         assert bool(((weight == 0) | counted).all())
         assert y[counted].sort().values.tolist() == list(range(length))
-        assert torch.equal(x[counted], y[counted] - 1)
+        assert torch.equal(x[counted], (y[counted] - 1) % (length + 1))
         assert torch.equal(x[1:], y[:-1])
         # A row is one stretch of the text, no row is more than one step shorter than another.
         lengths = counted.sum(0)
@@ -127,6 +128,8 @@ def test_the_stream_of_the_tests_goes_on_too():
         ((torch.arange(3), 1.0, 0), ValueError, "batch_size must be .* got 1.0"),
         ((torch.zeros(3), 1, 0), TypeError, "symbols must be a LongTensor"),
         ((torch.zeros(3, 2, dtype=torch.long), 1, 0), TypeError, "symbols must be a LongTensor"),
+        ((torch.arange(3), 1, -1), ValueError, "first_input must be a symbol.* got -1"),
+        ((torch.arange(3), 1, "a"), ValueError, "first_input must be a symbol.* got 'a'"),
         (("text", 1, 0), TypeError, "symbols must be a LongTensor .* got str"),
     ],
 )
@@ -179,3 +182,44 @@ def test_a_vocabulary_needs_distinct_characters():
             Vocabulary(characters)
     with pytest.raises(ValueError, match="text must not be empty"):
         Vocabulary.of("")
+
+
+@given(
+    st.integers(5, 90),
+    st.integers(1, 5),
+    st.integers(1, 12),
+    st.integers(1, 40),
+    st.sampled_from([torch.uint8, torch.uint16, torch.int32]),
+)
+def test_small_symbols_laid_out_in_stretches_are_the_whole_text_of_long_ones(
+    length, rows, steps, block, dtype
+):
+    symbols = torch.arange(length) + (60_000 if dtype == torch.uint16 else 0)
+    with pytest.MonkeyPatch.context() as patch:
+        streams = [TextStream(symbols.to(kind), rows, 7) for kind in (torch.long, dtype)]
+        for _ in range(2 * length):
+            patch.setattr(data, "BLOCK", 2**22)
+            one = streams[0].next(steps)
+            patch.setattr(data, "BLOCK", block)
+            other = streams[1].next(steps)
+            assert other.x.dtype == torch.long
+            assert torch.equal(one.x, other.x) and torch.equal(one.y, other.y)
+            assert (one.following is None) == (other.following is None)
+            if one.following is not None:
+                assert torch.equal(one.following.y, other.following.y)
+
+
+def test_a_symbol_stands_for_the_unknown_where_that_is_asked_for():
+    vocabulary = Vocabulary("ab\n", unknown=True)
+    assert len(vocabulary) == 4 and vocabulary.unknown == 3
+    symbols = vocabulary.encode("a\U0001f600b\x00")
+    assert symbols.tolist() == [0, 3, 1, 3] and vocabulary.decode(symbols) == "a\ufffdb\ufffd"
+    again = Vocabulary.from_json(vocabulary.to_json())
+    assert again.unknown == 3 and again.characters == "ab\n"
+
+
+@pytest.mark.parametrize("size, dtype", [(3, "uint8"), (256, "uint8"), (257, "uint16"),
+                                         (65_536, "uint16"), (65_537, "int32")])  # fmt: skip
+def test_symbols_take_as_few_bytes_as_hold_them(size, dtype):
+    characters = "".join(map(chr, range(0x10000, 0x10000 + size)))
+    assert Vocabulary(characters).dtype == dtype

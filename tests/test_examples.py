@@ -67,3 +67,10 @@ def test_a_run_s_future_is_measured(words, tmp_path):
     assert result.returncode == 0, result.stderr
     shares = re.findall(r"(ridge|MLP): +(-?[\d.]+)", result.stdout)
     assert [name for name, _ in shares] == ["ridge", "MLP"]
+
+
+def test_a_graph_that_is_no_chain_learns():
+    program = [sys.executable, str(EXAMPLES / "two_encoders.py")]
+    result = subprocess.run(program, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert float(re.search(r"updates: ([\d.]+)", result.stdout)[1]) > 0.95

@@ -126,7 +126,7 @@ def test_a_hub_that_is_out_of_reach_says_what_to_pass(monkeypatch):
         raise ConnectionError("no way out")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(OSError, match=r"--digits mnist .*\(no way out\); pass --data-dir"):
+    with pytest.raises(OSError, match=r"MNIST .*\(no way out\); pass --data-dir"):
         images.load("mnist")
 
 

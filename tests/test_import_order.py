@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     {"version"},
     {"ops", "data", "device", "masks"},
-    {"core", "estimators", "interface", "true_gradient"},
+    {"core", "estimators", "interface", "true_gradient", "cuts", "decoupled"},
     {"lstm", "from_torch", "truncated", "feedforward"},
     {"cells"},
     {"stacks", "hierarchy"},

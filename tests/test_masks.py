@@ -4,7 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import make_model, make_trainer, small_stream
 
+from dnirnn import LSTM, WeightDrop
 from dnirnn.masks import Masks, draw_masks
 
 
@@ -66,3 +68,24 @@ def test_draw_changes_the_masks_and_a_state_dict_brings_them_back():
 def test_a_drop_that_is_no_probability_is_refused(drop):
     with pytest.raises(ValueError, match="drop must be a probability"):
         Masks(3, drop)
+
+
+@pytest.mark.parametrize("unbroken, masks", [(True, 6), (False, 1)])
+def test_a_mask_lives_for_an_update_of_a_text_and_for_a_sequence_elsewhere(
+    tmp_path, unbroken, masks
+):
+    """One mask for a text's whole epoch would train one thinned network."""
+    model, stream = make_model(estimator="none"), small_stream()
+    assert stream.unbroken
+    stream.unbroken = unbroken
+    model.truncated.core = WeightDrop(LSTM(4, 5), 0.5)
+    trainer = make_trainer(tmp_path, model=model, stream=stream, evaluate=False, updates=6)
+    drawn, learn = set(), trainer.learn
+
+    def seen():
+        learn()
+        drawn.update(int(part.seed) for part in model.modules() if isinstance(part, Masks))
+
+    trainer.learn = seen
+    trainer.run()
+    assert len(drawn) == masks

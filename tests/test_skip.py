@@ -29,6 +29,7 @@ from dnirnn import (
     ZeroGradient,
     backward,
 )
+from dnirnn.core import CHARGES
 from dnirnn.true_gradient import true_gradients
 
 
@@ -196,11 +197,11 @@ def test_only_a_truncated_call_is_charged():
     skip = Skip(GRU(2, 3), cost=1.0)
     truncated, x = Truncated(skip, 2, SyntheticGradient(skip.state_size)), torch.randn(4, 2, 2)
     skip(x, skip.initial_state(2))
-    assert skip.charges is None, "nothing is gathered that nobody takes"
-    assert truncated(x, skip.initial_state(2))[2][0].charge > 0 and skip.charges is None
+    assert CHARGES.get() is None, "nothing is gathered that nobody takes"
+    assert truncated(x, skip.initial_state(2))[2][0].charge > 0 and CHARGES.get() is None
     with pytest.raises(ValueError, match="state must be"):
         truncated(x, skip.initial_state(3))
-    assert skip.charges is None
+    assert CHARGES.get() is None
 
 
 def test_a_cost_teaches_it_to_skip():

@@ -106,6 +106,42 @@ struct UnitBackward {
   int64_t columns;
 };
 
+// One step of one row of an LSTM with options: all H units at once, because a normalisation needs
+// them. What is null does nothing. With norm(a) = (a - mean(a)) / sqrt(var(a) + 1e-5) over H:
+//   a = zx + zh;  a_k = gain_k norm(a_k) for each gate k;  i, f, o = sigmoid(a + bias), g = tanh
+//   c~ = f c + factor i g;  h~ = o tanh(gain_c norm(c~) + bias_c), or o tanh(c~)
+//   c' = open_c c~ + (1 - open_c) c;  h' = open_h h~ + (1 - open_h) h
+template <typename T>
+struct LstmOptions {
+  const T *gain, *gain_c, *bias_c;             // [4, H], [H], [H], all or none
+  const T *open_h, *open_c, *factor;           // [H]
+};
+
+template <typename T>
+struct LstmRowForward {
+  LstmOptions<T> options;
+  const T *zx, *zh, *bias;  // [4, H]
+  const T *h, *c;           // before the step
+  T* gates;                 // [4, H]: i, f, g, o, kept for the backward pass
+  T *normed, *scale;        // [4, H]: norm(a_k); [4]: 1 / sqrt(var + 1e-5); where there is a gain
+  T *h_next, *c_next;
+  int64_t width;            // H
+};
+
+template <typename T>
+struct LstmRowBackward {
+  LstmOptions<T> options;
+  const T *h, *c, *gates, *normed, *scale;
+  const T* grad_output;  // or null
+  const T* back;         // what came back to h' through the products
+  T *carry_h, *carry_c;  // in: what else came back to h' and c'; out: the same for h and c
+  T* d;                  // [4, H]: the gradient of the products zx and zh
+  T* sums;               // bias [4, H], gain [4, H], gain_c, bias_c: their gradients are added
+  T *d_open_h, *d_open_c;  // [H], or null
+  T* work;               // [H]
+  int64_t width;
+};
+
 template <typename E, typename T = Wide<E>>
 struct Kernels {
   const char* name;
@@ -148,6 +184,9 @@ struct Kernels {
   void (*plain_backward)(int64_t m, const UnitBackward<T>& unit);
   void (*gated_forward)(int64_t m, const UnitForward<T>& unit);
   void (*gated_backward)(int64_t m, const UnitBackward<T>& unit);
+  // One row of an LSTM with options: null of bfloat16.
+  void (*lstm_row_forward)(const LstmRowForward<T>& row);
+  void (*lstm_row_backward)(const LstmRowBackward<T>& row);
 };
 
 // The table for the best vector path of this CPU, no better than ATen's own choice

@@ -161,12 +161,12 @@ struct FloatMath {
 struct DoubleMath {
   using V = Lanes<double>::vec;
   static DNIRNN_INLINE V sigmoid(V x) {
-    V y;
+    V y{};
     for (int i = 0; i < W<double>; i++) y[i] = 1.0 / (1.0 + __builtin_exp(-x[i]));
     return y;
   }
   static DNIRNN_INLINE V tanh(V x) {
-    V y;
+    V y{};
     for (int i = 0; i < W<double>; i++) y[i] = __builtin_tanh(x[i]);
     return y;
   }
@@ -595,6 +595,209 @@ void gated_backward(int64_t m, const UnitBackward<T>& unit) {
   }
 }
 
+template <typename T>
+DNIRNN_INLINE T lane_sum(Vec<T> v) {
+  T total = 0;
+  for (int i = 0; i < W<T>; i++) total += v[i];
+  return total;
+}
+// What exists of a vector, the rest zero.
+template <typename T>
+DNIRNN_INLINE Vec<T> real(Vec<T> v, int64_t lanes) {
+  if (lanes >= W<T>) return v;
+  Vec<T> kept{};
+  __builtin_memcpy(&kept, &v, lanes * sizeof(T));
+  return kept;
+}
+DNIRNN_INLINE float root(float x) { return __builtin_sqrtf(x); }
+DNIRNN_INLINE double root(double x) { return __builtin_sqrt(x); }
+
+// to [H] = norm(to), where sum is that of its elements; returns 1 / sqrt(var + 1e-5).
+template <typename T>
+DNIRNN_INLINE T normalise(T* to, Vec<T> sum, int64_t H) {
+  const T mean = lane_sum<T>(sum) / H;
+  Vec<T> squares{};
+  for (int64_t j = 0; j < H; j += W<T>) {
+    const Vec<T> d = real<T>(load(to + j, H - j) - mean, H - j);
+    squares += d * d;
+  }
+  const T scale = 1 / root(lane_sum<T>(squares) / H + T(1e-5));
+  for (int64_t j = 0; j < H; j += W<T>)
+    store(to + j, (load(to + j, H - j) - mean) * scale, H - j);
+  return scale;
+}
+
+// d = gradient of a, where d held that of n = norm(a), and sum and along are those of d and d n.
+template <typename T>
+DNIRNN_INLINE void normalise_backward(T* d, const T* n, T scale, Vec<T> sum, Vec<T> along,
+                                      int64_t H) {
+  const T mean = lane_sum<T>(sum) / H, slope = lane_sum<T>(along) / H;
+  for (int64_t j = 0; j < H; j += W<T>)
+    store(d + j, (load(d + j, H - j) - mean - load(n + j, H - j) * slope) * scale, H - j);
+}
+
+// `open` of the new value and the rest of the old one.
+template <typename T>
+DNIRNN_INLINE Vec<T> blend(const T* open, Vec<T> fresh, Vec<T> old, int64_t lanes) {
+  if (!open) return fresh;
+  const Vec<T> u = load(open, lanes);
+  return u * fresh + (Vec<T>{} + 1 - u) * old;
+}
+
+template <typename T>
+void lstm_row_forward(const LstmRowForward<T>& row) {
+  using M = typename MathOf<T>::type;
+  const LstmOptions<T>& with = row.options;
+  const int64_t H = row.width;
+  for (int64_t k = 0; with.gain && k < 4; k++) {
+    T* to = row.normed + k * H;
+    Vec<T> sum{};
+    for (int64_t j = 0; j < H; j += W<T>) {
+      const Vec<T> a = load(row.zx + k * H + j, H - j) + load(row.zh + k * H + j, H - j);
+      store(to + j, a, H - j);
+      sum += a;
+    }
+    row.scale[k] = normalise(to, sum, H);
+  }
+  Vec<T> sum{};
+  for (int64_t j = 0; j < H; j += W<T>) {
+    const int64_t lanes = H - j;
+    const auto pre = [&](int64_t gate) {
+      const int64_t at = gate * H + j;
+      const Vec<T> a = with.gain ? load(row.normed + at, lanes) * load(with.gain + at, lanes)
+                                 : load(row.zx + at, lanes) + load(row.zh + at, lanes);
+      return a + load(row.bias + at, lanes);
+    };
+    const Vec<T> i = M::sigmoid(pre(0)), f = M::sigmoid(pre(1)), g = M::tanh(pre(2)),
+                 o = M::sigmoid(pre(3));
+    store(row.gates + j, i, lanes);
+    store(row.gates + H + j, f, lanes);
+    store(row.gates + 2 * H + j, g, lanes);
+    store(row.gates + 3 * H + j, o, lanes);
+    const Vec<T> c = load(row.c + j, lanes), in = with.factor ? g * load(with.factor + j, lanes) : g;
+    const Vec<T> fresh = f * c + i * in;
+    store(row.c_next + j, blend(with.open_c ? with.open_c + j : nullptr, fresh, c, lanes), lanes);
+    // Where c~ is normalised, h_next holds it meanwhile.
+    if (with.gain) {
+      store(row.h_next + j, fresh, lanes);
+      sum += real<T>(fresh, lanes);
+    } else {
+      store(row.h_next + j, blend(with.open_h ? with.open_h + j : nullptr, o * M::tanh(fresh),
+                                  load(row.h + j, lanes), lanes), lanes);
+    }
+  }
+  if (!with.gain) return;
+  normalise(row.h_next, sum, H);
+  for (int64_t j = 0; j < H; j += W<T>) {
+    const int64_t lanes = H - j;
+    const Vec<T> squashed = M::tanh(load(row.h_next + j, lanes) * load(with.gain_c + j, lanes) +
+                                    load(with.bias_c + j, lanes));
+    const Vec<T> fresh = load(row.gates + 3 * H + j, lanes) * squashed;
+    store(row.h_next + j,
+          blend(with.open_h ? with.open_h + j : nullptr, fresh, load(row.h + j, lanes), lanes),
+          lanes);
+  }
+}
+
+template <typename T>
+DNIRNN_INLINE void add_to(T* sums, Vec<T> value, int64_t lanes) {
+  store(sums, load(sums, lanes) + value, lanes);
+}
+
+template <typename T>
+void lstm_row_backward(const LstmRowBackward<T>& row) {
+  using M = typename MathOf<T>::type;
+  const LstmOptions<T>& with = row.options;
+  const int64_t H = row.width;
+  const T *gain_c = with.gain_c, *of_i = row.gates, *of_f = of_i + H, *of_g = of_f + H,
+          *of_o = of_g + H;
+  const auto input = [&](int64_t j, int64_t lanes) {
+    const Vec<T> g = load(of_g + j, lanes);
+    return with.factor ? g * load(with.factor + j, lanes) : g;
+  };
+  const auto fresh_c = [&](int64_t j, int64_t lanes) {
+    return load(of_f + j, lanes) * load(row.c + j, lanes) + load(of_i + j, lanes) * input(j, lanes);
+  };
+  // d's first H hold the gradient that reaches c~ by h~, until they are due.
+  T *normed_c = row.work, *by_h = row.d;
+  T scale = 0;
+  if (gain_c) {
+    Vec<T> sum{};
+    for (int64_t j = 0; j < H; j += W<T>) {
+      const Vec<T> c = real<T>(fresh_c(j, H - j), H - j);
+      store(normed_c + j, c, H - j);
+      sum += c;
+    }
+    scale = normalise(normed_c, sum, H);
+  }
+  Vec<T> sum{}, along{};
+  for (int64_t j = 0; j < H; j += W<T>) {
+    const int64_t lanes = H - j;
+    const Vec<T> o = load(of_o + j, lanes);
+    const Vec<T> n = gain_c ? load(normed_c + j, lanes) : fresh_c(j, lanes);
+    const Vec<T> squashed =
+        M::tanh(gain_c ? n * load(gain_c + j, lanes) + load(with.bias_c + j, lanes) : n);
+    Vec<T> dh = load(row.back + j, lanes) + load(row.carry_h + j, lanes);
+    if (row.grad_output) dh += load(row.grad_output + j, lanes);
+    Vec<T> rest{};
+    if (with.open_h) {
+      const Vec<T> u = load(with.open_h + j, lanes);
+      if (row.d_open_h)
+        store(row.d_open_h + j, dh * (o * squashed - load(row.h + j, lanes)), lanes);
+      rest = (Vec<T>{} + 1 - u) * dh;
+      dh *= u;
+    }
+    store(row.carry_h + j, rest, lanes);
+    store(row.d + 3 * H + j, dh * squashed * o * (Vec<T>{} + 1 - o), lanes);
+    Vec<T> d = dh * o * (Vec<T>{} + 1 - squashed * squashed);
+    if (gain_c) {
+      add_to(row.sums + 8 * H + j, d * n, lanes);
+      add_to(row.sums + 9 * H + j, d, lanes);
+      d *= load(gain_c + j, lanes);
+      sum += d;
+      along += d * n;
+    }
+    store(by_h + j, d, lanes);
+  }
+  if (gain_c) normalise_backward(by_h, normed_c, scale, sum, along, H);
+  for (int64_t j = 0; j < H; j += W<T>) {
+    const int64_t lanes = H - j;
+    const Vec<T> i = load(of_i + j, lanes), f = load(of_f + j, lanes), g = load(of_g + j, lanes),
+                 c = load(row.c + j, lanes);
+    Vec<T> dc = load(row.carry_c + j, lanes), rest{};
+    if (with.open_c) {
+      const Vec<T> u = load(with.open_c + j, lanes);
+      if (row.d_open_c) store(row.d_open_c + j, dc * (fresh_c(j, lanes) - c), lanes);
+      rest = (Vec<T>{} + 1 - u) * dc;
+      dc *= u;
+    }
+    dc += load(by_h + j, lanes);
+    const Vec<T> through = with.factor ? i * load(with.factor + j, lanes) : i;
+    store(row.carry_c + j, rest + dc * f, lanes);
+    store(row.d + j, dc * input(j, lanes) * i * (Vec<T>{} + 1 - i), lanes);
+    store(row.d + H + j, dc * c * f * (Vec<T>{} + 1 - f), lanes);
+    store(row.d + 2 * H + j, dc * through * (Vec<T>{} + 1 - g * g), lanes);
+  }
+  for (int64_t k = 0; k < 4; k++) {
+    T* d = row.d + k * H;
+    const T* n = row.normed + k * H;
+    Vec<T> total{}, slope{};
+    for (int64_t j = 0; j < H; j += W<T>) {
+      const int64_t lanes = H - j, at = k * H + j;
+      Vec<T> of_bias = load(d + j, lanes);
+      add_to(row.sums + at, of_bias, lanes);
+      if (!with.gain) continue;
+      const Vec<T> value = load(n + j, lanes);
+      add_to(row.sums + 4 * H + at, of_bias * value, lanes);
+      of_bias *= load(with.gain + at, lanes);
+      store(d + j, of_bias, lanes);
+      total += of_bias;
+      slope += of_bias * value;
+    }
+    if (with.gain) normalise_backward(d, n, row.scale[k], total, slope, H);
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -618,6 +821,8 @@ const Kernels<T>& table() {
       plain_backward<T>,
       gated_forward<T>,
       gated_backward<T>,
+      lstm_row_forward<T>,
+      lstm_row_backward<T>,
 #endif
   };
   return kernels;

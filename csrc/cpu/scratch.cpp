@@ -1,6 +1,7 @@
 #include "cpu/scratch.h"
 
 #include <ATen/ATen.h>
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -28,6 +29,10 @@ class Pool {
     if (left > 0) free_.emplace(data + bytes, left);
     return data;
   }
+
+  // Around a fork: the child has no other thread, so what one of them held would stay locked in it.
+  void hold() { mutex_.lock(); }
+  void let_go() { mutex_.unlock(); }
 
   void give_back(void* data, size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -97,6 +102,9 @@ class Pool {
 // Never destroyed: tensors may outlive everything else in the process.
 Pool& pool() {
   static Pool& only = *new Pool;
+  static const int forks_safely = pthread_atfork(
+      [] { only.hold(); }, [] { only.let_go(); }, [] { only.let_go(); });
+  TORCH_CHECK(forks_safely == 0, "pthread_atfork: out of memory");
   return only;
 }
 

@@ -1,9 +1,9 @@
 """GRU: torch.nn.GRU as a Core."""
 
 import torch
-from torch import nn
 
 from dnirnn.cells.units import Units
+from dnirnn.from_torch import refuse_options
 
 
 class GRU(Units):
@@ -13,9 +13,13 @@ class GRU(Units):
         h' = (1 - z) * n + z * h
 
     The state [B, L H] is h_0, h_1, ...; the output [B, H] the last layer's h'. The parameters are
-    torch.nn.GRU's, under ``module.``.
+    torch.nn.GRU's, under ``module.``; ``load_state_dict(torch.nn.GRU(...).state_dict())``
+    works strictly.
 
     input_size, hidden_size, num_layers: I, H, L; torch.nn.GRU's errors where one is below 1.
+
+    Raises TypeError for an option of torch.nn.GRU's that there is none of here, saying what to
+    write.
 
     Source: Cho et al. 2014, with the reset gate behind the product, as cuDNN has it.
     """
@@ -28,5 +32,7 @@ class GRU(Units):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: object,
     ):
-        super().__init__(nn.GRU(input_size, hidden_size, num_layers, device=device, dtype=dtype))
+        refuse_options(GRU, options)
+        super().__init__("GRU", input_size, hidden_size, num_layers, device=device, dtype=dtype)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnirnn.core import Core
+from dnirnn.cells.gated import GatedLSTM
 from dnirnn.masks import Masks, draw_masks
 
 
-class NormLSTM(Core):
+class NormLSTM(GatedLSTM):
     """One LSTM layer, with what regularises it.
 
     With norm(a) = (a - mean(a)) / sqrt(var(a) + 1e-5) over the H units of one gate, and gates i, f,
@@ -31,7 +31,8 @@ class NormLSTM(Core):
     Zoneout keeps a unit's old value with its probability while training, and takes the expectation,
     z * old + (1 - z) * new, in eval mode. Recurrent dropout zeroes elements of g, and divides what
     it keeps by 1 - recurrent_dropout; in eval mode nothing is zeroed. Their masks are
-    :class:`dnirnn.Masks`: one a step.
+    :class:`dnirnn.Masks`: one a step. On the CPU it runs on a fused operator, elsewhere as a loop
+    over steps in torch.
 
     The state [B, 2 H] is h, c, as dnirnn.LSTM's, and stays float32 where x is bfloat16; the output
     [B, H] is h'. Parameters have torch.nn.LSTM's names; layer_norm adds gain_l0 [4H], gain_c_l0 [H]
@@ -46,6 +47,8 @@ class NormLSTM(Core):
     Source: Ba et al. 2016 (layer normalisation, section 3.1); Mujika et al. 2017 (Fast-Slow RNN);
     Krueger et al. 2017 (zoneout, section 3); Semeniuta et al. 2016 (recurrent dropout, section 3).
     """
+
+    reads_t = False
 
     def __init__(
         self,
@@ -108,16 +111,43 @@ class NormLSTM(Core):
         h, c = self.cell(F.linear(x_BI, self.weight_ih_l0), h, c, kept)
         return h.to(x_BI.dtype), torch.cat([h, c], 1)
 
-    def forward(
-        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
+    @property
+    def weights(self) -> list[Tensor]:
+        return [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+
+    def options(
+        self, state_BS: Tensor, steps: int, t0: int | Tensor, reset: Tensor | None
+    ) -> dict[str, Tensor | list[Tensor]]:
+        options: dict[str, Tensor | list[Tensor]] = {}
+        if self.layer_norm:
+            norm = [self.gain_l0, self.gain_c_l0, self.bias_c_l0]
+            options["norm"] = [parameter.to(state_BS.dtype) for parameter in norm]
+        for name, option in (
+            ("zoneout_h", "open_h"),
+            ("zoneout_c", "open_c"),
+            ("recurrent_dropout", "factor"),
+        ):
+            drop = self.drops[name]
+            if not drop or (option == "factor" and not self.training):
+                continue
+            if not self.training:
+                options[option] = state_BS.new_full((1, 1, 1), 1 - drop)
+                continue
+            kept = self.masks[name](len(state_BS), t0, steps, reset).to(state_BS.dtype)
+            options[option] = kept / (1 - drop) if option == "factor" else kept
+        return options
+
+    def loop(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor, reset: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         steps, batch, _ = x_TBI.shape
         h, c = state_BS.chunk(2, 1)
         inward = F.linear(x_TBI, self.weight_ih_l0).unbind()
         outputs = []
+        initial = None if reset is None else self.initial_state(batch)
         for i, kept in enumerate(self.kept(batch, t0, steps, reset)):
             if reset is not None:
-                h, c = (part.masked_fill(reset[i, :, None], 0) for part in (h, c))
+                h, c = torch.where(reset[i, :, None], initial, torch.cat([h, c], 1)).chunk(2, 1)
             h, c = self.cell(inward[i], h, c, kept)
             outputs.append(h)
         return torch.stack(outputs).to(x_TBI.dtype), torch.cat([h, c], 1)

@@ -1,18 +1,22 @@
 """RNN: torch.nn.RNN as a Core."""
 
 import torch
-from torch import nn
 
 from dnirnn.cells.units import Units
+from dnirnn.from_torch import refuse_options
 
 
 class RNN(Units):
     """L layers of the plain recurrent network: h' = tanh(W_ih x + b_ih + W_hh h + b_hh).
 
     The state [B, L H] is h_0, h_1, ...; the output [B, H] the last layer's h'. The parameters are
-    torch.nn.RNN's, under ``module.``.
+    torch.nn.RNN's, under ``module.``; ``load_state_dict(torch.nn.RNN(...).state_dict())``
+    works strictly.
 
     input_size, hidden_size, num_layers: I, H, L; torch.nn.RNN's errors where one is below 1.
+
+    Raises TypeError for an option of torch.nn.RNN's that there is none of here, saying what to
+    write.
 
     Source: Elman 1990.
     """
@@ -25,5 +29,7 @@ class RNN(Units):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: object,
     ):
-        super().__init__(nn.RNN(input_size, hidden_size, num_layers, device=device, dtype=dtype))
+        refuse_options(RNN, options)
+        super().__init__("RNN_TANH", input_size, hidden_size, num_layers, device=device, dtype=dtype)

@@ -2,27 +2,78 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dnirnn import ops
+from dnirnn.core import has_hooks
 from dnirnn.from_torch import FromTorch
+from dnirnn.lstm import NAMES
+
+
+class Layers(nn.RNNBase):
+    """torch.nn.GRU, or torch.nn.RNN with tanh, under another class: torch.compile refuses those."""
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        run = torch.gru if self.mode == "GRU" else torch.rnn_tanh
+        options = (self.bias, self.num_layers, 0.0, self.training, False, False)
+        return run(x, h, self._flat_weights, *options)
 
 
 class Units(FromTorch):
-    """An nn.GRU, or an nn.RNN with tanh, whose layers run on the fused operator on the CPU.
+    """Layers of torch.nn.GRU, or of torch.nn.RNN with tanh, on the fused operator on the CPU.
 
     On a GPU, and where the operator is not built, they run as torch's own.
+
+    mode: torch's name of the kind, "GRU" or "RNN_TANH".
+    options: device and dtype.
     """
 
+    def __init__(self, mode: str, input_size: int, hidden_size: int, num_layers: int, **options):
+        super().__init__(Layers(mode, input_size, hidden_size, num_layers, **options))
+        self.register_load_state_dict_pre_hook(take_from_torch)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """[weight_ih, weight_hh, bias_ih, bias_hh] of layer 0, then of layer 1, ..."""
+        layers = range(self.module.num_layers)
+        return [getattr(self.module, f"{name}_l{layer}") for layer in layers for name in NAMES]
+
     def run(self, x_TBI: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        if x_TBI.device.type != "cpu" or not ops.fused_for(x_TBI):
+        module = self.module
+        if ops.in_transform() or ops.in_forward_mode():
+            return self.plain(x_TBI, state_BS)
+        if x_TBI.device.type != "cpu" or not ops.fused_for(x_TBI) or has_hooks(module):
             return super().run(x_TBI, state_BS)
-        output, states = x_TBI, []
-        for layer, h in enumerate(state_BS.chunk(self.module.num_layers, 1)):
-            weights = [
-                getattr(self.module, f"{name}_l{layer}")
-                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            ]
-            gated = isinstance(self.module, nn.GRU)
-            output = ops.recurrent(output, h.to(output.dtype), *weights, gated)
+        output, states, weights = x_TBI, [], self.weights
+        for layer, h in enumerate(state_BS.chunk(module.num_layers, 1)):
+            own = weights[4 * layer : 4 * layer + 4]
+            output = ops.recurrent(output, h.to(output.dtype), *own, module.mode == "GRU")
             states.append(output[-1])
         return output, torch.cat(states, 1).to(state_BS.dtype)
+
+    def plain(self, x_TBI: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """The same in torch's plain operations: its own GRU and RNN have no rule for vmap."""
+        output, states, weights = x_TBI, [], self.weights
+        for layer, h in enumerate(state_BS.to(x_TBI.dtype).chunk(self.module.num_layers, 1)):
+            w_ih, w_hh, b_ih, b_hh = weights[4 * layer : 4 * layer + 4]
+            outputs = []
+            for inward in F.linear(output, w_ih, b_ih).unbind():
+                recurrent = F.linear(h, w_hh, b_hh)
+                if self.module.mode == "GRU":
+                    (r, z, n), (r_h, z_h, n_h) = inward.chunk(3, 1), recurrent.chunk(3, 1)
+                    r, z = torch.sigmoid(r + r_h), torch.sigmoid(z + z_h)
+                    h = torch.lerp(torch.tanh(n + r * n_h), h, z)
+                else:
+                    h = torch.tanh(inward + recurrent)
+                outputs.append(h)
+            output = torch.stack(outputs)
+            states.append(h)
+        return output, torch.cat(states, 1).to(state_BS.dtype)
+
+
+def take_from_torch(core: Units, entries: dict[str, Tensor], prefix: str, *_) -> None:
+    """Renames the entries of torch's own module: they lie under ``module.`` here."""
+    for name in [name for name in entries if name.startswith(prefix)]:
+        own = name.removeprefix(prefix)
+        if own.startswith(NAMES):
+            entries[f"{prefix}module.{own}"] = entries.pop(name)

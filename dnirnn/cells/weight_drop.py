@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dnirnn.core import Core
+from dnirnn.core import Core, Pull, resets_to, step, unroll
 from dnirnn.masks import Masks, draw_masks
 
 
@@ -26,6 +26,8 @@ class WeightDrop(Core):
     Source: Merity et al. 2018 (Regularizing and Optimizing LSTM Language Models, section 2), after
     Wan et al. 2013 (DropConnect).
     """
+
+    reads_t = False
 
     def __init__(self, core: Core, drop: float, names: Sequence[str] | None = None):
         super().__init__()
@@ -58,6 +60,8 @@ class WeightDrop(Core):
     def forward(
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        if not resets_to(self, WeightDrop, reset):
+            return super().forward(x_TBI, state_BS, t0, reset)
         return self.dropped("forward", x_TBI, state_BS, t0, reset)
 
     def unroll_chunks(
@@ -70,6 +74,8 @@ class WeightDrop(Core):
         reset: Tensor | None = None,
         estimator: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if not resets_to(self, WeightDrop, reset):
+            return super().unroll_chunks(x_TBI, state_BS, probe_NBS, truncation, t0, reset)
         return self.dropped(
             "unroll_chunks", x_TBI, state_BS, probe_NBS, truncation, t0, reset, estimator
         )
@@ -83,12 +89,27 @@ class WeightDrop(Core):
         t0: int | Tensor = 0,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if not resets_to(self, WeightDrop, reset):
+            return super().unroll_dense(x_TBI, state_BS, probe_TBS, truncation, t0, reset)
         return self.dropped("unroll_dense", x_TBI, state_BS, probe_TBS, truncation, t0, reset)
+
+    def unroll_pulling(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe_NBS: Tensor,
+        truncation: int,
+        t0: int | Tensor = 0,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Pull]:
+        if not resets_to(self, WeightDrop, reset):
+            return super().unroll_pulling(x_TBI, state_BS, probe_NBS, truncation, t0, reset)
+        return self.dropped("unroll_pulling", x_TBI, state_BS, probe_NBS, truncation, t0, reset)
 
     def dropped(self, method: str, *arguments):
         """``core.method(*arguments)``, with the weights that a mask has gone over."""
         if not self.training:
-            return getattr(self.core, method)(*arguments)
+            return self.calls[0](method, *arguments)
         parameters = dict(self.core.named_parameters())
         weights = {}
         for name, masks in zip(self.names, self.masks):
@@ -109,4 +130,8 @@ class Call(nn.Module):
         self.core = core
 
     def forward(self, method: str, *arguments):
-        return getattr(self.core, method)(*arguments)
+        if method == "forward":
+            return self.core(*arguments)
+        if method == "step":
+            return step(self.core, *arguments)
+        return unroll(self.core, method, *arguments)

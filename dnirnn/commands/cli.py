@@ -6,7 +6,9 @@ train, eval, sample, fidelity, detectors, compare, reproduce, demo, doctor.
 import argparse
 import dataclasses
 import os
+import re
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,18 +22,20 @@ from dnirnn.config.options import (
     CORES,
     ESTIMATORS,
     add_arguments,
+    changeable,
     flag,
     for_each,
     from_arguments,
 )
 from dnirnn.config.registry import TASKS
-from dnirnn.device import find_device
-from dnirnn.reports import recipes
+from dnirnn.device import find_device, usable_cores
+from dnirnn.reports import feed_forward, recipes
 from dnirnn.reports.runs import Failure
-from dnirnn.training.trainer import Interrupted, NonFinite
+from dnirnn.training.trainer import AnotherRun, Interrupted, NonFinite
 from dnirnn.version import __version__
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT = 0, 1, 2
+SIGNALLED = 128  # and the signal's number, as a shell says it: 130 Ctrl-C, 143 SIGTERM
 
 SUMMARIES = {
     "char-lm": "a language model that predicts each character of a text from those before it",
@@ -39,6 +43,7 @@ SUMMARIES = {
     "repeat-copy": "read a sequence of random bits, then say it so many times, then that it is over",
     "adding": "the sum of the two marked numbers of a long sequence, said at its end",
     "digits": "two networks of two rates count the odd ones and the 3s of a stream of pictures",
+    "images": "a feed-forward network, cut between its layers, says what a picture shows",
 }
 COMPARED = ("core", "truncation", "estimator", "training", "seed", "threads")
 DEMO_MINUTES = 4.2
@@ -63,8 +68,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; its exit code: 0, 1 a run that failed, 2 bad input, 130 Ctrl-C."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Runs the command line; its exit code.
+
+    0, 1 a run that failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM, 141 nobody reads what it prints.
+    """
+    print_anything()
+    try:
+        code = answer(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # What is left in the buffer would be written, and complained of, once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SIGNALLED + signal.SIGPIPE
+
+
+def answer(argv: list[str]) -> int:
+    """Does what the words ask; errors become one line and an exit code."""
     try:
         arguments = parser().parse_args(with_task(argv))
         arguments.words = argv
@@ -76,17 +96,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as stopped:
         if str(stopped):
             say(str(stopped))
-        again = shlex.join(["dnirnn", *argv])
+        again = shlex.join(["dnirnn", *without_restart(argv)])
         say(f"interrupted; to go on from there: {again}")
-        return INTERRUPTED
+        return SIGNALLED + getattr(stopped, "signal", signal.SIGINT)
     except NonFinite as error:
-        say(str(error))
+        say(f"{error}; to go on from there with another learning rate: add --resume-with --lr RATE")
         return FAILED
+    except BrokenPipeError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if os.environ.get("DNIRNN_TRACEBACK") or not is_of_memory(error):
+            raise
+        say(f"{memory_asked(error)}: make the network, --batch or --truncation smaller")
+        return BAD_INPUT
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("DNIRNN_TRACEBACK"):
             raise
         say(str(error))
         return BAD_INPUT
+
+
+def without_restart(argv: list[str]) -> list[str]:
+    """The words that go on from where these began anew."""
+    return [word for word in argv if word != "--restart"]
+
+
+def print_anything() -> None:
+    """A character that the terminal's encoding lacks is printed as its number, not refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python could not have the memory that it asked for."""
+    said = ("allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+
+
+def memory_asked(error: BaseException) -> str:
+    """How much memory an allocation that failed asked for, where torch says it."""
+    asked = re.search(r"allocate ([\d.]+ \w*)", str(error)) or re.search(r"(sizes=.*)", str(error))
+    if asked is None:
+        return "there is not enough memory"
+    amount, _, unit = asked[1].partition(" ")
+    if unit == "bytes":
+        return f"there is not enough memory: {int(amount) / 1e9:,.1f} GB more were asked for"
+    return f"there is not enough memory: {asked[1]} were asked for"
 
 
 def with_task(argv: list[str]) -> list[str]:
@@ -108,7 +164,8 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="dnirnn",
         description="Recurrent networks truncated in time, with synthetic gradients at the cuts.",
-        epilog="Exit codes: 0 done, 1 a run failed, 2 bad input (one line says what), 130 Ctrl-C."
+        epilog="Exit codes: 0 done, 1 a run failed, 2 bad input (one line says what), 130 Ctrl-C,"
+        " 143 SIGTERM, 141 a closed pipe."
         " DNIRNN_TRACEBACK=1 shows where in the code an input was refused.",
     )
     top.add_argument("--version", action="version", version=f"dnirnn {__version__}")
@@ -156,13 +213,33 @@ def add_train(parent: argparse.ArgumentParser) -> None:
             help="run folder: configuration, log, checkpoints, result; a run found there with the"
             " same options is resumed (default: runs/ and a name made of the main options)",
         )
+        go_on = task.add_mutually_exclusive_group()
+        go_on.add_argument(
+            "--restart",
+            action="store_true",
+            help="begin anew in the run folder; the run that is there is moved aside and kept",
+        )
+        go_on.add_argument(
+            "--resume-with",
+            action="store_true",
+            help="go on with the run that is there and the options given here where they differ, of"
+            f" {', '.join(map(flag, changeable(TASKS[name].Options)))}",
+        )
         add_arguments(task, TASKS[name].Options)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
     options = from_arguments(TASKS[arguments.task].Options, arguments)
     folder = arguments.out or training.default_folder(arguments.task, options)
-    training.train(arguments.task, options, folder)
+    try:
+        training.train(
+            arguments.task, options, folder, arguments.restart, arguments.resume_with
+        )
+    except AnotherRun as error:
+        known = changeable(type(options))
+        if all(key in known for key in error.differing):
+            raise ValueError(f"{error}, --resume-with to go on so, or --restart") from None
+        raise ValueError(f"{error}, or --restart to begin anew in this one") from None
     return OK
 
 
@@ -173,6 +250,11 @@ def add_eval(parent: argparse.ArgumentParser) -> None:
         choices=("train", "valid", "test"),
         help="with char-lm and digits: which part of the data (default: test)",
     )
+    parent.add_argument(
+        "--text",
+        metavar="FILE",
+        help="with char-lm: evaluate this UTF-8 file, whole, in place of a part of the run's data",
+    )
     moved = parent.add_argument_group("where the data is now, if not where it was for training")
     for name in TEXT_PLACES:
         moved.add_argument(flag(name), metavar="PATH")
@@ -182,7 +264,9 @@ TEXT_PLACES = ("corpus", "data_dir", "valid_file", "test_file")
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
-    places = {name: getattr(arguments, name) for name in TEXT_PLACES}
+    places = {name: getattr(arguments, name) for name in (*TEXT_PLACES, "text")}
+    if arguments.text is not None and arguments.split is not None:
+        raise ValueError(f"--split is of the run's data, --text another text; got {arguments.split}")
     training.evaluate(
         arguments.run, arguments.split, arguments.weights, places, arguments.device
     )
@@ -294,10 +378,13 @@ def add_run_folder(parent: argparse.ArgumentParser) -> None:
 def add_compare(parent: argparse.ArgumentParser) -> None:
     for name, task in task_parsers(parent, run_compare).items():
         group = task.add_argument_group("comparison")
-        add_cores(group)
-        if name == "digits":
+        if name == "images":
+            add_estimators(group, TASKS[name].ESTIMATORS, ["none", "zero", "dni", "cdni"])
+        elif name == "digits":
+            add_cores(group)
             add_trainings(group, TASKS[name].TRAININGS)
         else:
+            add_cores(group)
             add_truncations(group)
         group.add_argument(
             "--seeds",
@@ -348,13 +435,17 @@ def add_truncations(group: Any) -> None:
         metavar="STEPS",
         help="steps a chunk: how far back a gradient is carried exactly (default: 2 8 40)",
     )
+    add_estimators(group, ESTIMATORS, ["none", "dni"])
+
+
+def add_estimators(group: Any, choices: Sequence[str], default: list[str]) -> None:
     group.add_argument(
         "--estimators",
         nargs="+",
-        choices=ESTIMATORS,
-        default=["none", "dni"],
-        help="what stands at a cut: plain truncated backpropagation, synthetic gradients, the true"
-        " gradient (default: none dni)",
+        choices=choices,
+        default=default,
+        help="what stands at a cut (dnirnn train TASK --help explains them)"
+        f" (default: {' '.join(default)})",
     )
 
 
@@ -385,7 +476,7 @@ def jobs_and_threads(jobs: int | None, device: str = "cpu") -> tuple[int, int]:
 
     jobs: None: one a core, and one where they would share a GPU.
     """
-    cores = doctor.usable_cores()
+    cores = usable_cores()
     on_gpu = find_device(device).type == "cuda"
     jobs = (1 if on_gpu else cores) if jobs is None else jobs
     if jobs < 1:
@@ -408,14 +499,19 @@ def arm_rate(text: str) -> tuple[tuple[str | None, int], float]:
 def run_compare(arguments: argparse.Namespace) -> int:
     jobs, threads = jobs_and_threads(arguments.jobs, arguments.device)
     kind = TASKS[arguments.task].Options
-    if arguments.task == "digits":
+    cores: list[dict[str, Any]] = [{}]
+    if arguments.task != "images":
+        cores = for_each(kind, "core", arguments.cores)
+    if arguments.task == "images":
+        arms = [(kind.truncation, estimator) for estimator in arguments.estimators]
+    elif arguments.task == "digits":
         ways = [kind(period=arguments.period, training=way) for way in arguments.trainings]
         arms = [(way.truncation, way.estimator) for way in ways]
     else:
         arms = list(product(arguments.truncations, arguments.estimators))
     networks = [
         from_arguments(kind, arguments, threads=threads, **core, **estimator)
-        for core in for_each(kind, "core", arguments.cores)
+        for core in cores
         for estimator in for_each(kind, "estimator", [estimator for _, estimator in arms])
     ]
     folder = arguments.out or compare_folder(arguments.task, networks)
@@ -484,6 +580,71 @@ def add_reproduce(parent: argparse.ArgumentParser) -> None:
             " resumed (default: runs/reproduce-TABLE-BUDGET)",
         )
         add_jobs(table)
+    for name, summary in feed_forward.SUMMARIES.items():
+        add_feed_forward(command(tables, name, summary, run_feed_forward))
+
+
+def add_feed_forward(table: argparse.ArgumentParser) -> None:
+    table.add_argument(
+        "--budget",
+        choices=feed_forward.BUDGETS,
+        default="cpu",
+        help="quick, a smoke run on scikit-learn's digits; cpu, for two cores, hours (default: cpu)",
+    )
+    table.add_argument(
+        "--only",
+        nargs="+",
+        metavar="WORD",
+        help="only runs whose name has one of these words in it, such as mnist-fcn3, -cdni, random"
+        " (default: all)",
+    )
+    table.add_argument(
+        "--seeds", type=int, nargs="+", metavar="SEED", help="(default: 0 1 2; 0 in quick)"
+    )
+    table.add_argument(
+        "--epochs",
+        type=float,
+        metavar="EPOCHS",
+        help="of every run, in place of the budget's own number",
+    )
+    table.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="with the folders mnist and cifar10 in it (default: downloaded from the hub)",
+    )
+    table.add_argument(
+        "--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cpu)"
+    )
+    table.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where run folders and the report go; runs that are done there are kept, others"
+        " resumed (default: runs/reproduce-TABLE-BUDGET)",
+    )
+    add_jobs(table)
+
+
+def run_feed_forward(arguments: argparse.Namespace) -> int:
+    jobs, threads = jobs_and_threads(arguments.jobs, arguments.device)
+    folder = arguments.out or Path("runs") / f"reproduce-{arguments.table}-{arguments.budget}"
+    if arguments.epochs is not None and not 0 < arguments.epochs < float("inf"):
+        raise ValueError(f"--epochs must be positive; got {arguments.epochs}")
+    return finish(
+        feed_forward.reproduce(
+            arguments.table,
+            arguments.budget,
+            folder,
+            jobs,
+            shlex.join(["dnirnn", *arguments.words]),
+            {"threads": threads, "device": arguments.device},
+            arguments.data_dir,
+            arguments.seeds and tuple(dict.fromkeys(arguments.seeds)),
+            arguments.epochs,
+            arguments.only,
+        )
+    )
 
 
 def narrow(parser: argparse.ArgumentParser, name: str, said: str, unit: str, kind: type) -> None:

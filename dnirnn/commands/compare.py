@@ -46,9 +46,11 @@ def plan(
         for core, (truncation, estimator) in product(cores, dict.fromkeys(arms)):
             options = own[core, estimator]
             rate = rates.get((None, truncation), options.lr)
+            # Of feed-forward networks there is nothing to truncate.
+            given = {} if options.truncation == truncation else {"truncation": truncation}
             made = dataclasses.replace(
                 options,
-                truncation=truncation,
+                **given,
                 seed=seed,
                 lr=rates.get((estimator, truncation), rate),
                 quiet=True,
@@ -119,14 +121,18 @@ def curve_of(run: Run, key: str, named: bool) -> plots.Curve:
 
 NAMES = {
     "none": "BPTT",
+    "zero": "nothing sent back",
     "dni": "DNI",
+    "cdni": "cDNI",
     "least-squares": "least squares",
     "bp-lambda": "BP(lambda)",
     "true": "true gradient",
 }
 STYLES = {
     "none": "--",
+    "zero": (0, (1, 3)),
     "dni": "-",
+    "cdni": "-.",
     "least-squares": "-.",
     "bp-lambda": (0, (5, 1, 1, 1, 1, 1)),
     "true": ":",

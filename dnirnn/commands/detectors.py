@@ -9,9 +9,10 @@ from dnirnn.config.network import device_of
 from dnirnn.config.options import from_config
 from dnirnn.config.registry import TASKS
 from dnirnn.data import Vocabulary
+from dnirnn.data.corpus import beginning
 from dnirnn.device import find_device
 from dnirnn.model import SequenceModel
-from dnirnn.training.trainer import load_weights, read_config
+from dnirnn.training.trainer import load_weights, read_config, reading_config
 
 WIDTH = 80  # characters a line
 MARK, NEWLINE = "|", "↵"
@@ -35,14 +36,15 @@ def detectors(
     empty or has a character that the model does not know.
     """
     place, config = find_device(device), read_config(run)
-    if config.get("task") != "char-lm" or config["core"] != "hm-lstm":
+    if config.get("task") != "char-lm" or config.get("core") != "hm-lstm":
         raise ValueError(f"detectors needs a run of char-lm with --core hm-lstm; {run} is none")
     char_lm = TASKS["char-lm"]
-    model, vocabulary = char_lm.restore(config)
+    with reading_config(run):
+        model, vocabulary = char_lm.restore(config)
     known = load_weights(run, model.to(place), weights)
     if text is None:
-        options = from_config(char_lm.CharLMOptions, config)
-        text = char_lm.load_corpus(options).splits["test"][: length or 400]
+        options = from_config(char_lm.Options, config)
+        text = beginning(char_lm.load_corpus(options).splits["test"], length or 400)
     text = text[:length]
     if not text:
         raise ValueError("--text and --length must leave at least one character")

@@ -1,7 +1,6 @@
 """dnirnn doctor: what is built, what the machine offers, and which path each operator takes."""
 
 import importlib.util
-import os
 import platform
 from collections.abc import Iterator
 
@@ -9,6 +8,7 @@ import torch
 
 import dnirnn
 from dnirnn import ops
+from dnirnn.device import usable_cores
 
 
 def report() -> str:
@@ -79,13 +79,6 @@ def gpus() -> str:
         return "none that torch can use"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join(names)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which a container may have made fewer."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def processor() -> str:

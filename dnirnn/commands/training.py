@@ -10,16 +10,18 @@ import torch
 
 from dnirnn.commands.fidelity import measurement, report
 from dnirnn.config.cores import UPDATES, annealing, counting, described
-from dnirnn.config.options import flag, from_config
+from dnirnn.config.options import changeable, flag, from_config
 from dnirnn.config.registry import TASKS
 from dnirnn.config.task import Task, figures_of, trainer_config
-from dnirnn.device import find_device
+from dnirnn.device import find_device, usable_cores
 from dnirnn.training.progress import RunProgress
-from dnirnn.training.trainer import Trainer, load_weights, read_config
+from dnirnn.training.trainer import Trainer, load_weights, read_config, reading_config
 
 
 def default_folder(name: str, options: Any) -> Path:
     """runs/ and the options that most often tell two runs apart."""
+    if hasattr(TASKS[name], "folder_name"):
+        return Path("runs") / TASKS[name].folder_name(options)
     subject = TASKS[name].subject(options)
     layers = f"x{options.layers}" if (options.layers or 1) > 1 else ""
     size = f"-{options.parameters}" if options.parameters else options.hidden
@@ -28,11 +30,16 @@ def default_folder(name: str, options: Any) -> Path:
     return Path("runs") / "-".join((*words, f"seed{options.seed}"))
 
 
-def train(name: str, options: Any, folder: Path) -> None:
-    """Trains, or resumes, the run in ``folder``, and prints its figures."""
+def train(
+    name: str, options: Any, folder: Path, restart: bool = False, change: bool = False
+) -> None:
+    """Trains, or resumes, the run in ``folder``, and prints its figures.
+
+    restart: begins anew, and moves a run that is there aside.
+    change: goes on with the options given where they differ from those of the run, if they may.
+    """
     device = find_device(options.device)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or min(torch.get_num_threads(), usable_cores()))
     task = TASKS[name].build(options)
     trainer = Trainer(
         task.model,
@@ -43,13 +50,17 @@ def train(name: str, options: Any, folder: Path) -> None:
         task.config,
         task.test,
         annealing(options),
-        measurement(task, options),
+        getattr(TASKS[name], "measurement", measurement)(task, options),
         device=device,
         graphs=not options.no_graphs,
+        may_change=changeable(type(options)) if change else (),
+        restart=restart,
     )
+    if hasattr(TASKS[name], "attach"):
+        TASKS[name].attach(trainer, options)
     if not options.quiet:
         print(task.notice)
-        print(network_line(task, options))
+        print(getattr(TASKS[name], "network_line", network_line)(task, options))
         print(f"run folder: {folder}", flush=True)
     progress = RunProgress(options)
     try:
@@ -97,7 +108,8 @@ def evaluate(
     """
     place, config = find_device(device), read_config(run)
     task = TASKS[task_of(config, run)]
-    model = task.restore(config)[0].to(place)
+    with reading_config(run):
+        model = task.restore(config)[0].to(place)
     known = load_weights(run, model, weights)
     given = {name: value for name, value in {"split": split, **data}.items() if value is not None}
     for name in given.keys() - task.DATA:
@@ -126,7 +138,8 @@ def sample(
     if task_of(config, run) != "char-lm":
         raise ValueError(f"sample needs a char-lm run; {run} is one of {config['task']}")
     char_lm = TASKS["char-lm"]
-    model, vocabulary = char_lm.restore(config)
+    with reading_config(run):
+        model, vocabulary = char_lm.restore(config)
     load_weights(run, model.to(place), weights)
     began = time.perf_counter()
     text = char_lm.sample(model, vocabulary, length, temperature, prime, seed)
@@ -140,12 +153,15 @@ def report_fidelity(run: Path, weights: str, steps: int, device: str = "cpu") ->
     """Prints, and plots, how near what a run's estimator says is to the true gradient."""
     place, config = find_device(device), read_config(run)
     module = TASKS[task_of(config, run)]
-    task = module.build(from_config(module.Options, config))
+    with reading_config(run):
+        options = from_config(module.Options, config)
+        module.restore(config)  # what it names can be made: of what is wrong, this is the place
+    task = module.build(options)
     task.model.to(place)
     report(run, weights, task, steps)
 
 
 def task_of(config: dict, run: Path) -> str:
-    if config.get("task") not in TASKS:
+    if config.get("task") not in list(TASKS):
         raise ValueError(f"{run} is not a run of {' or '.join(TASKS)}")
     return config["task"]

@@ -185,7 +185,8 @@ def sized(
 def described(options: CoreOptions) -> str:
     """The core that ``options`` name, its size, and what they change of its defaults."""
     said = [options.core if options.parameters else f"{options.core} {options.hidden}"]
-    for field in dataclasses.fields(CoreOptions)[2:]:
+    recurrent = isinstance(options, CoreOptions)
+    for field in dataclasses.fields(CoreOptions)[2:] if recurrent else ():
         value = getattr(options, field.name)
         if value != field.default:
             words = value if isinstance(value, tuple) else () if value is True else (value,)

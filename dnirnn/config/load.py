@@ -14,7 +14,7 @@ from dnirnn.data import Vocabulary
 from dnirnn.device import find_device
 from dnirnn.model import SequenceModel
 from dnirnn.training.log import read_log
-from dnirnn.training.trainer import LOG, load_weights, read_config
+from dnirnn.training.trainer import LOG, load_weights, read_config, reading_config
 
 STEPS = 1024  # characters scored at once
 
@@ -100,9 +100,10 @@ def load(run: str | Path, weights: str = "best", device: str = "cpu") -> LoadedR
     folder, place = Path(run), find_device(device)
     config = read_config(folder)
     name = config.get("task")
-    if name not in TASKS:
+    if name not in list(TASKS):  # it may be anything
         raise ValueError(f"{folder} is a run of {name!r}; the tasks are {', '.join(TASKS)}")
-    model, more = TASKS[name].restore(config)
+    with reading_config(folder):
+        model, more = TASKS[name].restore(config)
     known = load_weights(folder, model.to(place), weights)
     vocabulary = more if isinstance(more, Vocabulary) else None
     return LoadedRun(folder, config, TASKS[name], model.eval(), vocabulary, known)

@@ -30,6 +30,8 @@ def option(
     many: bool = False,
     shown: str | None = None,
     remembered: bool = True,
+    place: bool = False,
+    may_change: bool = False,
     where: tuple[str, tuple[str, ...]] | None = None,
 ) -> Any:
     """A dataclass field that is also a command-line flag.
@@ -40,6 +42,8 @@ def option(
     many: takes several words; the value is a tuple.
     shown: what --help calls the default, where the value itself says little.
     remembered: whether another value makes it another run (budgets and threads don't).
+    place: it says where data is: remembered, but data is known by its content.
+    may_change: a run can go on with another value, from where it is, if that is asked for.
     where: (another option, its values) that this one goes with; with others it must not be given.
     """
     return dataclasses.field(default=default, metadata=dict(locals()))
@@ -355,6 +359,7 @@ class EstimatorOptions(Checked):
         at_least=0,
         shown="0.1; 1 with least-squares, true",
         where=("estimator", (*FITTED, "true")),
+        may_change=True,
     )
     discount: float | None = option(
         None,
@@ -363,6 +368,7 @@ class EstimatorOptions(Checked):
         at_least=0,
         shown="0.1; 0.9 with least-squares; 1 with true",
         where=("estimator", (*FITTED, "true")),
+        may_change=True,
     )
     context: tuple = option(
         (),
@@ -477,6 +483,7 @@ class NetworkOptions(EstimatorOptions, CoreOptions):
         "FRACTION",
         at_least=0,
         below=1,
+        may_change=True,
     )
     truncation: int = option(
         8, "steps a chunk: how far back a gradient is carried exactly", "STEPS", at_least=1
@@ -499,6 +506,7 @@ class TrainingOptions(Checked):
         "SEQUENCES",
         at_least=1,
         shown="all of --batch",
+        may_change=True,
     )
     update_steps: int | str | None = option(
         None,
@@ -512,20 +520,23 @@ class TrainingOptions(Checked):
     optimizer_options: tuple = option(
         (), "its further options, such as betas=(0.9,0.99)", "KEY=VALUE", parse=key_value, many=True
     )
-    lr: float = option(1e-3, "the core's learning rate", "RATE", above=0)
+    lr: float = option(1e-3, "the core's learning rate", "RATE", above=0, may_change=True)
     clip: float = option(
         1.0, "longest gradient (Euclidean norm) of the core in an update; 0: no limit", "NORM",
         at_least=0,
+        may_change=True,
     )
     lift: float = option(
         0.0, "shortest gradient of the core in an update: a shorter one is scaled up; 0: no limit",
         "NORM", at_least=0,
+        may_change=True,
     )
     decay: str | None = option(
         None,
         "how the core's learning rate falls to zero over the budget (minutes, updates or symbols)",
         choices=("cosine", "linear", "none"),
         shown="cosine for char-lm, copy and repeat-copy where no --schedule is given, else none",
+        may_change=True,
     )
     schedule: str | None = option(
         None, "learning-rate schedule: a name in torch.optim.lr_scheduler", "NAME", shown="constant"
@@ -543,18 +554,22 @@ class TrainingOptions(Checked):
         where=("estimator", DESCENDING),
     )
     estimator_lr: float = option(
-        1e-4, "the predictor's learning rate", "RATE", above=0, where=("estimator", DESCENDING)
+        1e-4, "the predictor's learning rate", "RATE", above=0, where=("estimator", DESCENDING),
+        may_change=True,
     )
     estimator_clip: float = option(
         0.0, "longest gradient of the predictor in an update; 0: no limit", "NORM", at_least=0,
         where=("estimator", DESCENDING),
+        may_change=True,
     )
     estimator_lift: float = option(
         0.0, "shortest gradient of the predictor in an update; 0: no limit", "NORM", at_least=0,
         where=("estimator", DESCENDING),
+        may_change=True,
     )
     evaluate_every: int = option(
-        500_000, "training symbols between two evaluations on validation", "SYMBOLS", at_least=1
+        500_000, "training symbols between two evaluations on validation", "SYMBOLS", at_least=1,
+        may_change=True,
     )
     patience: int | None = option(
         None,
@@ -562,9 +577,11 @@ class TrainingOptions(Checked):
         "EVALUATIONS",
         at_least=1,
         shown="never",
+        may_change=True,
     )
     log_every: int = option(
-        25_600, "training symbols between two rows of the log", "SYMBOLS", at_least=1
+        25_600, "training symbols between two rows of the log", "SYMBOLS", at_least=1,
+        may_change=True,
     )
     seed: int = option(0, "seed of every random number", "SEED", at_least=0)
 
@@ -732,13 +749,24 @@ def to_arguments(options: Any) -> list[str]:
 
 
 def remembered(options: Any) -> dict[str, Any]:
-    """What of the options makes it this run and no other, as JSON values."""
+    """What of the options makes it this run and no other, as JSON values.
+
+    Beside them "defaults", so that a version with more options, or fewer, knows a run whose options
+    stand there, and "places", those that say where data is and not what.
+    """
 
     def plain(value: Any) -> Any:
         return [plain(one) for one in value] if isinstance(value, tuple) else value
 
+    fields = [field for field in dataclasses.fields(options) if field.metadata["remembered"]]
     return {
-        field.name: plain(getattr(options, field.name))
-        for field in dataclasses.fields(options)
-        if field.metadata["remembered"]
+        **{field.name: plain(getattr(options, field.name)) for field in fields},
+        "defaults": {field.name: plain(field.default) for field in fields},
+        "places": [field.name for field in fields if field.metadata["place"]],
     }
+
+
+def changeable(options: type) -> tuple[str, ...]:
+    """The options that a run can go on with another value of."""
+    fields = dataclasses.fields(options)
+    return tuple(field.name for field in fields if field.metadata["may_change"])

@@ -1,4 +1,4 @@
-"""Pictures of digits: MNIST, or the small ones that scikit-learn carries."""
+"""Labelled pictures: MNIST, CIFAR-10, or the small digits that scikit-learn carries."""
 
 import gzip
 import hashlib
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 HUB = "ylecun/mnist"
+CIFAR_HUB = "uoft-cs/cifar10"
 NAMES = {"train": "train", "test": "t10k"}  # of MNIST's files
 HELD_OUT = 5_000  # the last of MNIST's training images: validation
 
@@ -20,11 +21,13 @@ class Images(NamedTuple):
 
     splits: of train, valid and test, (pixels [n, P] in uint8, labels [n] in int64).
     white: the largest value of a pixel.
+    shape: channels, height, width of an image.
     """
 
     name: str
     splits: dict[str, tuple[Tensor, Tensor]]
     white: int
+    shape: tuple[int, int, int]
 
     def describe(self) -> str:
         counts = " / ".join(f"{len(labels):,}" for _, labels in self.splits.values())
@@ -67,7 +70,7 @@ def builtin() -> Images:
     place = torch.arange(len(labels)) % 6
     chosen = {"train": place < 4, "valid": place == 4, "test": place == 5}
     splits = {split: (pixels[rows], labels[rows]) for split, rows in chosen.items()}
-    return Images("scikit-learn's 8 x 8 digits", splits, 16)
+    return Images("scikit-learn's 8 x 8 digits", splits, 16, (1, 8, 8))
 
 
 def mnist(folder: str | Path) -> Images:
@@ -85,7 +88,7 @@ def mnist(folder: str | Path) -> Images:
                 f" but {len(labels):,} labels of them"
             )
         read[split] = pixels, labels
-    return divided(read)
+    return divided(read, "MNIST")
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -128,36 +131,66 @@ def mnist_from_hub() -> Images:
 
     Raises OSError, saying what to pass instead, where the hub can't be reached.
     """
+    loaded = from_hub(HUB, "MNIST", "MNIST's four idx files")
+    return divided({split: unpacked(loaded[split], "image") for split in NAMES}, "MNIST")
+
+
+def cifar10(folder: str | Path | None) -> Images:
+    """CIFAR-10 from train.parquet and test.parquet in ``folder``, laid out as the hub's; None: the hub.
+
+    Raises FileNotFoundError where one is missing, ValueError where one can't be read, OSError where
+    the hub can't be reached.
+    """
+    if folder is None:
+        loaded = from_hub(CIFAR_HUB, "CIFAR-10", "train.parquet and test.parquet")
+    else:
+        import datasets
+
+        files = {split: Path(folder) / f"{split}.parquet" for split in NAMES}
+        for path in files.values():
+            if not path.is_file():
+                raise FileNotFoundError(
+                    "--data-dir must be a folder with CIFAR-10's train.parquet and test.parquet;"
+                    f" there is no {path}"
+                )
+        try:
+            loaded = {
+                split: datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
+                for split, path in files.items()
+            }
+        except Exception as error:
+            # What comes here depends on the versions of datasets and of pyarrow.
+            raise ValueError(f"--data-dir {folder} can't be read: {error}") from error
+    return divided({split: unpacked(loaded[split], "img") for split in NAMES}, "CIFAR-10")
+
+
+def from_hub(name: str, images: str, files: str):
     import datasets
 
     bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(HUB)
+        return datasets.load_dataset(name)
     except Exception as error:
         # What comes here depends on the versions of datasets and of what it downloads with.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OSError(
-            f"--digits mnist could not be loaded from the hub ({reason}); pass --data-dir, a folder"
-            " with MNIST's four idx files"
+            f"{images} could not be loaded from the hub ({reason}); pass --data-dir, a folder"
+            f" with {files}"
         ) from error
     finally:
         if bars:
             datasets.enable_progress_bars()
-    read = {}
-    for split in NAMES:
-        rows = loaded[split]
-        pixels = np.stack([np.asarray(image) for image in rows["image"]])
-        read[split] = pixels, np.asarray(rows["label"])
-    return divided(read)
 
 
-def divided(read: dict[str, tuple[np.ndarray, np.ndarray]]) -> Images:
-    """MNIST with its own test images, and validation cut from the end of those for training."""
-    (pixels, labels), test = (
-        (torch.tensor(pixels).flatten(1), torch.tensor(labels).long())
-        for pixels, labels in read.values()
-    )
+def unpacked(rows, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """(pixels [n, H, W] or [n, H, W, 3], labels [n]) of a split of the hub's."""
+    return np.stack([np.asarray(image) for image in rows[column]]), np.asarray(rows["label"])
+
+
+def divided(read: dict[str, tuple[np.ndarray, np.ndarray]], name: str) -> Images:
+    """The set with its own test images, and validation cut from the end of those for training."""
+    (pixels, labels), test = (channels_first(*parts) for parts in read.values())
     if len(labels) <= HELD_OUT:
         raise ValueError(
             f"--data-dir must hold more than {HELD_OUT:,} training images, of which the last"
@@ -168,4 +201,11 @@ def divided(read: dict[str, tuple[np.ndarray, np.ndarray]]) -> Images:
         "valid": (pixels[-HELD_OUT:], labels[-HELD_OUT:]),
         "test": test,
     }
-    return Images("MNIST", splits, 255)
+    splits = {split: (part.flatten(1), y) for split, (part, y) in splits.items()}
+    return Images(name, splits, 255, tuple(pixels.shape[1:]))
+
+
+def channels_first(pixels: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    found = torch.tensor(pixels)
+    found = found[:, None] if found.dim() == 3 else found.permute(0, 3, 1, 2)
+    return found.contiguous(), torch.tensor(labels).long()

@@ -1,6 +1,7 @@
 """Streams: where a trainer's batches come from, and text as one of them."""
 
 import abc
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -88,10 +89,13 @@ class Stream(abc.ABC):
     Whatever is random comes from a torch.Generator of the stream's own, kept in its state_dict.
 
     epochs: how often everything there is was seen, a float; for an endless task, sequences begun.
+    unbroken: a sequence goes on over many updates, so that a mask drawn for one of them (weight
+        drop, zoneout) would be the only one for long: a trainer draws another each update.
     """
 
     batch_size: int
     epochs: float
+    unbroken: bool = False
 
     @abc.abstractmethod
     def next(self, steps: int | None) -> Batch:
@@ -115,6 +119,17 @@ class Stream(abc.ABC):
         """Told the mean bits per target of every sequence that ends; a curriculum may react."""
 
 
+BLOCK = 2**22  # symbols of a text that are laid out in rows at once
+INTEGERS = (torch.uint8, torch.uint16, torch.int32, torch.long)
+
+
+def taken(symbols: Tensor, index: Tensor) -> Tensor:
+    """symbols[index] as a LongTensor; symbols [n] of uint8, uint16, int32 or int64."""
+    if symbols.dtype == torch.uint16:  # which torch does not index on every device
+        return symbols.view(torch.int16)[index].long() & 0xFFFF
+    return symbols[index].long()
+
+
 class TextStream(Stream):
     """One text as B contiguous parallel rows; the state is carried and never reset inside a row.
 
@@ -123,33 +138,39 @@ class TextStream(Stream):
     symbol from ``first_input``. Rows differ by at most one in length; a short row's last step has
     weight 0. An epoch is one sequence a row: ``final`` at its end, then ``first``.
 
-    symbols: LongTensor [n], n at least ``batch_size``. The batches are on its device, their weights
-        on the CPU.
+    The text itself is not copied, so that it may be larger than the memory (a file mapped into it);
+    a stretch of it at a time is laid out in rows.
+
+    symbols: LongTensor [n], or one of uint8, uint16 or int32; n at least ``batch_size``. The batches
+        are on its device, their weights on the CPU.
     first_input: what stands before the text, by custom the newline's symbol.
 
-    Raises TypeError for symbols of another kind, ValueError for a text that is too short.
+    Raises TypeError for symbols of another kind, ValueError for a text that is too short or a
+    first_input that is no symbol.
     """
 
+    unbroken = True
+
     def __init__(self, symbols: Tensor, batch_size: int, first_input: int):
-        if not isinstance(symbols, Tensor) or symbols.dtype != torch.long or symbols.dim() != 1:
+        known = isinstance(symbols, Tensor) and symbols.dtype in INTEGERS and symbols.dim() == 1
+        if not known:
             got = getattr(symbols, "dtype", type(symbols).__name__)
-            raise TypeError(f"symbols must be a LongTensor [n]; got {got}")
+            raise TypeError(f"symbols must be a LongTensor [n], or of smaller ints; got {got}")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be an int of at least 1; got {batch_size!r}")
+        if isinstance(first_input, bool) or not isinstance(first_input, int) or first_input < 0:
+            raise ValueError(f"first_input must be a symbol, an int of at least 0; got {first_input!r}")
         if len(symbols) < batch_size:
             raise ValueError(
                 f"symbols must hold at least one symbol for each of batch_size={batch_size} rows;"
                 f" got {len(symbols)}"
             )
-        self.batch_size = batch_size
+        self.symbols, self.batch_size, self.first_input = symbols, batch_size, first_input
         shortest, self.long_rows = divmod(len(symbols), batch_size)
         self.steps = shortest + (self.long_rows > 0)
         row = torch.arange(batch_size, device=symbols.device)
-        start = row * shortest + row.clamp(max=self.long_rows)
-        step = torch.arange(self.steps + 1, device=symbols.device)
-        text = torch.cat([symbols.new_tensor([first_input]), symbols])
-        # [steps + 1, B]: inputs are all but the last step of it, targets all but the first.
-        self.layout = text[(start + step[:, None]).clamp_(max=len(symbols))]
+        self.start = row * shortest + row.clamp(max=self.long_rows)
+        self.laid_out, self.block = range(0), self.start
         self.position, self.epoch = 0, 0
 
     @property
@@ -164,18 +185,33 @@ class TextStream(Stream):
         final = end == self.steps
         self.position = 0 if final else end
         self.epoch += final
+        self.lay_out(start, end if final else end + 1)
         following = None if final else self.part(end, end + 1)
         return self.part(start, end)._replace(first=start == 0, final=final, following=following)
+
+    def lay_out(self, start: int, end: int) -> None:
+        """Has the steps from start to end in the block: [steps + 1, B], inputs, then targets."""
+        if start in self.laid_out and end <= self.laid_out.stop:
+            return
+        stop = min(self.steps, max(end, start + BLOCK // self.batch_size))
+        step = torch.arange(start - 1, stop, device=self.start.device)
+        place = (self.start + step[:, None]).clamp_(0, len(self.symbols) - 1)
+        self.laid_out, self.block = range(start, stop), taken(self.symbols, place)
+        if start == 0:
+            self.block[0, 0] = self.first_input
 
     def part(self, start: int, end: int) -> Batch:
         weight = None
         if end == self.steps and self.long_rows:
             weight = torch.ones(end - start, self.batch_size)
             weight[-1, self.long_rows :] = 0
-        return Batch(self.layout[start:end], self.layout[start + 1 : end + 1], weight)
+        first = start - self.laid_out.start
+        block = self.block[first : first + end - start + 1]
+        return Batch(block[:-1], block[1:], weight)
 
     def to(self, device: torch.device) -> None:
-        self.layout = self.layout.to(device)
+        self.symbols, self.start = self.symbols.to(device), self.start.to(device)
+        self.laid_out = range(0)
 
     def state_dict(self) -> dict:
         return {"position": self.position, "epoch": self.epoch}
@@ -192,54 +228,75 @@ class Vocabulary:
     """Characters and their symbols 0, 1, ..., in the order of their code points.
 
     characters: the distinct characters, one string.
+    unknown: one more symbol, the last, stands for every other character (``unknown``: its number,
+        or None).
     """
 
-    def __init__(self, characters: str):
+    def __init__(self, characters: str, unknown: bool = False):
         if len(set(characters)) != len(characters) or not characters:
             raise ValueError(f"characters must be distinct, at least one; got {characters!r}")
         self.characters = characters
+        self.unknown = len(characters) if unknown else None
         codes = code_points(characters)
         self.table = np.full(codes.max() + 1, -1, dtype=np.int64)
         self.table[codes] = np.arange(len(codes))
 
     @classmethod
-    def of(cls, text: str) -> "Vocabulary":
-        """The characters of a training text and the newline, which stands before every text."""
-        if not text:
+    def of(cls, text: Iterable[str], unknown: bool = False) -> "Vocabulary":
+        """The characters of a training text, or of its pieces, and the newline before every text."""
+        characters: set[str] = set()
+        for piece in [text] if isinstance(text, str) else text:
+            characters.update(piece)
+        if not characters:
             raise ValueError("text must not be empty")
-        return cls("".join(sorted({*text, "\n"})))
+        return cls("".join(sorted({*characters, "\n"})), unknown)
 
     def __len__(self) -> int:
-        return len(self.characters)
+        return len(self.characters) + (self.unknown is not None)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest of uint8, uint16 and int32 that holds its symbols."""
+        small = np.min_scalar_type(len(self) - 1)
+        return small if small.itemsize < 4 else np.dtype(np.int32)
 
     def encode(self, text: str) -> Tensor:
         """The symbols of a text, LongTensor [n].
 
-        Raises ValueError naming the first character that is not in the vocabulary, and where.
+        Raises ValueError naming the first character that is not in the vocabulary, and where, if no
+        symbol stands for the unknown.
         """
-        codes = code_points(text)
-        symbols = self.table[np.minimum(codes, len(self.table) - 1)]
-        unknown = (symbols < 0) | (codes >= len(self.table))
-        if unknown.any():
+        symbols, unknown = self.find(text)
+        if unknown.any() and self.unknown is None:
             at = int(unknown.argmax())
             line = text.count("\n", 0, at) + 1
             raise ValueError(
                 f"text has the character {text[at]!r} at offset {at} (line {line}),"
                 f" which is not among the {len(self)} of the training text"
             )
+        symbols[unknown] = self.unknown or 0
         return torch.from_numpy(symbols)
 
-    def decode(self, symbols: Tensor) -> str:
-        """The text of symbols [n]."""
-        return "".join(self.characters[symbol] for symbol in symbols.tolist())
+    def find(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """(symbols [n], whether a character is unknown [n])."""
+        codes = code_points(text)
+        symbols = self.table[np.minimum(codes, len(self.table) - 1)]
+        return symbols, (symbols < 0) | (codes >= len(self.table))
 
-    def to_json(self) -> str:
-        """What :meth:`from_json` takes back: the characters themselves."""
-        return self.characters
+    def decode(self, symbols: Tensor) -> str:
+        """The text of symbols [n]; U+FFFD where one is the unknown."""
+        characters = self.characters + "\ufffd"
+        return "".join(characters[symbol] for symbol in symbols.tolist())
+
+    def to_json(self) -> str | dict:
+        """What :meth:`from_json` takes back: the characters, and that there is one more symbol."""
+        if self.unknown is None:
+            return self.characters
+        return {"characters": self.characters, "unknown": True}
 
     @classmethod
-    def from_json(cls, value: str) -> "Vocabulary":
-        return cls(value)
+    def from_json(cls, value: str | dict) -> "Vocabulary":
+        return cls(**value) if isinstance(value, dict) else cls(value)
 
 
 def code_points(text: str) -> np.ndarray:

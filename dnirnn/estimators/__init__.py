@@ -2,7 +2,15 @@
 
 from dnirnn.estimators.base import GradientEstimator, ZeroGradient
 from dnirnn.estimators.bp_lambda import BPLambda
+from dnirnn.estimators.conv import ConvSyntheticGradient
 from dnirnn.estimators.least_squares import LeastSquares
 from dnirnn.estimators.synthetic import SyntheticGradient
 
-__all__ = ["BPLambda", "GradientEstimator", "LeastSquares", "SyntheticGradient", "ZeroGradient"]
+__all__ = [
+    "BPLambda",
+    "ConvSyntheticGradient",
+    "GradientEstimator",
+    "LeastSquares",
+    "SyntheticGradient",
+    "ZeroGradient",
+]

@@ -10,7 +10,8 @@ class GradientEstimator(nn.Module, abc.ABC):
     """Predicts the gradient of all future loss with respect to a state.
 
     An estimator works in units of one sequence's own loss, summed over its steps, whatever the
-    batch size or the reduction of the loss (see ``unit`` in :func:`dnirnn.backward`).
+    batch size or the reduction of the loss (see ``unit`` in :func:`dnirnn.backward`). It stays in
+    float32, as states do, where its module is moved to a dtype of 16 bits.
 
     scale: multiplies what is injected into the core at a boundary.
     discount: multiplies what enters the bootstrapped target.
@@ -22,6 +23,9 @@ class GradientEstimator(nn.Module, abc.ABC):
     needs_jacobian: whether accumulate takes the chunks' Jacobians (see BPLambda).
     waits: whether Python decides by the values of tensors, or gives it others at every update: then
         no CUDA graph can hold an update of it.
+    state_dims: how many last dimensions of a tensor are one state: 1, or 3 of feature maps.
+    takes_predicted: whether accumulate takes ``predicted``, what forward said at ``entered`` since
+        the parameters last moved, and then does not ask again.
     """
 
     scale: float = 1.0
@@ -33,6 +37,18 @@ class GradientEstimator(nn.Module, abc.ABC):
     needs_context: bool = False
     needs_jacobian: bool = False
     waits: bool = False
+    state_dims: int = 1
+    takes_predicted: bool = False
+
+    def _apply(self, fn, recurse: bool = True):
+        # .bfloat16() and the like: states are at least float32, and what is fitted to them too.
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if not moved.is_floating_point():
+                return moved
+            return moved.to(torch.promote_types(moved.dtype, torch.float32))
+
+        return super()._apply(keep, recurse)
 
     @abc.abstractmethod
     def forward(self, state: Tensor) -> Tensor:
@@ -46,7 +62,7 @@ class GradientEstimator(nn.Module, abc.ABC):
 
         ``entered`` and ``target`` are [R, S]; ``weight`` is [R], 1 for the rows that count and 0 for
         the others, which are those of sequences that go on where only some end (a ``final`` that is
-        a tensor), or None where all count. Returns the regression error, a detached 0-d tensor,
+        a tensor) or that are not to be taught, or None where all count. Returns the regression error, a detached 0-d tensor,
         meaned over the rows that count.
         """
 

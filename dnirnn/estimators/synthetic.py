@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dnirnn import ops
+from dnirnn.core import has_hooks
 from dnirnn.estimators.base import GradientEstimator
 
 NORM_DECAY = 0.99  # of the running mean square of the targets, a fit
@@ -116,7 +117,13 @@ class SyntheticGradient(GradientEstimator):
 
         What the fused operator takes, which then emits the predictions on its way.
         """
-        return [] if self.normalise or self.needs_context else self.parts
+        others = self.normalise or self.needs_context
+        return [] if others or any(map(has_hooks, self.layers)) else self.parts
+
+    @property
+    def takes_predicted(self) -> bool:
+        """Of the linear map the regression needs nothing else of a prediction."""
+        return len(self.layers) == 1 and bool(self.weights)
 
     @property
     def parts(self) -> list[Tensor]:
@@ -131,10 +138,13 @@ class SyntheticGradient(GradientEstimator):
     def forward(self, state: Tensor, context: Tensor | None = None) -> Tensor:
         """The predicted gradient [..., S] at the state [..., S], with the context [..., C]."""
         value = state if context is None else torch.cat([state, context.to(state.dtype)], -1)
+        value = self.mlp(value)
+        return self.unit * value if self.normalise else value
+
+    def mlp(self, value: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             value = torch.relu(layer(value))
-        value = self.layers[-1](value)
-        return self.unit * value if self.normalise else value
+        return self.layers[-1](value)
 
     def accumulate(
         self,
@@ -142,8 +152,14 @@ class SyntheticGradient(GradientEstimator):
         target: Tensor,
         context: Tensor | None = None,
         weight: Tensor | None = None,
+        predicted: Tensor | None = None,
     ) -> Tensor:
-        """As GradientEstimator's; with a context [R, C] where one was asked for."""
+        """As GradientEstimator's; with a context [R, C] where one was asked for.
+
+        predicted: [R, S], forward(entered), of a linear map that is told nothing else.
+        """
+        if predicted is not None:
+            return self.fit_linear(entered, target, predicted)
         unit = None
         if self.normalise:
             self.observe(target, weight)
@@ -153,11 +169,24 @@ class SyntheticGradient(GradientEstimator):
             target = target / unit.clamp_min(torch.finfo(unit.dtype).tiny)
         if context is not None:
             entered = torch.cat([entered, context.to(entered.dtype)], -1)
-        if context is None and weight is None:
-            error = ops.accumulate_regression(entered, target, self.parts)
+        parts = self.parts
+        if any(map(has_hooks, self.layers)) or not all(part.is_leaf for part in parts):
+            error = ops.regress(self.mlp, entered, target, self.layers.parameters(), weight)
+        elif context is None and weight is None:
+            error = ops.accumulate_regression(entered, target, parts)
         else:
-            error = ops.reference_regression(entered, target, self.parts, weight)
+            error = ops.reference_regression(entered, target, parts, weight)
         return error if unit is None else error * unit.square()
+
+    @torch.no_grad()
+    def fit_linear(self, entered: Tensor, target: Tensor, predicted: Tensor) -> Tensor:
+        """The same where the residual is at hand: dW = e' s / R, db = the mean of e, e = g - target."""
+        residual = predicted - target
+        share = residual / len(residual)
+        for parameter, found in zip(self.parts, (share.T @ entered, share.sum(0))):
+            if parameter.requires_grad:
+                parameter.grad = found if parameter.grad is None else parameter.grad.add_(found)
+        return 0.5 * (residual * share).sum()
 
     def observe(self, target: Tensor, weight: Tensor | None) -> None:
         """Moves the mean square of the targets on, unless no row counts."""

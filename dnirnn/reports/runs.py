@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import dnirnn
 from dnirnn.config.options import remembered, to_arguments
 from dnirnn.config.registry import TASKS
 from dnirnn.config.task import Figure, figures_of
@@ -20,6 +21,11 @@ from dnirnn.training.log import read_log
 from dnirnn.training.progress import bar, fraction, minutes, move
 from dnirnn.training.trainer import LOG, RESULT, check_config, read_json
 
+# ``-m`` would put the working folder, with whatever copy.py is there, before Python's own modules.
+CHILD = (
+    "import runpy, sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop(1)];"
+    " runpy.run_module('dnirnn', run_name='__main__', alter_sys=True)"
+)
 POLL_SECONDS = 0.2
 STOP_SECONDS = 60.0  # what a run may take to finish its update and save
 
@@ -113,7 +119,8 @@ class Child:
     def __init__(self, task: str, run: Run):
         self.run = run
         self.errors: IO[bytes] = tempfile.TemporaryFile()
-        command = [sys.executable, "-m", "dnirnn", "train", task]
+        package = str(Path(dnirnn.__file__).resolve().parents[1])
+        command = [sys.executable, "-c", CHILD, package, "train", task]
         threads = str(run.options.threads)
         self.process = subprocess.Popen(
             [*command, "--out", str(run.folder), *to_arguments(run.options)],

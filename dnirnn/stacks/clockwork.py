@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dnirnn import ops
 from dnirnn.cells import RNN
-from dnirnn.core import Core
+from dnirnn.core import Core, has_hooks, step
 from dnirnn.lstm import LSTM
 
 CELLS = {"rnn": RNN, "lstm": LSTM}
@@ -42,6 +42,8 @@ class Clockwork(Core):
     Source: Koutnik et al., A Clockwork RNN, ICML 2014, section 3. Weights start as
     torch.nn.LSTM(I, H)'s do, uniform in (-1 / sqrt(H), 1 / sqrt(H)).
     """
+
+    reads_t = True
 
     def __init__(
         self,
@@ -88,7 +90,7 @@ class Clockwork(Core):
         for i, (part, period, state) in enumerate(zip(self.parts, self.periods, before)):
             ticks = t % period == 0
             if ticks is not False:
-                _, ticked = part.step(torch.cat([x_BI, *said[i + 1 :]], 1), state, t // period)
+                _, ticked = step(part, torch.cat([x_BI, *said[i + 1 :]], 1), state, t // period)
                 state = ticked if ticks is True else torch.where(ticks[:, None], ticked, state)
             after.append(state)
         output = torch.cat([state[:, : self.size] for state in after], 1)
@@ -99,9 +101,10 @@ class Clockwork(Core):
     ) -> tuple[Tensor, Tensor]:
         lstm = self.cell == "lstm"
         fused = ops.fused_for(x_TBI) and (lstm or x_TBI.device.type == "cpu")
+        fused = fused and not any(has_hooks(part) for part in self.parts.modules())
         if reset is not None or isinstance(t0, Tensor) or not fused:
             return super().forward(x_TBI, state_BS, t0, reset)
-        weights = list(self.parts.parameters())
+        weights = [weight for part in self.parts for weight in part.weights]
         return ops.clockwork(x_TBI, state_BS, weights, self.periods, t0, lstm)
 
     def recurrent_weight(self) -> Tensor:
@@ -115,7 +118,7 @@ class Clockwork(Core):
         gates = 4 if self.cell == "lstm" else 1
         blocks = next(self.parameters()).new_zeros(gates, count, size, self.hidden_size)
         for i, part in enumerate(self.parts):
-            w_ih, w_hh = list(part.parameters())[:2]
+            w_ih, w_hh = part.weights[:2]
             rows = torch.cat([w_hh, w_ih[:, self.input_size :]], 1).detach()
             blocks[:, i, :, i * size :] = rows.view(gates, size, -1)
         return blocks.view(gates * self.hidden_size, self.hidden_size)

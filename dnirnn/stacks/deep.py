@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dnirnn.core import Core
+from dnirnn.core import Core, resets_to, step, unroll, with_t
+from dnirnn.from_torch import FromTorch
 from dnirnn.masks import Masks, draw_masks
 
 
@@ -23,15 +24,18 @@ class Deep(Core):
     one a step or, with ``same_mask``, one for a whole sequence (Gal and Ghahramani 2016).
 
     The state [B, S] is the concatenation of the cores' states. Layers run one after another, each
-    over all steps of a call and all of its chunks, so that fused cores stay fused.
+    over all steps of a call and all of its chunks, so that fused cores stay fused; with lambda
+    targets chunk by chunk, for what a chunk sends back goes through all layers.
 
-    cores: at least one. The input size of each is the output size of the one below; with ``skip``
+    cores: at least one; an nn.LSTM, nn.GRU or nn.RNN is taken as FromTorch has it. The input size of each is the output size of the one below; with ``skip``
         plus that of x. With ``residual`` all output sizes are one.
     dropout: a probability in [0, 1).
 
     Raises TypeError where a core is none, and ValueError where sizes don't fit, there is no core,
     or dropout is no probability.
     """
+
+    reads_t = False
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class Deep(Core):
         same_mask: bool = False,
     ):
         super().__init__()
+        cores = [FromTorch(core) if isinstance(core, nn.RNNBase) else core for core in cores]
         for core in cores:
             if not isinstance(core, Core):
                 raise TypeError(f"cores must be dnirnn.Cores; got a {type(core).__name__}")
@@ -75,13 +80,13 @@ class Deep(Core):
         draw_masks(self.masks)  # each its own seed: two masks of one seed are the same mask
 
     def initial_state(self, batch_size: int) -> Tensor:
-        return torch.cat([core.initial_state(batch_size) for core in self.cores], 1)
+        return with_t(torch.cat([core.initial_state(batch_size) for core in self.cores], 1), 0)
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         states = state_BS.split(self.sizes, 1)
 
         def run(layer: int, reads: Tensor) -> tuple[Tensor, Tensor]:
-            output, state = self.cores[layer].step(reads[0], states[layer], t)
+            output, state = step(self.cores[layer], reads[0], states[layer], t)
             return output[None], state
 
         output, state = self.through(x_BI[None], t, None, run)
@@ -90,6 +95,8 @@ class Deep(Core):
     def forward(
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        if not resets_to(self, Deep, reset):
+            return super().forward(x_TBI, state_BS, t0, reset)
         states = state_BS.split(self.sizes, 1)
 
         def run(layer: int, reads: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,6 +114,8 @@ class Deep(Core):
         reset: Tensor | None = None,
         estimator: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if not resets_to(self, Deep, reset):
+            return super().unroll_chunks(x_TBI, state_BS, probe_NBS, truncation, t0, reset)
         # All layers are cut at the same steps: a chunk reads its own inputs from below, no other's.
         states = state_BS.split(self.sizes, 1)
         probes = [None] * len(self.cores)
@@ -114,9 +123,10 @@ class Deep(Core):
             probes = probe_NBS.split(self.sizes, 2)
 
         def run(layer: int, reads: Tensor) -> tuple[Tensor, Tensor]:
-            return self.cores[layer].unroll_chunks(
-                reads, states[layer], probes[layer], truncation, t0, reset
-            )[:2]
+            return unroll(
+                self.cores[layer], "unroll_chunks", reads, states[layer], probes[layer],
+                truncation, t0, reset,
+            )[:2]  # fmt: skip
 
         output, sent = self.through(x_TBI, t0, reset, run)
         return output, sent, None
@@ -130,13 +140,16 @@ class Deep(Core):
         t0: int | Tensor = 0,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if not resets_to(self, Deep, reset):
+            return super().unroll_dense(x_TBI, state_BS, probe_TBS, truncation, t0, reset)
         states, probes = state_BS.split(self.sizes, 1), probe_TBS.split(self.sizes, 2)
         entered = []
 
         def run(layer: int, reads: Tensor) -> tuple[Tensor, Tensor]:
-            output, sent, at = self.cores[layer].unroll_dense(
-                reads, states[layer], probes[layer], truncation, t0, reset
-            )
+            output, sent, at = unroll(
+                self.cores[layer], "unroll_dense", reads, states[layer], probes[layer],
+                truncation, t0, reset,
+            )  # fmt: skip
             entered.append(at)
             return output, sent
 

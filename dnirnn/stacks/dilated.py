@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dnirnn.cells.gru import GRU
 from dnirnn.cells.rnn import RNN
-from dnirnn.core import Core
+from dnirnn.core import Core, step
 from dnirnn.lstm import LSTM
 from dnirnn.stacks.deep import Deep
 
@@ -62,15 +62,20 @@ class Dilate(Core):
     The state is the cell's last ``dilation`` states, oldest first, so that no phase is needed.
     """
 
+    reads_t = False
+
     def __init__(self, cell: Core, dilation: int):
         super().__init__()
         self.cell, self.dilation = cell, dilation
         self.input_size, self.output_size = cell.input_size, cell.output_size
         self.state_size = dilation * cell.state_size
 
+    def initial_state(self, batch_size: int) -> Tensor:
+        return self.cell.initial_state(batch_size).repeat(1, self.dilation)
+
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         oldest, others = state_BS.tensor_split([self.cell.state_size], 1)
-        output, newest = self.cell.step(x_BI, oldest, t)
+        output, newest = step(self.cell, x_BI, oldest, t)
         return output, torch.cat([others, newest], 1)
 
     def forward(
@@ -102,7 +107,8 @@ class Dilate(Core):
             states = ended if width == d else torch.cat([states[width:], ended])
         if last is not None:
             ages = torch.arange(steps - d, steps, device=last.device)[:, None]
-            states = states.masked_fill((last[-1] > ages)[..., None], 0)
+            fresh = self.initial_state(batch).view(batch, d, -1).transpose(0, 1)
+            states = torch.where((last[-1] > ages)[..., None], fresh, states)
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return output, states.transpose(0, 1).reshape(batch, -1)
 

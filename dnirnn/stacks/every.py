@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dnirnn.core import Core
+from dnirnn.core import Core, step, with_t
 
 
 class Every(Core):
@@ -33,6 +33,8 @@ class Every(Core):
     period T); El Hihi and Bengio 1995.
     """
 
+    reads_t = True
+
     def __init__(self, core: Core, period: int, gather: str = "last"):
         super().__init__()
         if not isinstance(core, Core):
@@ -55,7 +57,7 @@ class Every(Core):
 
     def initial_state(self, batch_size: int) -> Tensor:
         inner = self.core.initial_state(batch_size)
-        return torch.cat([inner, inner.new_zeros(batch_size, sum(self.parts[1:]))], 1)
+        return with_t(torch.cat([inner, inner.new_zeros(batch_size, sum(self.parts[1:]))], 1), 0)
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         inner, held, kept = state_BS.split(self.parts, 1)
@@ -68,7 +70,7 @@ class Every(Core):
         if self.gather == "concat":
             reads = torch.cat([kept.to(x_BI.dtype), x_BI], 1)
             kept = torch.cat([kept, x_BI], 1)[:, self.input_size :]
-        output, ended = self.core.step(reads, inner, t // self.period)
+        output, ended = step(self.core, reads, inner, t // self.period)
         held = torch.where(ticks, output.to(held.dtype), held)
         state = torch.cat([torch.where(ticks, ended, inner), held, kept], 1)
         return held.to(x_BI.dtype), state

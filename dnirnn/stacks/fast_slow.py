@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn.cells import NormLSTM
-from dnirnn.core import Core
+from dnirnn.core import Core, has_hooks
 from dnirnn.masks import Masks, draw_masks
 
 
@@ -38,6 +38,8 @@ class FastSlow(Core):
     Source: Mujika et al., Fast-Slow Recurrent Neural Networks, NIPS 2017, sections 3 and 4; dropout
     where the authors' program has it.
     """
+
+    reads_t = False
 
     def __init__(
         self,
@@ -88,6 +90,12 @@ class FastSlow(Core):
     def forward(
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        hooked = next((name for name, part in self.named_modules() if name and has_hooks(part)), None)
+        if hooked:
+            raise RuntimeError(
+                f"{hooked} has a hook, which would not run: FastSlow computes its cells itself;"
+                " hooks of the whole core run, and parametrisations of its cells' weights count"
+            )
         times = (x_TBI.shape[1], t0, len(x_TBI), reset)
         kept = {name: masks(*times) for name, masks in self.masks.items() if self.training}
 
@@ -98,12 +106,16 @@ class FastSlow(Core):
         zoned_slow, zoned_fast = self.slow.kept(*times), [cell.kept(*times) for cell in self.fast]
         inward = F.linear(dropped("x", x_TBI), first.weight_ih_l0)
         nothing = inward.new_zeros(4 * self.fast_size)
-        h, c, h_slow, c_slow = state_BS.split([self.fast_size] * 2 + [self.slow_size] * 2, 1)
+        sizes = [self.fast_size] * 2 + [self.slow_size] * 2
+        h, c, h_slow, c_slow = state_BS.split(sizes, 1)
+        if reset is not None:
+            initial = self.initial_state(x_TBI.shape[1]).split(sizes, 1)
         outputs = []
         for i, zoned in enumerate(zip(*zoned_fast)):
             if reset is not None:
                 h, c, h_slow, c_slow = (
-                    part.masked_fill(reset[i, :, None], 0) for part in (h, c, h_slow, c_slow)
+                    torch.where(reset[i, :, None], fresh, part)
+                    for fresh, part in zip(initial, (h, c, h_slow, c_slow))
                 )
             h, c = first.cell(inward[i], h, c, zoned[0])
             upward = F.linear(dropped("fast", h, i).to(inward.dtype), self.slow.weight_ih_l0)

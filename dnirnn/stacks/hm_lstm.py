@@ -57,6 +57,8 @@ class HMLSTM(Core):
     equations 1 to 9, and the output module of section 4.1, 11 and 12.
     """
 
+    reads_t = False
+
     def __init__(
         self,
         input_size: int,
@@ -138,9 +140,10 @@ class HMLSTM(Core):
         reads = F.linear(x_TBI, self.weight_ih_l0, self.bias_l0)
         weights = self.joined_weights()
         states, state = [], state_BS
+        initial = None if reset is None else self.initial_state(x_TBI.shape[1])
         for i, read in enumerate(reads):
             if reset is not None:
-                state = state.masked_fill(reset[i, :, None], 0)
+                state = torch.where(reset[i, :, None], initial, state)
             state = self.tick(read, state, weights)
             states.append(state)
         return torch.stack(states)

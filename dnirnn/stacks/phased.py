@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnirnn.core import Core
+from dnirnn.cells.gated import GatedLSTM
 from dnirnn.masks import times
 
 
-class PhasedLSTM(Core):
+class PhasedLSTM(GatedLSTM):
     """An LSTM layer behind a time gate k: where a unit's gate is shut, the unit is kept as it is.
 
     Each unit has a period tau and a shift s, learnt, and all an open ratio r:
@@ -27,8 +27,8 @@ class PhasedLSTM(Core):
     t is the number of steps since the sequence's start; the phase is computed in float64, however
     long the sequence. The gradient of tau is that of the cycle at hand, d phi / d tau = -phi / tau:
     the whole derivative, -(t - s) / tau^2, grows with t, and late in a long stream drowns all
-    others. The state [B, 2 H] is h, c. ``forward`` computes the inputs' products and the gates k of
-    all steps at once.
+    others. The state [B, 2 H] is h, c. On the CPU it runs on a fused operator, elsewhere as a loop
+    over steps in torch.
 
     periods: (shortest, longest): tau starts log-uniform between them, exp(U(log a, log b)), and s
         uniform in (0, tau). tau is kept positive: the parameter is ``log_period``, its logarithm.
@@ -40,6 +40,8 @@ class PhasedLSTM(Core):
     Source: Neil et al., Phased LSTM: Accelerating Recurrent Network Training for Long or
     Event-based Sequences, NIPS 2016, section 2; r and alpha as there.
     """
+
+    reads_t = True
 
     def __init__(
         self,
@@ -112,15 +114,26 @@ class PhasedLSTM(Core):
         state = self.update(inward, state_BS, self.openness(t))
         return state[:, : self.hidden_size].to(x_BI.dtype), state
 
-    def forward(
-        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
+    @property
+    def weights(self) -> list[Tensor]:
+        return [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+
+    def options(
+        self, state_BS: Tensor, steps: int, t0: int | Tensor, reset: Tensor | None
+    ) -> dict[str, Tensor | list[Tensor]]:
+        k = self.openness(times(t0, steps, reset, state_BS.device))
+        return {"open_h": k, "open_c": k}
+
+    def loop(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor, reset: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         inward = F.linear(x_TBI, self.weight_ih, self.bias_ih)
         k = self.openness(times(t0, len(x_TBI), reset, x_TBI.device))
         outputs, state = [], state_BS
+        initial = None if reset is None else self.initial_state(x_TBI.shape[1])
         for i in range(len(x_TBI)):
             if reset is not None:
-                state = state.masked_fill(reset[i, :, None], 0)
+                state = torch.where(reset[i, :, None], initial, state)
             state = self.update(inward[i], state, k[i])
             outputs.append(state[:, : self.hidden_size])
         return torch.stack(outputs).to(x_TBI.dtype), state

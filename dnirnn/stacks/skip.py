@@ -3,11 +3,15 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 
-from dnirnn.core import Core
+from dnirnn.core import Core, step, with_t
+
+# Of every Skip that is recorded in this thread, by its id.
+RECORDED: ContextVar[dict[int, list[Tensor]]] = ContextVar("RECORDED", default={})
 
 
 class Round(torch.autograd.Function):
@@ -39,7 +43,7 @@ class Skip(Core):
     start, whether it was updated at them or not.
 
     What teaches it to skip is a price: with ``cost``, the loss that :func:`dnirnn.backward` goes
-    back from grows by cost * u_t for every row and step (see :attr:`dnirnn.Core.charges`). Updates
+    back from grows by cost * u_t for every row and step (see :meth:`dnirnn.Core.charge`). Updates
     are counted with :meth:`recording`. A step at which no row is updated takes no time where no
     gradient is asked for; in training every step is computed, since the gradient of u_t needs it.
 
@@ -54,6 +58,8 @@ class Skip(Core):
     ICLR 2018, section 3; the cost is its lambda in L_budget.
     """
 
+    reads_t = False
+
     def __init__(self, core: Core, bias: float = 1.0, cost: float = 0.0):
         super().__init__()
         if not 0 <= cost < math.inf:
@@ -66,13 +72,11 @@ class Skip(Core):
         self.input_size, self.output_size = core.input_size, core.output_size
         self.sizes = [core.state_size, core.output_size, 1]
         self.state_size = sum(self.sizes)
-        self.recorded: list[Tensor] | None = None
-        self.charges: list[Tensor] | None = None
 
     def initial_state(self, batch_size: int) -> Tensor:
         state = self.core.initial_state(batch_size)
         held = state.new_zeros(batch_size, self.output_size)
-        return torch.cat([state, held, state.new_ones(batch_size, 1)], 1)
+        return with_t(torch.cat([state, held, state.new_ones(batch_size, 1)], 1), 0)
 
     def unpack_state(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(the core's state [..., S], the output held [..., O], u~ [..., 1]) of a state."""
@@ -82,27 +86,31 @@ class Skip(Core):
     def recording(self) -> Iterator[list[Tensor]]:
         """Gathers u_t [B], 0 or 1, of every step that is run inside, in a list, with its gradient.
 
+        Of this thread's steps alone.
+
         The share of steps used:
 
             with skip.recording() as updates:
                 output, state, cuts = truncated(x, state)
             share = torch.stack(updates).mean()
         """
-        self.recorded = updates = []
+        updates: list[Tensor] = []
+        token = RECORDED.set({**RECORDED.get(), id(self): updates})
         try:
             yield updates
         finally:
-            self.recorded = None
+            RECORDED.reset(token)
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         state, held, soft = self.unpack_state(state_BS)
         u = Round.apply(soft)
-        if self.recorded is not None:
-            self.recorded.append(u[:, 0])
-        if self.charges is not None and self.cost:
-            self.charges.append(self.cost * u.sum())
+        recorded = RECORDED.get().get(id(self))
+        if recorded is not None:
+            recorded.append(u[:, 0])
+        if self.cost:
+            self.charge(self.cost * u.sum())
         if torch.is_grad_enabled() or u.any():
-            output, updated = self.core.step(x_BI, state, t)
+            output, updated = step(self.core, x_BI, state, t)
             state = torch.lerp(state, updated, u)
             held = torch.lerp(held, output.to(held.dtype), u)
         increment = torch.sigmoid(self.gate(state.to(self.gate.weight.dtype))).to(soft.dtype)

@@ -83,6 +83,16 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict]:
     return {name: tensor.clone() for name, tensor in tensors.items()}, state
 
 
+def load_tree(folder: Path) -> Any:
+    """The tree whose parts :func:`save` wrote. Raises CheckpointError as :func:`load` does."""
+    tensors, state = load(folder)
+    with reading(folder):
+        tree = unflatten(tensors, state)
+        if not isinstance(tree, dict):
+            raise TypeError(f"it is {tree!r:.40}")
+        return tree
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints update-... in a folder, oldest first; none where there is no folder."""
     found = Path(folder).glob("update-*")
@@ -234,6 +244,20 @@ def sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turns what a missing or absurd entry of a checkpoint raises into a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except KeyError as error:
+        raise CheckpointError(f"checkpoint {folder} is incomplete: it has no {error}") from None
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise CheckpointError(f"checkpoint {folder} holds what no run wrote: {said}") from None
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """The log of a run: one JSON object a line, and TensorBoard's copy of it."""
 
+import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 
-from dnirnn.training.checkpoint import CheckpointError, writing
+from dnirnn.training.checkpoint import writing
 
 WALL_CLOCK = ("seconds", "symbols_per_second")  # fields that two equal runs don't share
 
@@ -16,23 +18,34 @@ class Log:
         kind/field at its update.
     update: the update of the last row that stays.
 
-    Raises CheckpointError, before anything is cut, where the log is shorter than ``end``;
-    StorageError where it can't be written; ValueError where TensorBoard is not installed.
+    sha256: of what stands before ``end``, if known. Where it is another, or there is less, a
+        warning says so, and whole rows are gone on from.
+
+    Raises StorageError where it can't be written; ValueError where TensorBoard is not installed.
     """
 
-    def __init__(self, path: Path, end: int = 0, tensorboard: bool = False, update: int = 0):
-        size = path.stat().st_size if path.exists() else 0
-        if size < end:
-            raise CheckpointError(
-                f"log {path} has {size} bytes, the checkpoint was made after {end}:"
-                " it was changed since"
+    def __init__(
+        self,
+        path: Path,
+        end: int = 0,
+        tensorboard: bool = False,
+        update: int = 0,
+        sha256: str | None = None,
+    ):
+        known = path.read_bytes()[:end] if path.exists() else b""
+        if len(known) < end or sha256 not in (None, hashlib.sha256(known).hexdigest()):
+            warnings.warn(
+                f"log {path} is not what it was when the last checkpoint was made"
+                f" ({len(known)} bytes of {end}): the run goes on from its whole rows",
+                stacklevel=4,
             )
-        self.path, self.offset = path, end
+            known = known[: known.rfind(b"\n") + 1]
+        self.path, self.offset, self.digest = path, len(known), hashlib.sha256(known)
         self.board = summary_writer(path.parent / "tensorboard", update) if tensorboard else None
         with writing(path):
-            self.file = open(path, "r+b" if path.exists() else "xb", buffering=0)
-            self.file.truncate(end)
-            self.file.seek(end)
+            self.file = open(path, "r+b" if path.exists() else "x+b", buffering=0)
+            self.file.truncate(self.offset)
+            self.file.seek(self.offset)
 
     def write(self, row: dict) -> None:
         """Appends a row with the fields "kind" and "update". Raises StorageError."""
@@ -42,10 +55,20 @@ class Log:
             while sent < len(line):
                 sent += self.file.write(line[sent:])
         self.offset += len(line)
+        self.digest.update(line)
         if self.board is not None:
             for name, value in row.items():
                 if name not in ("kind", "update") and isinstance(value, (int, float)):
                     self.board.add_scalar(f"{row['kind']}/{name}", value, row["update"])
+
+    def make_again(self) -> None:
+        """Writes the rows anew where the file was removed: they are there as long as it is open."""
+        self.file.seek(0)
+        rows = self.file.read()
+        self.file.close()
+        with writing(self.path):
+            self.file = open(self.path, "w+b", buffering=0)
+            self.file.write(rows)
 
     def sync(self) -> None:
         """Makes the rows written so far last."""

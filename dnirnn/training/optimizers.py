@@ -91,6 +91,17 @@ def make_schedule(optimizer: torch.optim.Optimizer, name: str | None, options: d
         raise ValueError(f"schedule_options do not fit {name}: {error}") from None
 
 
+def check_length(schedule: Any, updates: int | None) -> None:
+    """Raises ValueError where a schedule that has an end (OneCycleLR) may be stepped past it."""
+    end = getattr(schedule, "total_steps", None)
+    if end is not None and (updates is None or updates > end):
+        given = "none is given" if updates is None else f"got {updates}"
+        raise ValueError(
+            f"schedule {type(schedule).__name__} ends after total_steps={end} updates: updates must"
+            f" be given, at most {end}; {given}"
+        )
+
+
 def scalars_of(state: dict) -> dict:
     """What changes in a schedule: its numbers. The rest comes from its options."""
     plain = (type(None), bool, int, float, str)

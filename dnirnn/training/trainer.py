@@ -1,6 +1,7 @@
 """Trainer: a stream, a model, and a run folder that can be resumed bit for bit."""
 
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -8,7 +9,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from dnirnn.data import Batch, Stream
 from dnirnn.device import find_device, own_stream
 from dnirnn.interface import Interface
-from dnirnn.masks import draw_masks
+from dnirnn.masks import Masks, draw_masks
 from dnirnn.model import SequenceModel
 from dnirnn.training import checkpoint as ckpt
 from dnirnn.training.checkpoint import CheckpointError
@@ -29,6 +30,7 @@ from dnirnn.training.optimizers import (
     DECAYS,
     blended,
     can_skip,
+    check_length,
     make_optimizer,
     make_schedule,
     restore_optimizer,
@@ -40,7 +42,7 @@ from dnirnn.training.updater import TOLD, CUDAGraphs, Updater
 from dnirnn.true_gradient import TrueGradient
 
 # What a run folder holds.
-CONFIG, LOG, RESULT = "config.json", "log.jsonl", "result.json"
+CONFIG, LOG, RESULT, HISTORY = "config.json", "log.jsonl", "result.json", "history.jsonl"
 CHECKPOINTS, BEST = "checkpoints", "best"
 # Sums over the updates since the last row of the log.
 PENDING = {
@@ -94,7 +96,22 @@ class Made(NamedTuple):
 
 
 class Interrupted(Exception):
-    """Ctrl-C: the update was finished and the run saved. The message says how far it got."""
+    """Ctrl-C or SIGTERM: the update was finished and the run saved; the message says how far it got.
+
+    signal: the number of the signal that asked.
+    """
+
+    def __init__(self, message: str, signal: int = signal.SIGINT):
+        super().__init__(message)
+        self.signal = signal
+
+
+class AnotherRun(ValueError):
+    """A folder that holds a run of another configuration. differing: the keys, dotted."""
+
+    def __init__(self, message: str, differing: list[str]):
+        super().__init__(message)
+        self.differing = differing
 
 
 class NonFinite(Exception):
@@ -235,6 +252,12 @@ class Trainer:
         changes in the course of training (an annealed slope). It must depend on nothing else, so
         that a resumed run sets the same. None: nothing.
     run_config: JSON-able; what distinguishes this run. A folder that holds another one is refused.
+        Of its keys "defaults" holds what an option is where one side has it and the other not, and
+        "places" names those that say where data is and not what: neither is compared.
+    may_change: keys of run_config that may differ from the folder's, and are then this run's from
+        here on.
+    restart: a run that the folder holds is moved aside, to FOLDER.before-1 or so, and this one
+        begins anew.
     device: cpu, cuda or cuda:N, where the model is moved to (None: where it is) and the stream is
         told to make its batches. No part of the configuration: a run goes on on another device, if
         not to the bit.
@@ -246,9 +269,10 @@ class Trainer:
     at every update before it is made, and nothing is captured.
 
     The folder: config.json (run_config), log.jsonl, checkpoints/update-00001234/ (the last two),
-    best/update-00001000/ (the best models), result.json (when done).
+    best/update-00001000/ (the best models), result.json (when done), history.jsonl (a row for each
+    time that the run was begun anew, went on with a change, or found its data elsewhere).
 
-    Raises ValueError naming the keys that differ where the folder holds another configuration, and
+    Raises AnotherRun naming the keys that differ where the folder holds another configuration, and
     StorageError or CheckpointError (ValueErrors too) where it can't be written or read. Nothing in
     it is touched then.
     """
@@ -266,6 +290,8 @@ class Trainer:
         fidelity: Callable[[SequenceModel], dict[str, float]] | None = None,
         device: str | torch.device | None = None,
         graphs: bool = True,
+        may_change: Collection[str] = (),
+        restart: bool = False,
     ):
         if device is not None:
             model.to(find_device(device))
@@ -296,6 +322,12 @@ class Trainer:
                 "dropout must be 0 with TrueGradient, which can't foresee its masks; got"
                 f" {model.dropout.p}"
             )
+        drawn = [part.drop for part in model.modules() if isinstance(part, Masks) and part.drop]
+        if self.looks_ahead and stream.unbroken and drawn:
+            raise ValueError(
+                "zoneout and weight drop must be 0 with TrueGradient on a text, where each update"
+                f" draws masks that it can't foresee; got {drawn[0]}"
+            )
         if self.looks_ahead and rows_at_once < rows:
             raise ValueError(
                 "micro_batch must be None with TrueGradient, which is told of whole batches; got"
@@ -316,6 +348,7 @@ class Trainer:
                 )
             )
         self.schedule = make_schedule(self.optimizer, config.schedule, config.schedule_options)
+        check_length(self.schedule, config.updates)
         on_gpu = self.device.type == "cuda"
         waits = model.truncated.estimator.waits or not all(map(can_skip, self.optimizers))
         watch = waits or not on_gpu
@@ -336,7 +369,15 @@ class Trainer:
 
         given = asdict(config) if run_config is None else run_config
         self.run_config = json.loads(json.dumps(given))
-        check_config(self.folder, self.run_config)
+        self.may_change, self.restart = may_change, restart
+        if not restart:
+            check_config(self.folder, self.run_config, may_change)
+            known = read_json(self.folder / CONFIG) or {}
+            if self.schedule is not None and known.get("lr") not in (None, self.run_config.get("lr")):
+                raise ValueError(
+                    f"lr can't change under schedule {config.schedule}, which keeps its own rates; got"
+                    f" {config.lr}"
+                )
 
         self.update = 0
         self.symbols = 0
@@ -347,7 +388,7 @@ class Trainer:
         self.sequence = {"nats": 0.0, "targets": 0}
         self.best: dict | None = None
         self.evaluations_since_best = 0
-        self.interrupted = False
+        self.interrupted: int | None = None
         self.unread: list[Made] = []
 
     def run(self, report: Callable[[dict], None] | None = None) -> dict:
@@ -360,9 +401,12 @@ class Trainer:
         metrics or None}. A run that is done returns its result again. The model is left with the
         best weights where there was an evaluation, the last ones otherwise.
 
-        Raises Interrupted after Ctrl-C, NonFinite, StorageError where the disk is full.
+        Raises Interrupted after Ctrl-C or SIGTERM, NonFinite, StorageError where the disk is full.
         """
         self.report = report or (lambda row: None)
+        if self.restart:
+            put_aside(self.folder)
+            self.restart = False
         with locked(self.folder), self.interruptible(), own_stream(self.device):
             try:
                 self.begin()
@@ -401,6 +445,8 @@ class Trainer:
         steps, targets = len(batch.x), batch.count()
         if batch.first or self.state is None:
             self.state, self.t = self.model.initial_state(self.stream.batch_size), 0
+            draw_masks(self.model)
+        elif self.stream.unbroken:
             draw_masks(self.model)
         batch = batch.to(self.device)
         if self.looks_ahead:
@@ -501,12 +547,14 @@ class Trainer:
             self.measure_fidelity()
         better = self.run_evaluation() if evaluating else False
         stopped = stopped or self.reached()
-        if better or stopped is not None or self.interrupted or self.checkpoint_is_due():
+        asked = self.interrupted
+        if better or stopped is not None or asked is not None or self.checkpoint_is_due():
             self.save()
-        if self.interrupted and stopped is None:
+        if asked is not None and stopped is None:
             raise Interrupted(
                 f"interrupted at update {self.update:,} ({self.symbols:,} symbols,"
-                f" {self.seconds:.0f} s); saved in {self.folder}: the same run goes on from there"
+                f" {self.seconds:.0f} s); saved in {self.folder}: the same run goes on from there",
+                asked,
             )
         return stopped
 
@@ -553,10 +601,10 @@ class Trainer:
         self.write_row("valid", **metrics, epochs=epochs, seconds=self.seconds)
         bits = metrics["bits"]
         if not math.isfinite(bits):
-            self.save()
+            last = ckpt.checkpoints(self.folder / CHECKPOINTS)[-1]
             raise NonFinite(
                 f"update {self.update}: the validation bits are {bits}, after {self.symbols:,}"
-                f" symbols; the state is in {self.checkpoint_folder}",
+                f" symbols; the last state saved before is in {last}",
                 self.update,
                 "validation bits",
             )
@@ -567,7 +615,7 @@ class Trainer:
             return False
         self.evaluations_since_best = 0
         self.best = {"update": self.update, "symbols": self.symbols, **metrics}
-        kept = {**self.best, "model": self.model.state_dict()}
+        kept = {**self.best, "config": self.run_config, "model": self.model.state_dict()}
         ckpt.save(self.folder / BEST / ckpt.name_of(self.update), *ckpt.flatten(kept))
         return True
 
@@ -600,14 +648,18 @@ class Trainer:
 
     def begin(self) -> None:
         """Makes the run folder, or restores what the last checkpoint in it holds."""
-        check_config(self.folder, self.run_config)
-        if not (self.folder / CONFIG).exists():
-            ckpt.replace(self.folder / CONFIG, json.dumps(self.run_config, indent=1).encode())
+        check_config(self.folder, self.run_config, self.may_change)
+        known = read_json(self.folder / CONFIG)
+        if known is None:
+            self.write_config()
         self.unread = []
         self.updater.forget()
         saved = ckpt.checkpoints(self.folder / CHECKPOINTS)
-        end = self.restore(saved) if saved else 0
-        self.log = Log(self.folder / LOG, end, self.config.tensorboard, self.update)
+        end, digest = self.restore(saved) if saved else (0, None)
+        if known is not None and known != self.run_config:
+            self.go_on_from(known)
+        self.log = Log(self.folder / LOG, end, self.config.tensorboard, self.update, digest)
+        self.check_best()
         for best in ckpt.checkpoints(self.folder / BEST):
             if ckpt.update_of(best) > self.update:
                 ckpt.remove(best)
@@ -616,6 +668,42 @@ class Trainer:
             torch.manual_seed(self.config.seed)
             # At once, so that a disk or a folder that can't be written to costs no work.
             self.save()
+
+    def write_config(self) -> None:
+        ckpt.replace(self.folder / CONFIG, json.dumps(self.run_config, indent=1).encode())
+
+    def go_on_from(self, known: dict) -> None:
+        """Takes down how this configuration differs from the folder's, and puts it in its place."""
+        changed = {key: [was, now] for key, was, now in differing(known, self.run_config)}
+        moved = {
+            key: [known.get(key), self.run_config[key]]
+            for key in places_of(known, self.run_config) & self.run_config.keys()
+            if known.get(key) != self.run_config[key]
+        }
+        if changed or moved:
+            note(self.folder, update=self.update, changed=changed, moved=moved)
+        self.write_config()
+
+    def check_best(self) -> None:
+        """Goes on without the best model where it is damaged: the next one will be the best."""
+        if self.best is None:
+            return
+        path = self.folder / BEST / ckpt.name_of(self.best["update"])
+        try:
+            ckpt.load(path)
+        except CheckpointError as error:
+            self.without_best(error)
+
+    def without_best(self, error: CheckpointError) -> None:
+        warnings.warn(
+            f"{error}: the run goes on without it, and the next evaluation is the best so far",
+            stacklevel=4,
+        )
+        path = self.folder / BEST / ckpt.name_of(self.best["update"])
+        if path.exists():
+            with ckpt.writing(path):
+                path.rename(free_name(path, "damaged"))
+        self.best, self.evaluations_since_best = None, 0
 
     def checkpoint_is_due(self) -> bool:
         every, seconds = self.config.checkpoint_every, self.config.checkpoint_seconds
@@ -626,6 +714,8 @@ class Trainer:
     def save(self) -> None:
         """Writes the checkpoint of this update, once; the last two stay."""
         self.look()
+        if not (self.folder / CONFIG).exists():
+            self.make_again()
         if not self.checkpoint_folder.exists():
             self.log.sync()
             ckpt.save(self.checkpoint_folder, *ckpt.flatten(self.snapshot()))
@@ -633,12 +723,26 @@ class Trainer:
                 ckpt.keep_last(self.folder / folder, 2)
         self.saved_at = time.monotonic()
 
+    def make_again(self) -> None:
+        """The folder was removed or moved while the run went on: what is known is put there."""
+        warnings.warn(
+            f"{self.folder} was removed or moved while the run went on; it is made again, with the"
+            " log and this update's checkpoint",
+            stacklevel=2,
+        )
+        with ckpt.writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.write_config()
+        self.log.make_again()
+
     def snapshot(self) -> dict:
         """Everything that the next update depends on."""
         return {
+            "config": self.run_config,
             **{name: getattr(self, name) for name in PROGRESS},
             "epochs": float(self.stream.epochs),
             "log": self.log.offset,
+            "log_sha256": self.log.digest.hexdigest(),
             "threads": torch.get_num_threads(),
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -647,26 +751,36 @@ class Trainer:
             "rng": get_rng(self.device),
         }
 
-    def restore(self, saved: list[Path]) -> int:
-        """Loads the last of the checkpoints: the length of the log at that time, in bytes."""
+    def restore(self, saved: list[Path]) -> tuple[int, str | None]:
+        """Loads the last of the checkpoints: the log's length at that time, in bytes, and SHA-256."""
         try:
-            tree = ckpt.unflatten(*ckpt.load(saved[-1]))
+            tree = ckpt.load_tree(saved[-1])
         except CheckpointError as error:
             if len(saved) < 2:
                 raise
             raise CheckpointError(
                 f"{error}; without that folder, the run goes on from {saved[-2].name}"
             ) from None
-        ckpt.check_fit(saved[-1], tree["model"], self.model.state_dict())
+        with ckpt.reading(saved[-1]):
+            check_progress(tree)
+            ckpt.check_fit(saved[-1], tree["model"], self.model.state_dict())
+            check_owner(self.folder, saved[-1], tree, self.run_config, self.may_change)
+            return self.take(tree)
+
+    def take(self, tree: dict) -> tuple[int, str | None]:
+        """Sets everything that the next update depends on."""
         if tree["threads"] != torch.get_num_threads():
             warnings.warn(
                 f"this run began with {tree['threads']} threads and goes on with"
                 f" {torch.get_num_threads()}: its last bits may differ from an uninterrupted one's",
-                stacklevel=3,
+                stacklevel=4,
             )
         self.model.load_state_dict(tree["model"])
         for optimizer, state in zip(self.optimizers, tree["optimizers"]):
             restore_optimizer(optimizer, state)
+        for optimizer, lr in zip(self.optimizers, (self.config.lr, self.config.estimator_lr)):
+            if self.schedule is None or optimizer is not self.optimizer:
+                set_lr(optimizer, lr)
         if self.schedule is not None:
             self.schedule.load_state_dict(tree["schedule"])
         self.stream.load_state_dict(tree["stream"])
@@ -674,12 +788,22 @@ class Trainer:
         for name in PROGRESS:
             setattr(self, name, tree[name])
         self.state = None if self.state is None else self.state.to(self.device)
-        return tree["log"]
+        return tree["log"], tree.get("log_sha256")
 
     def conclude(self, stopped: str) -> dict:
         """Leaves the best weights in the model, tests them, and writes the result."""
         if self.best is not None:
-            load_checkpoint(self.folder / BEST / ckpt.name_of(self.best["update"]), self.model)
+            path = self.folder / BEST / ckpt.name_of(self.best["update"])
+            try:
+                load_checkpoint(path, self.model)
+            except CheckpointError as error:
+                self.without_best(error)
+        if self.best is None and self.evaluate is not None:
+            # The best model was lost: of what there is, the last weights are the best.
+            self.run_evaluation()
+            if self.checkpoint_folder.exists():
+                ckpt.remove(self.checkpoint_folder)
+            self.save()
         result = {
             "stopped": stopped,
             "update": self.update,
@@ -698,22 +822,23 @@ class Trainer:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C asks the loop to save and stop; a second one is as ever."""
-        self.interrupted, self.log = False, None
+        """The first Ctrl-C or SIGTERM asks the loop to save and stop; a second Ctrl-C is as ever."""
+        self.interrupted, self.log = None, None
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def ask(number, frame):
-            if self.interrupted:
+            if self.interrupted is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.interrupted = True
+            self.interrupted = number
 
-        before = signal.signal(signal.SIGINT, ask)
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def read_config(folder: str | Path) -> dict:
@@ -721,7 +846,21 @@ def read_config(folder: str | Path) -> dict:
     config = read_json(Path(folder) / CONFIG)
     if config is None:
         raise ValueError(f"{folder} is not a run folder: it has no {CONFIG}")
+    if not isinstance(config, dict):
+        raise ValueError(f"{Path(folder) / CONFIG} must hold an object; got {config!r:.40}")
     return config
+
+
+@contextmanager
+def reading_config(folder: str | Path) -> Iterator[None]:
+    """Turns what a wrong value in a run's config.json raises into a ValueError that says so."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{Path(folder) / CONFIG} describes no run: it has no {error}") from None
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{Path(folder) / CONFIG} describes no run: {said}") from None
 
 
 def load_weights(folder: str | Path, model: SequenceModel, which: str = "best") -> dict:
@@ -739,35 +878,150 @@ def load_weights(folder: str | Path, model: SequenceModel, which: str = "best") 
         saved = ckpt.checkpoints(folder / BEST) or saved
     if not saved:
         raise ValueError(f"{folder} holds no checkpoint to load")
-    return load_checkpoint(saved[-1], model)
+    return load_checkpoint(saved[-1], model, folder)
 
 
-def load_checkpoint(path: Path, model: SequenceModel) -> dict:
-    """Loads the model of one checkpoint; its numbers (update, symbols, metrics)."""
-    tree = ckpt.unflatten(*ckpt.load(path))
-    ckpt.check_fit(path, tree["model"], model.state_dict())
-    model.load_state_dict(tree["model"])
+def load_checkpoint(path: Path, model: SequenceModel, run: Path | None = None) -> dict:
+    """Loads the model of one checkpoint; its numbers (update, symbols, metrics).
+
+    run: the folder of the run that it must be of.
+    """
+    tree = ckpt.load_tree(path)
+    with ckpt.reading(path):
+        ckpt.check_fit(path, tree["model"], model.state_dict())
+        config = None if run is None else read_json(run / CONFIG)
+        if config is not None:
+            check_owner(run, path, tree, config)
+        for name in ("update", "symbols"):
+            if type(tree[name]) is not int:
+                raise TypeError(f"{name} is {tree[name]!r:.40}")
+        model.load_state_dict(tree["model"])
     return {name: value for name, value in tree.items() if isinstance(value, (int, float))}
 
 
-def check_config(folder: Path, config: dict) -> None:
-    """Raises ValueError where the folder holds another configuration, or checkpoints of none."""
+def check_progress(tree: dict) -> None:
+    """Raises TypeError or ValueError for an entry of a checkpoint that no run has written."""
+    for name in ("update", "symbols", "t", "evaluations_since_best", "threads", "log"):
+        value = tree[name]
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{name} is {value!r:.40}")
+    if type(tree["seconds"]) is not float or not 0 <= tree["seconds"] < math.inf:
+        raise ValueError(f"seconds is {tree['seconds']!r:.40}")
+    if tree["state"] is not None and not isinstance(tree["state"], Tensor):
+        raise TypeError(f"state is {tree['state']!r:.40}")
+    for name, keys in (("pending", PENDING.keys()), ("sequence", {"nats", "targets"})):
+        if not isinstance(tree[name], dict) or tree[name].keys() != keys:
+            raise ValueError(f"{name} is {tree[name]!r:.40}")
+    best = tree["best"]
+    if best is not None and not (isinstance(best, dict) and {"update", "bits"} <= best.keys()):
+        raise ValueError(f"best is {best!r:.40}")
+
+
+def check_owner(
+    folder: Path, path: Path, tree: dict, config: dict, may_change: Collection[str] = ()
+) -> None:
+    """Raises CheckpointError where a checkpoint is of another run than the folder's.
+
+    What the run has changed in its history, and may change now, may differ.
+    """
+    there = tree.get("config")
+    if there is None:  # made before checkpoints said whose they are
+        return
+    changed = {*may_change, *(key for row in history(folder) for key in row.get("changed", ()))}
+    others = [key for key, *_ in differing(there, config) if key not in changed]
+    if others:
+        raise CheckpointError(
+            f"checkpoint {path} is of another run: its {', '.join(others[:3])} differ"
+            f" from {folder / CONFIG}"
+        )
+
+
+def history(folder: str | Path) -> list[dict]:
+    """The rows of a run's history.jsonl: how it was begun anew, changed, moved. None: no rows."""
+    try:
+        lines = (Path(folder) / HISTORY).read_bytes().split(b"\n")[:-1]
+        return [row for line in lines if isinstance(row := json.loads(line), dict)]
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        raise ValueError(f"{Path(folder) / HISTORY} is damaged: a line is not JSON") from None
+
+
+def note(folder: Path, **row: Any) -> None:
+    """Adds a row to a run's history."""
+    path = folder / HISTORY
+    before = path.read_bytes() if path.exists() else b""
+    row = {name: value for name, value in row.items() if value != {}}
+    ckpt.replace(path, before + json.dumps(row).encode() + b"\n")
+
+
+def put_aside(folder: Path) -> None:
+    """Moves the run that a folder holds, if any, to a name beside it that is free."""
+    if not (folder / CONFIG).exists() and not (folder / CHECKPOINTS).exists():
+        return
+    with locked(folder):
+        aside = free_name(folder, "before")
+        with ckpt.writing(folder):
+            folder.rename(aside)
+            folder.mkdir()
+        note(folder, update=0, restarted=aside.name)
+
+
+def free_name(path: Path, word: str) -> Path:
+    """path.word-1, or with the first number that is not taken."""
+    names = (path.with_name(f"{path.name}.{word}-{n}") for n in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def check_config(folder: Path, config: dict, may_change: Collection[str] = ()) -> None:
+    """Raises AnotherRun where the folder holds another configuration, or checkpoints of none.
+
+    may_change: keys that may differ.
+    """
     known = read_json(folder / CONFIG)
     if known is None:
         if (folder / LOG).exists() or (folder / CHECKPOINTS).exists():
             raise ValueError(f"{folder} holds a run but no {CONFIG}: choose another folder")
         return
-    there, here = dotted(known), dotted(config)
-    differing = [
-        f"{key} ({there.get(key, 'not given')!r} there, {here.get(key, 'not given')!r} here)"
+    if not isinstance(known, dict):
+        raise ValueError(f"{folder / CONFIG} must hold an object; got {known!r:.40}")
+    found = [one for one in differing(known, config) if one[0] not in may_change]
+    if found:
+        said = ", ".join(f"{key} ({was!r} there, {now!r} here)" for key, was, now in found)
+        raise AnotherRun(
+            f"{folder} holds a run of another configuration: {said}; choose another folder",
+            [key for key, *_ in found],
+        )
+
+
+def differing(known: dict, config: dict) -> list[tuple[str, Any, Any]]:
+    """(key, its value in one, in the other) of what makes two configurations two runs.
+
+    A key that one of them lacks stands there at the other's default, if that names one.
+    """
+    ignored = {"defaults", "places", *places_of(known, config)}
+    sides = []
+    for one, other in ((known, config), (config, known)):
+        own = {key: value for key, value in one.items() if key not in ignored}
+        usual = {key: value for key, value in defaults_of(other).items() if key in other}
+        sides.append(dotted({**{k: v for k, v in usual.items() if k not in ignored}, **own}))
+    there, here = sides
+    return [
+        (key, there.get(key, "not given"), here.get(key, "not given"))
         for key in sorted(there.keys() | here.keys())
         if there.get(key, dotted) != here.get(key, dotted)
     ]
-    if differing:
-        raise ValueError(
-            f"{folder} holds a run of another configuration: {', '.join(differing)};"
-            " choose another folder"
-        )
+
+
+def places_of(*configs: dict) -> set[str]:
+    """The keys that say where data is and not what."""
+    named = (config.get("places", ()) for config in configs)
+    return {key for keys in named if isinstance(keys, list) for key in keys}
+
+
+def defaults_of(config: dict) -> dict:
+    found = config.get("defaults", {})
+    return found if isinstance(found, dict) else {}
 
 
 def dotted(tree: Any, path: str = "") -> dict[str, Any]:

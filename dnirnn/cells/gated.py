@@ -1,0 +1,64 @@
+"""GatedLSTM: an LSTM layer whose state is kept where a gate over it is shut."""
+
+import abc
+
+from torch import Tensor, nn
+
+from dnirnn import ops
+from dnirnn.core import Core
+
+
+class GatedLSTM(Core):
+    """One LSTM layer on the operator :func:`dnirnn.ops.gated_lstm`, for its options to be given.
+
+    A subclass has the operator's ``weights`` and ``options``, the same cell as ``step``, and
+    ``loop``, which is taken where the operator is not built or not for such tensors: on a GPU. The
+    state [B, 2 H] is h, c. All chunks of a call go through the operator at once.
+    """
+
+    weights: list[Tensor]
+
+    @abc.abstractmethod
+    def options(
+        self, state_BS: Tensor, steps: int, t0: int | Tensor, reset: Tensor | None
+    ) -> dict[str, Tensor | list[Tensor]]:
+        """The operator's norm, open_h, open_c and factor, those that there are."""
+
+    @abc.abstractmethod
+    def loop(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """forward, a step at a time in torch."""
+
+    def forward(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if not ops.gated_for(x_TBI):
+            return self.loop(x_TBI, state_BS, t0, reset)
+        steps = len(x_TBI)
+        options = self.options(state_BS, steps, t0, reset)
+        output, sent = ops.gated_lstm(
+            x_TBI, state_BS, None, self.weights, steps, reset=reset, **options
+        )
+        return output.to(x_TBI.dtype), sent[0]
+
+    def unroll_chunks(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe_NBS: Tensor | None,
+        truncation: int,
+        t0: int | Tensor = 0,
+        reset: Tensor | None = None,
+        estimator: nn.Module | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        # The probe comes in pieces where each chunk's pass is wanted by itself.
+        if not ops.gated_for(x_TBI) or not isinstance(probe_NBS, Tensor | None):
+            return super().unroll_chunks(
+                x_TBI, state_BS, probe_NBS, truncation, t0, reset, estimator
+            )
+        options = self.options(state_BS, len(x_TBI), t0, reset)
+        output, sent = ops.gated_lstm(
+            x_TBI, state_BS, probe_NBS, self.weights, truncation, reset=reset, **options
+        )
+        return output.to(x_TBI.dtype), sent, None

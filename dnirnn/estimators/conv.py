@@ -1,0 +1,117 @@
+"""ConvSyntheticGradient: convolutions that predict the gradient of feature maps."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dnirnn.estimators.base import GradientEstimator
+from dnirnn.estimators.synthetic import NORM_DECAY, check_knobs, check_sizes
+
+
+class ConvSyntheticGradient(GradientEstimator):
+    """Convolutions with ReLU that predict the gradient of feature maps from the maps.
+
+    With layers W_1..W_D, each a convolution that keeps height and width:
+    g(h) = W_D * relu(... relu(W_1 * h + b_1) ...) + b_D. The regression is half the squared error
+    to the target, summed over channels and places, meaned over rows. The last layer starts at zero
+    in weight and in bias, so the first update is that of a cut with nothing sent back.
+
+    channels: C of the maps [B, C, H, W].
+    hidden: channels of the hidden layers; () is one convolution.
+    scale, discount: as of SyntheticGradient. At 1, their default here: a chain of cuts has an end.
+    kernel_size: odd.
+    context_size: of what it is told of each row beside the maps, a label (cDNI): as further
+        channels, constant over the map. 0: nothing.
+    normalise: predicts in units of the targets' running RMS; see SyntheticGradient.
+
+    Raises TypeError or ValueError for sizes below 1, an even kernel_size, or a scale or discount
+    that is negative or not finite.
+
+    Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017,
+    section 3.1 (the CNNs).
+    """
+
+    state_dims = 3
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: Sequence[int] = (),
+        scale: float = 1.0,
+        discount: float = 1.0,
+        *,
+        kernel_size: int = 5,
+        context_size: int = 0,
+        normalise: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        if not isinstance(hidden, Sequence):
+            raise TypeError(f"hidden must be a sequence of widths, () for none; got {hidden!r}")
+        check_sizes(channels=channels, kernel_size=kernel_size)
+        for width in hidden:
+            check_sizes(hidden=width)
+        check_sizes(0, context_size=context_size)
+        check_knobs(scale=scale, discount=discount)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, to keep the maps' size; got {kernel_size}")
+        self.state_size, self.context_size = channels, context_size
+        self.scale, self.discount = float(scale), float(discount)
+        self.needs_context, self.normalise = context_size > 0, normalise
+        made = {"device": device, "dtype": dtype}
+        widths = [channels + context_size, *hidden, channels]
+        self.layers = nn.ModuleList(
+            nn.Conv2d(i, o, kernel_size, padding=kernel_size // 2, **made)
+            for i, o in zip(widths, widths[1:])
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+        if normalise:
+            # The mean square of the targets, and the weight of all that is in it (from 0 to 1).
+            self.register_buffer("mean_square", torch.zeros(2, **made))
+
+    def forward(self, state: Tensor, context: Tensor | None = None) -> Tensor:
+        """The predicted gradient [B, C, H, W] at the maps of that shape, with the context [B, K]."""
+        value = self.convolved(state, context)
+        return self.unit * value if self.normalise else value
+
+    def convolved(self, state: Tensor, context: Tensor | None) -> Tensor:
+        value = state
+        if context is not None:
+            told = context.to(state.dtype)[:, :, None, None].expand(-1, -1, *state.shape[2:])
+            value = torch.cat([state, told], 1)
+        for layer in self.layers[:-1]:
+            value = torch.relu(layer(value))
+        return self.layers[-1](value)
+
+    @property
+    def unit(self) -> Tensor:
+        """The targets' running RMS, a 0-d tensor; 0 before the first."""
+        total, weight = self.mean_square
+        return (total / weight.clamp_min(torch.finfo(weight.dtype).tiny)).sqrt()
+
+    def accumulate(
+        self,
+        entered: Tensor,
+        target: Tensor,
+        context: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """As GradientEstimator's, on maps [R, C, H, W]; with a context [R, K] where one was asked for."""
+        unit = None
+        if self.normalise:
+            square = torch.stack([target.square().mean(), target.new_ones(())])
+            self.mean_square.lerp_(square, 1 - NORM_DECAY)
+            unit = self.unit
+            target = target / unit.clamp_min(torch.finfo(unit.dtype).tiny)
+        with torch.enable_grad():
+            each = 0.5 * (self.convolved(entered, context) - target).square().flatten(1).sum(1)
+            error = each.mean() if weight is None else (each * weight).sum() / weight.sum()
+        error.backward()
+        error = error.detach()
+        return error if unit is None else error * unit.square()
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}, discount={self.discount}, context_size={self.context_size}"
