@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnirnn.commands import cli, training
+from dnirnn.commands import cli, demo, training
 from dnirnn.commands.cli import main
 from dnirnn.config.options import add_arguments, flag, from_arguments, to_arguments
 from dnirnn.tasks.char_lm import CharLMOptions
@@ -314,13 +314,20 @@ def test_a_folder_that_can_not_be_written(train, tmp_path, capsys):
 @pytest.mark.parametrize("jobs", [1, 2, 4, 6])
 def test_the_demo_keeps_to_its_minutes(jobs, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(cli.compare, "compare", lambda *arguments: asked.append(arguments) or [])
+    trained = []
+    monkeypatch.setattr(demo.compare, "compare", lambda *arguments: asked.append(arguments) or [])
+    monkeypatch.setattr(demo.training, "train", lambda *arguments: trained.append(arguments))
+    monkeypatch.setattr(demo.training, "sample", lambda *arguments: None)
     assert main(["demo", "--out", str(tmp_path), "--jobs", str(jobs), "--minutes", "3"]) == 0
     ((task, runs, folder, at_once, _),) = asked
-    assert (task, folder, at_once, len(runs)) == ("char-lm", tmp_path, jobs, 6)
-    assert {run.options.corpus for run in runs} == {"builtin"}
+    assert (task, folder, at_once) == ("copy", tmp_path / "copy", jobs)
+    assert [run.options.estimator for run in runs] == ["none", "least-squares"]
+    assert {run.options.truncation for run in runs} == {4}
     rounds = -(-len(runs) // jobs)
-    assert rounds * (runs[0].options.minutes + cli.DEMO_OVERHEAD) == pytest.approx(3)
+    copying = rounds * (runs[0].options.minutes + demo.STARTING)
+    ((task, text, _),) = trained
+    assert (task, text.corpus) == ("char-lm", "builtin")
+    assert copying + text.minutes + demo.STARTING < 3
 
 
 # Options

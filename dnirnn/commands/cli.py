@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dnirnn.commands import compare, detectors, doctor, reproduce, training
+from dnirnn.commands import compare, demo, detectors, doctor, reproduce, training
 from dnirnn.config.options import (
     CORES,
     ESTIMATORS,
@@ -46,7 +46,6 @@ SUMMARIES = {
     "images": "a feed-forward network, cut between its layers, says what a picture shows",
 }
 COMPARED = ("core", "truncation", "estimator", "training", "seed", "threads")
-DEMO_MINUTES = 4.2
 
 
 class UsageError(ValueError):
@@ -181,7 +180,7 @@ def parser() -> argparse.ArgumentParser:
     add_compare(command(commands, "compare", summary, None))
     summary = "a table of the paper made again, ours beside theirs; resumes what was interrupted"
     add_reproduce(command(commands, "reproduce", summary, None))
-    summary = "a comparison of a few minutes, nothing to download"
+    summary = "what synthetic gradients carry beyond a window, in two minutes; nothing to download"
     add_demo(command(commands, "demo", summary, run_demo))
     command(commands, "doctor", "what is built, and what this machine offers", run_doctor)
     return top
@@ -695,32 +694,16 @@ def add_demo(parent: argparse.ArgumentParser) -> None:
     parent.add_argument(
         "--minutes",
         type=float,
-        default=DEMO_MINUTES,
+        default=demo.MINUTES,
         metavar="MINUTES",
-        help=f"wall clock for all runs together (default: {DEMO_MINUTES})",
+        help=f"wall clock for all of it, about (default: {demo.MINUTES})",
     )
     add_jobs(parent)
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
     jobs, threads = jobs_and_threads(arguments.jobs)
-    arms = list(product((2, 8, 40), ("none", "dni")))
-    rounds = -(-len(arms) // jobs)
-    networks = [
-        TASKS["char-lm"].Options(
-            estimator=estimator,
-            minutes=max(arguments.minutes / rounds - DEMO_OVERHEAD, 0.02),
-            threads=threads,
-            evaluate_every=100_000,
-            lr=3e-3,  # a minute a run wants larger steps than the usual ten
-        )
-        for estimator in ("none", "dni")
-    ]
-    runs = compare.plan(networks, arguments.out, arms, (0,), {})
-    return finish(compare.compare("char-lm", runs, arguments.out, jobs, False))
-
-
-DEMO_OVERHEAD = 0.2  # minutes of a run that are not training: starting, evaluating, saving
+    return finish(demo.demo(arguments.out, arguments.minutes, jobs, threads))
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:

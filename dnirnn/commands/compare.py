@@ -13,7 +13,15 @@ from dnirnn.config.registry import TASKS
 from dnirnn.config.task import Figure, figures_of, steps_per_update
 from dnirnn.reports import plots
 from dnirnn.reports.curves import points
-from dnirnn.reports.runs import Failure, Run, checked, run_missing, write_csv, write_log
+from dnirnn.reports.runs import (
+    Failure,
+    Run,
+    checked,
+    run_missing,
+    shown_figure,
+    write_csv,
+    write_log,
+)
 from dnirnn.training.trainer import LOG
 
 ARM = ("core", "truncation", "estimator", "seed", "lr")
@@ -90,7 +98,7 @@ def report(task: str, runs: Sequence[Run], folder: Path, notice: str) -> None:
     networks = {described(run.options) for run in runs}
     several = len(networks) > 1
     title = f"{len(networks)} cores" if several else described(runs[0].options)
-    curve = next((f for f in figures if not f.key.startswith("test_")), figures[0])
+    curve = shown_figure(task)
     arm = attrgetter("options.core", "options.truncation", "options.estimator")
     ordered = sorted((run for run, _ in done), key=arm)
     plots.learning_curves(

@@ -86,13 +86,20 @@ def run_missing(
     return run_all(task, missing, jobs, quiet) if missing else []
 
 
+def shown_figure(task: str) -> Figure:
+    """The figure that is measured as a run goes, for its curve and its place on the screen."""
+    figures = TASKS[task].FIGURES
+    return next((one for one in figures if not one.key.startswith("test_")), figures[0])
+
+
 def run_all(task: str, runs: Sequence[Run], jobs: int, quiet: bool) -> list[Failure]:
     """Does the runs as processes of their own, ``jobs`` at once; those that failed.
 
     On Ctrl-C every process saves and ends before KeyboardInterrupt goes on.
     """
     waiting, running, failures, done = list(runs), [], [], 0
-    progress = bar(quiet, f"{task} ")
+    figure = shown_figure(task)
+    progress = bar(quiet, f"{task}, {figure.label} ")
     with terminated_like_interrupted():
         try:
             while waiting or running:
@@ -104,7 +111,7 @@ def run_all(task: str, runs: Sequence[Run], jobs: int, quiet: bool) -> list[Fail
                     done += 1
                     failures += child.failure()
                 shares = done + sum(child.share() for child in running)
-                names = ", ".join(child.run.name for child in running)
+                names = ", ".join(child.standing(figure) for child in running)
                 progress.set_postfix_str(f"{done}/{len(runs)} done; {names}", refresh=False)
                 move(progress, shares / len(runs))
         finally:
@@ -143,15 +150,27 @@ class Child:
         reason = lines[-1] if lines else f"exit code {self.process.returncode}"
         return [Failure(self.run.name, reason.removeprefix("dnirnn: "))]
 
-    def share(self) -> float:
-        """How much of its budget the run has used, by the last row of its log."""
+    def rows(self) -> list[dict]:
+        """The last rows of the run's log; none where there is none yet."""
         try:
             with open(self.run.folder / LOG, "rb") as log:
-                log.seek(-min(2048, log.seek(0, os.SEEK_END)), os.SEEK_CUR)
-                rows = log.read().split(b"\n")
-            return fraction(self.run.options, json.loads(rows[-2]))
-        except (OSError, ValueError, IndexError):
-            return 0.0
+                log.seek(-min(4096, log.seek(0, os.SEEK_END)), os.SEEK_CUR)
+                first, *lines = log.read().split(b"\n")[:-1]
+                # The first may lack its beginning, unless it begins the file.
+                lines = [first, *lines] if first.startswith(b'{"kind"') else lines
+            return [json.loads(line) for line in lines]
+        except (OSError, ValueError):
+            return []
+
+    def standing(self, figure: Figure) -> str:
+        """The run's name and how it did in its last evaluation."""
+        found = [row[figure.key] for row in self.rows() if figure.key in row]
+        return f"{self.run.name}: {figure.form.format(found[-1])}" if found else self.run.name
+
+    def share(self) -> float:
+        """How much of its budget the run has used, by the last row of its log."""
+        rows = self.rows()
+        return fraction(self.run.options, rows[-1]) if rows else 0.0
 
 
 def stop(children: Sequence[Child]) -> None:
