@@ -15,12 +15,12 @@ from torch import Tensor, nn
 import dnirnn
 from benchmarks.op import INPUT
 from benchmarks.steps import EMBEDDING, SCALE, SYMBOLS, Text, plain_estimator
+from dnirnn.config.network import BFloat16Model
 from dnirnn.data import Batch
 from dnirnn.device import own_stream
 from dnirnn.model import SequenceModel, symbol_nats
-from dnirnn.optimizers import make_optimizer
-from dnirnn.tasks.network import BFloat16Model
-from dnirnn.updater import CUDAGraphs, Updater
+from dnirnn.training.optimizers import make_optimizer
+from dnirnn.training.updater import CUDAGraphs, Updater
 
 HIDDEN, BATCH = (256, 512, 1024), (32, 128, 256)
 SHAPES = ((8, 1), (40, 1), (40, 5))  # steps, chunks

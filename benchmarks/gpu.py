@@ -138,7 +138,7 @@ def build(options: argparse.Namespace) -> str:
         link.symlink_to(Path("..", "tasks"))
     words, log = [sys.executable, "setup.py", "build_ext", "--inplace"], options.out / "build.txt"
     run(words, log, LIMITS["build"], **architecture())
-    run([sys.executable, "-m", "dnirnn.tasks.cli", "doctor"], options.out / "doctor.txt", 60)
+    run([sys.executable, "-m", "dnirnn", "doctor"], options.out / "doctor.txt", 60)
     return built_for_cuda()
 
 
@@ -185,7 +185,7 @@ def train(options: argparse.Namespace) -> str:
         data = ["--corpus", "ptb", "--data-dir", str(options.data.resolve())] if options.data else [
             "--text", str(ROOT / "README.md")]  # fmt: skip
         words = [
-            sys.executable, "-m", "dnirnn.tasks.cli", "train", "char-lm", *data, "--hidden", "256",
+            sys.executable, "-m", "dnirnn", "train", "char-lm", *data, "--hidden", "256",
             "--truncation", "8", "--estimator", "dni", "--minutes", "0.5", "--device", "cuda",
             "--quiet", "--out", str(folder), *more,
         ]  # fmt: skip
@@ -228,7 +228,7 @@ def ptb(options: argparse.Namespace) -> str:
         name = f"ptb-{HIDDEN}-T{truncation}-{estimator}"
         folder = options.runs / name
         words = [
-            sys.executable, "-m", "dnirnn.tasks.cli", "train", "char-lm", "--corpus", "ptb",
+            sys.executable, "-m", "dnirnn", "train", "char-lm", "--corpus", "ptb",
             "--data-dir", str(options.data.resolve()), "--hidden", str(HIDDEN),
             "--batch", str(BATCH), "--truncation", str(truncation), "--estimator", estimator,
             *TRAINING, "--minutes", str(options.minutes), "--device", "cuda", "--quiet", "--out", str(folder),

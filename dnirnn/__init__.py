@@ -1,5 +1,7 @@
 """Truncated recurrent networks with synthetic gradients at the cuts, for PyTorch."""
 
+import importlib
+
 from dnirnn.cells import GRU, RNN, NormLSTM, WeightDrop
 from dnirnn.core import Core
 from dnirnn.cuts import cut, receive, send
@@ -24,6 +26,22 @@ from dnirnn.true_gradient import TrueGradient, true_gradients
 from dnirnn.truncated import Truncated
 from dnirnn.version import __version__
 
+# Imported when asked for: what a core and its cuts do not need.
+LATER = {
+    "LoadedRun": "dnirnn.config.load",
+    "load": "dnirnn.config.load",
+    "Trainer": "dnirnn.training.trainer",
+    "TrainerConfig": "dnirnn.training.trainer",
+    "read_log": "dnirnn.training.log",
+}
+
+
+def __getattr__(name: str):
+    if name in LATER:
+        return getattr(importlib.import_module(LATER[name]), name)
+    raise AttributeError(f"module 'dnirnn' has no attribute {name!r}")
+
+
 __all__ = [
     "AutoScale",
     "BPLambda",
@@ -43,6 +61,7 @@ __all__ = [
     "Interface",
     "LSTM",
     "LeastSquares",
+    "LoadedRun",
     "Masks",
     "NormLSTM",
     "PhasedLSTM",
@@ -50,13 +69,18 @@ __all__ = [
     "Reader",
     "Skip",
     "SyntheticGradient",
+    "Trainer",
+    "TrainerConfig",
     "TrueGradient",
     "Truncated",
     "WeightDrop",
     "ZeroGradient",
+    "__version__",
     "backward",
     "cut",
     "draw_masks",
+    "load",
+    "read_log",
     "receive",
     "send",
     "true_gradients",

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from dnirnn.core import Core, between_resets
 
-
 REFUSED = {
     "bidirectional": "a truncated network can't read the future",
     "batch_first": "inputs are [T, B, I]; of [B, T, I] give x.transpose(0, 1)",
@@ -23,7 +22,6 @@ def refuse_options(kind: type, options: dict[str, object]) -> None:
             raise TypeError(f"{kind.__name__} has no argument {name}; got {name}={value!r}")
         if value:
             raise TypeError(f"{kind.__name__} has no {name}: {why}; got {name}={value!r}")
-
 
 SUPPORTED = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",

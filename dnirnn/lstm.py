@@ -10,7 +10,6 @@ from dnirnn import ops
 from dnirnn.core import Core, Pull, between_resets, resets_to
 from dnirnn.from_torch import refuse_options
 
-
 NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 

@@ -12,7 +12,6 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-
 # A truncation longer than any sequence: a number, where the length would be another graph of torch's.
 UNCUT = 2**31 - 1
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from dnirnn import TrueGradient, true_gradients
+from dnirnn.config.options import from_config
 from dnirnn.data import TextStream
 from dnirnn.tasks import char_lm, copy
-from dnirnn.tasks.options import from_config
-from dnirnn.trainer import load_weights, read_config
+from dnirnn.training.trainer import load_weights, read_config
 
 LOOKAHEAD = 40  # steps
 BOUNDARIES = 16  # of a batch of text

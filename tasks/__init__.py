@@ -1,1 +1,10 @@
-"""What a person runs: the tasks, and the command line ``dnirnn`` that trains and compares them."""
+"""The tasks that come with dnirnn, a module each."""
+
+TASKS = {
+    "char-lm": "dnirnn.tasks.char_lm",
+    "copy": "dnirnn.tasks.copy",
+    "repeat-copy": "dnirnn.tasks.repeat_copy",
+    "adding": "dnirnn.tasks.adding",
+    "digits": "dnirnn.tasks.digits",
+    "images": "dnirnn.tasks.image_classes",
+}

@@ -11,11 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dnirnn.data import Batch
-from dnirnn.model import SequenceModel, squared_error
-from dnirnn.tasks.drawn import DrawnStream
-from dnirnn.tasks.network import device_of, make_model, unroll
-from dnirnn.tasks.options import (
+from dnirnn.config.network import device_of, make_model, unroll
+from dnirnn.config.options import (
     Checked,
     NetworkOptions,
     RunOptions,
@@ -25,7 +22,10 @@ from dnirnn.tasks.options import (
     option,
     remembered,
 )
-from dnirnn.tasks.task import Figure, Task, steps_per_update
+from dnirnn.config.task import Figure, Task, steps_per_update
+from dnirnn.data import Batch
+from dnirnn.data.drawn import DrawnStream
+from dnirnn.model import SequenceModel, squared_error
 
 FIGURES = (
     Figure("test_error", "test, mean squared error", "{:.5f}", True),

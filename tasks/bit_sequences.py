@@ -9,11 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnirnn.data import Batch
-from dnirnn.model import SequenceModel, bit_nats
-from dnirnn.tasks.drawn import DrawnStream
-from dnirnn.tasks.network import device_of, make_model, unroll
-from dnirnn.tasks.options import (
+from dnirnn.config.network import device_of, make_model, unroll
+from dnirnn.config.options import (
     Checked,
     EstimatorOptions,
     NetworkOptions,
@@ -23,7 +20,10 @@ from dnirnn.tasks.options import (
     option,
     remembered,
 )
-from dnirnn.tasks.task import Task
+from dnirnn.config.task import Task
+from dnirnn.data import Batch
+from dnirnn.data.drawn import DrawnStream
+from dnirnn.model import SequenceModel, bit_nats
 
 DECAY = "cosine"  # of the learning rate over the budget
 TESTED = 256  # sequences of a size that an evaluation runs

@@ -8,21 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dnirnn.data import Batch, TextStream, Vocabulary, taken
-from dnirnn.model import SequenceModel, symbol_nats
-from dnirnn.tasks.corpus import (
-    SPLITS,
-    Corpus,
-    builtin,
-    cached,
-    compact,
-    load,
-    penn_treebank,
-    pieces,
-    text_of,
-)
-from dnirnn.tasks.network import device_of, make_model, unroll
-from dnirnn.tasks.options import (
+from dnirnn.config.network import device_of, make_model, unroll
+from dnirnn.config.options import (
     Checked,
     EstimatorOptions,
     NetworkOptions,
@@ -33,7 +20,20 @@ from dnirnn.tasks.options import (
     option,
     remembered,
 )
-from dnirnn.tasks.task import Figure, Task, steps_per_update
+from dnirnn.config.task import Figure, Task, steps_per_update
+from dnirnn.data import Batch, TextStream, Vocabulary, taken
+from dnirnn.data.corpus import (
+    SPLITS,
+    Corpus,
+    builtin,
+    cached,
+    compact,
+    load,
+    penn_treebank,
+    pieces,
+    text_of,
+)
+from dnirnn.model import SequenceModel, symbol_nats
 
 __all__ = ["CharLMOptions", "Evaluation", "build", "builtin", "penn_treebank", "restore", "sample"]
 

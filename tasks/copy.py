@@ -9,12 +9,12 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from dnirnn.config.options import from_config
+from dnirnn.config.task import Figure, Task, steps_per_update
 from dnirnn.data import Batch
 from dnirnn.model import SequenceModel
 from dnirnn.tasks import bit_sequences
 from dnirnn.tasks.bit_sequences import DECAY, BitStream, CurriculumOptions, fresh_bits, measure
-from dnirnn.tasks.options import from_config
-from dnirnn.tasks.task import Figure, Task, steps_per_update
 
 __all__ = ["DECAY", "CopyOptions", "CopyStream", "build", "evaluate", "restore"]
 

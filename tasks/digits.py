@@ -19,13 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn import Hierarchy
-from dnirnn.data import Batch, Stream
-from dnirnn.model import SequenceModel
-from dnirnn.tasks import images
-from dnirnn.tasks.cores import make_core
-from dnirnn.tasks.images import Images
-from dnirnn.tasks.network import assemble, device_of, make_truncated, unroll
-from dnirnn.tasks.options import (
+from dnirnn.config.cores import make_core
+from dnirnn.config.network import assemble, device_of, make_truncated, unroll
+from dnirnn.config.options import (
     Checked,
     NetworkOptions,
     RunOptions,
@@ -34,7 +30,10 @@ from dnirnn.tasks.options import (
     option,
     remembered,
 )
-from dnirnn.tasks.task import Figure, Task, steps_per_update
+from dnirnn.config.task import Figure, Task, steps_per_update
+from dnirnn.data import Batch, Stream, images
+from dnirnn.data.images import Images
+from dnirnn.model import SequenceModel
 
 FIGURES = (
     Figure("test_threes", "test, counts of 3s right", "{:.3f}", False),

@@ -22,11 +22,7 @@ from dnirnn import (
     SyntheticGradient,
     ZeroGradient,
 )
-from dnirnn.data import Batch, Stream
-from dnirnn.decoupled import UPDATES, Said
-from dnirnn.tasks import images
-from dnirnn.tasks.images import Images
-from dnirnn.tasks.options import (
+from dnirnn.config.options import (
     Checked,
     RunOptions,
     TrainingOptions,
@@ -37,9 +33,12 @@ from dnirnn.tasks.options import (
     option,
     remembered,
 )
-from dnirnn.tasks.task import Figure, Task
-from dnirnn.trainer import Trainer
-from dnirnn.updater import TOLD
+from dnirnn.config.task import Figure, Task
+from dnirnn.data import Batch, Stream, images
+from dnirnn.data.images import Images
+from dnirnn.decoupled import UPDATES, Said
+from dnirnn.training.trainer import Trainer
+from dnirnn.training.updater import TOLD
 
 FIGURES = (
     Figure("test_error", "test error, %", "{:.2f}", True),
@@ -410,7 +409,7 @@ def one_hot(y: Tensor) -> Tensor:
 
 
 class DecoupledUpdater:
-    """Updates of parts that do not wait for one another; as dnirnn.updater.Updater to a trainer.
+    """Updates of parts that do not wait for one another; as dnirnn.training.updater.Updater to a trainer.
 
     Every part steps as soon as it can, so what is not finite is found after the update. The loss
     that is told is that of the last time that the last part was updated.

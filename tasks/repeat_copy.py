@@ -13,6 +13,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from dnirnn.config.options import changed, from_config, option
+from dnirnn.config.task import Figure, Task, steps_per_update
 from dnirnn.data import Batch
 from dnirnn.model import SequenceModel
 from dnirnn.tasks import bit_sequences
@@ -25,8 +27,6 @@ from dnirnn.tasks.bit_sequences import (
     fresh_bits,
     measure,
 )
-from dnirnn.tasks.options import changed, from_config, option
-from dnirnn.tasks.task import Figure, Task, steps_per_update
 
 __all__ = ["DECAY", "RepeatCopyOptions", "RepeatCopyStream", "build", "evaluate", "restore"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dnirnn.updater import Updater
+from dnirnn.training.updater import Updater
 
 
 class Recorder(TorchDispatchMode):

@@ -17,11 +17,11 @@ import torch._dynamo  # torch.optim imports it at its first step: once here, not
 from torch import nn
 
 from dnirnn import LSTM, LeastSquares, SyntheticGradient, Truncated, ZeroGradient
-from dnirnn.checkpoint import checkpoints, load
 from dnirnn.data import Batch, Stream, TextStream
-from dnirnn.log import WALL_CLOCK, read_log
 from dnirnn.model import SequenceModel, measure, symbol_nats
-from dnirnn.trainer import Trainer, TrainerConfig
+from dnirnn.training.checkpoint import checkpoints, load
+from dnirnn.training.log import WALL_CLOCK, read_log
+from dnirnn.training.trainer import Trainer, TrainerConfig
 
 SYMBOLS = 7
 

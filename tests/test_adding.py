@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from small_runs import one_thread  # noqa: F401
 from test_cli import refused
 
+from dnirnn.commands.cli import main
+from dnirnn.config.task import trainer_config
 from dnirnn.data import Batch
-from dnirnn.log import read_log
 from dnirnn.model import squared_error
 from dnirnn.tasks import adding
 from dnirnn.tasks.adding import AddingOptions, AddingStream
-from dnirnn.tasks.cli import main
-from dnirnn.tasks.task import trainer_config
-from dnirnn.trainer import Trainer
+from dnirnn.training.log import read_log
+from dnirnn.training.trainer import Trainer
 
 lengths = st.integers(2, 12)
 

@@ -5,12 +5,13 @@ import sys
 
 import pytest
 import torch
+from strategies import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
 from benchmarks import __main__ as main
 from benchmarks import depth, steps
 from benchmarks.cuda import Step, floor_of
 from benchmarks.stacks import INPUT, PEERS
-from strategies import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 
 
 @pytest.mark.parametrize("name", PEERS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from strategies import Fitting, Problem, assert_close, gradients, own_loss
 
-from dnirnn import GRU, LSTM, Deep, Skip, SyntheticGradient, Truncated, WeightDrop, backward, ops
+from dnirnn import LSTM, Skip, SyntheticGradient, Truncated, WeightDrop, backward, ops
 
 PROBLEM = Problem(steps=5, batch=3, truncation=2, input_size=2, hidden_size=3, seed=0)
 

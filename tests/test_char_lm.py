@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnirnn import backward
-from dnirnn.data import Vocabulary
-from dnirnn.tasks import char_lm, corpus
+from dnirnn.data import Vocabulary, corpus
+from dnirnn.tasks import char_lm
 from dnirnn.tasks.char_lm import CharLMOptions, Evaluation, penn_treebank, sample
 
 DATA = Path(os.environ.get("DNIRNN_DATA") or Path(__file__).parents[2] / "shared" / "data")

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import make_model
 
-from dnirnn import checkpoint
-from dnirnn.checkpoint import (
+from dnirnn.training import checkpoint
+from dnirnn.training.checkpoint import (
     CheckpointError,
     StorageError,
     check_fit,

@@ -11,12 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnirnn.log import WALL_CLOCK, read_log
-from dnirnn.tasks import cli, training
+from dnirnn.commands import cli, demo, training
+from dnirnn.commands.cli import main
+from dnirnn.config.options import add_arguments, flag, from_arguments, to_arguments
 from dnirnn.tasks.char_lm import CharLMOptions
-from dnirnn.tasks.cli import main
-from dnirnn.tasks.copy import CopyOptions
-from dnirnn.tasks.options import add_arguments, flag, from_arguments, to_arguments
+from dnirnn.training.log import WALL_CLOCK, read_log
 
 TINY = ["--hidden", "8", "--embedding", "4", "--batch", "4", "--truncation", "5"]
 SHORT = ["--updates", "60", "--evaluate-every", "400", "--log-every", "100"]
@@ -315,13 +314,20 @@ def test_a_folder_that_can_not_be_written(train, tmp_path, capsys):
 @pytest.mark.parametrize("jobs", [1, 2, 4, 6])
 def test_the_demo_keeps_to_its_minutes(jobs, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(cli.compare, "compare", lambda *arguments: asked.append(arguments) or [])
+    trained = []
+    monkeypatch.setattr(demo.compare, "compare", lambda *arguments: asked.append(arguments) or [])
+    monkeypatch.setattr(demo.training, "train", lambda *arguments: trained.append(arguments))
+    monkeypatch.setattr(demo.training, "sample", lambda *arguments: None)
     assert main(["demo", "--out", str(tmp_path), "--jobs", str(jobs), "--minutes", "3"]) == 0
     ((task, runs, folder, at_once, _),) = asked
-    assert (task, folder, at_once, len(runs)) == ("char-lm", tmp_path, jobs, 6)
-    assert {run.options.corpus for run in runs} == {"builtin"}
+    assert (task, folder, at_once) == ("copy", tmp_path / "copy", jobs)
+    assert [run.options.estimator for run in runs] == ["none", "least-squares"]
+    assert {run.options.truncation for run in runs} == {4}
     rounds = -(-len(runs) // jobs)
-    assert rounds * (runs[0].options.minutes + cli.DEMO_OVERHEAD) == pytest.approx(3)
+    copying = rounds * (runs[0].options.minutes + demo.STARTING)
+    ((task, text, _),) = trained
+    assert (task, text.corpus) == ("char-lm", "builtin")
+    assert copying + text.minutes + demo.STARTING < 3
 
 
 # Options

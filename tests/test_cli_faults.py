@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from small_runs import make_trainer
 
-from dnirnn.tasks.cli import main
-from dnirnn.trainer import Interrupted
+from dnirnn.commands.cli import main
+from dnirnn.training.trainer import Interrupted
 
 TINY = ["--hidden", "8", "--embedding", "4", "--batch", "4", "--truncation", "5", "--threads", "1"]
 SHORT = ["--updates", "60", "--evaluate-every", "400", "--log-every", "100"]
@@ -32,7 +32,7 @@ def words(text, tmp_path) -> list[str]:
 
 
 def process(words: list[str], **keywords) -> subprocess.Popen:
-    command = [sys.executable, "-m", "dnirnn.tasks.cli", *words]
+    command = [sys.executable, "-m", "dnirnn.commands.cli", *words]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, **keywords)
 
 

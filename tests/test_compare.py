@@ -9,12 +9,13 @@ import sys
 
 import pytest
 
-from dnirnn.log import read_log
-from dnirnn.tasks import compare, plots, runs
+from dnirnn.commands import compare
+from dnirnn.commands.cli import main
+from dnirnn.config.options import ESTIMATORS
+from dnirnn.reports import plots, runs
+from dnirnn.reports.curves import Point
 from dnirnn.tasks.char_lm import FIGURES, CharLMOptions
-from dnirnn.tasks.cli import main
-from dnirnn.tasks.curves import Point
-from dnirnn.tasks.options import ESTIMATORS
+from dnirnn.training.log import read_log
 
 WORDS = "--hidden 4 --embedding 4 --batch 4 --evaluate-every 100 --quiet".split()
 SHORT = [*WORDS, "--updates", "12", "--truncations", "2", "5"]
@@ -161,7 +162,7 @@ def test_a_signal_stops_the_runs_which_resume(text, tmp_path, number, code):
     words = ["compare", "char-lm", "--corpus", text, "--out", str(tmp_path), *WORDS]
     words += "--truncations 2 --estimators none --log-every 8 --minutes 5 --jobs 1".split()
     program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
-    program += "from dnirnn.tasks.cli import main; sys.exit(main(sys.argv[1:]))"
+    program += "from dnirnn.commands.cli import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-c", program, *words],
         stdout=subprocess.DEVNULL,

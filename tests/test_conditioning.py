@@ -19,8 +19,9 @@ from strategies import (
 )
 
 from dnirnn import LSTM, SyntheticGradient, Truncated, backward
+from dnirnn.config import network
 from dnirnn.data import Batch
-from dnirnn.tasks import char_lm, copy, digits, network, repeat_copy
+from dnirnn.tasks import char_lm, copy, digits, repeat_copy
 from dnirnn.tasks.copy import CopyOptions, CopyStream
 
 few = settings(max_examples=10)

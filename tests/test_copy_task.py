@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dnirnn.config.task import trainer_config
 from dnirnn.tasks import bit_sequences, copy
 from dnirnn.tasks.bit_sequences import TESTED, measure, random_bits
 from dnirnn.tasks.copy import CopyOptions
-from dnirnn.tasks.task import trainer_config
-from dnirnn.trainer import Trainer
+from dnirnn.training.trainer import Trainer
 
 sizes = st.integers(1, 6)
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from dnirnn import HMLSTM
-from dnirnn.checkpoint import checkpoints, load
-from dnirnn.log import read_log
-from dnirnn.tasks import cores, detectors, training
+from dnirnn.commands import detectors, training
+from dnirnn.commands.cli import main
+from dnirnn.config import cores
+from dnirnn.config.options import CORES, CoreOptions, flag
 from dnirnn.tasks.char_lm import CharLMOptions
-from dnirnn.tasks.cli import main
 from dnirnn.tasks.copy import CopyOptions
-from dnirnn.tasks.options import CORES, CoreOptions, flag
-from dnirnn.trainer import load_weights, read_config
+from dnirnn.training.checkpoint import checkpoints, load
+from dnirnn.training.log import read_log
+from dnirnn.training.trainer import load_weights, read_config
 
 TINY = "--batch 4 --truncation 5 --evaluate-every 100000 --decay none --quiet".split()
 

@@ -16,11 +16,11 @@ from small_runs import (  # noqa: F401
 )
 from test_updater import late, poisoned
 
+from dnirnn.commands import cli
+from dnirnn.config.options import CORES
 from dnirnn.data import TextStream
-from dnirnn.tasks import cli
-from dnirnn.tasks.options import CORES
-from dnirnn.trainer import NonFinite, Trainer
-from dnirnn.updater import Updater
+from dnirnn.training.trainer import NonFinite, Trainer
+from dnirnn.training.updater import Updater
 
 pytestmark = pytest.mark.cuda
 
@@ -241,7 +241,6 @@ def test_a_core_that_no_graph_can_hold_is_named(tmp_path, gpu):
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 def test_the_benchmark_measures(gpu, precision):
     from benchmarks import cuda
-
     from dnirnn.device import find_device, own_stream
 
     with own_stream(find_device(gpu)):

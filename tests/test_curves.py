@@ -6,7 +6,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnirnn.tasks.curves import Point, points, reading, spent
+from dnirnn.reports.curves import Point, points, reading, spent
 
 values = st.floats(-10, 10)
 coordinates = st.sampled_from(["data", "seconds", "updates"])

@@ -7,11 +7,11 @@ import pytest
 import torch
 from small_runs import make_model, make_trainer, one_thread, small_stream  # noqa: F401
 
-from dnirnn.checkpoint import load
+from dnirnn.commands import cli
 from dnirnn.data import Batch, TextStream
 from dnirnn.device import find_device, own_stream
-from dnirnn.optimizers import make_optimizer, restore_optimizer
-from dnirnn.tasks import cli
+from dnirnn.training.checkpoint import load
+from dnirnn.training.optimizers import make_optimizer, restore_optimizer
 
 
 @pytest.fixture

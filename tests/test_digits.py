@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from test_cli import refused
 
 from dnirnn import SyntheticGradient, ZeroGradient
-from dnirnn.data import Batch
-from dnirnn.tasks import digits, images
-from dnirnn.tasks.cli import main
+from dnirnn.commands.cli import main
+from dnirnn.config.task import trainer_config
+from dnirnn.data import Batch, images
+from dnirnn.tasks import digits
 from dnirnn.tasks.digits import DigitsOptions, DigitStream, counts
-from dnirnn.tasks.task import trainer_config
-from dnirnn.trainer import Trainer
+from dnirnn.training.trainer import Trainer
 
 SMALL = dict(hidden=8, front=(8,), windows=2, batch=2, period=2)
 WORDS = "--hidden 8 --front 8 --windows 2 --batch 4 --period 2 --updates 24 --quiet".split()

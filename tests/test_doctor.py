@@ -3,8 +3,8 @@
 import torch
 
 from dnirnn import ops
-from dnirnn.tasks import doctor
-from dnirnn.tasks.cli import main
+from dnirnn.commands import doctor
+from dnirnn.commands.cli import main
 
 
 def test_it_says_what_is_there(capsys):

@@ -10,7 +10,7 @@ import torch
 from strategies import EXAMPLES, LeakyStack, assert_close
 
 from dnirnn import LSTM
-from dnirnn.tasks.cli import main
+from dnirnn.commands.cli import main
 
 
 def test_a_stack_of_ones_own_takes_less_than_60_lines():

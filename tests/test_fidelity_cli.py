@@ -10,13 +10,14 @@ from small_runs import end_of, one_thread  # noqa: F401
 from test_cli import refused
 
 from dnirnn import BPLambda, LeastSquares, SyntheticGradient, TrueGradient
-from dnirnn.log import read_log
-from dnirnn.tasks import adding, char_lm, compare, copy, digits, repeat_copy
-from dnirnn.tasks.cli import main
+from dnirnn.commands import compare
+from dnirnn.commands.cli import main
+from dnirnn.config.options import ESTIMATORS, EstimatorOptions, to_arguments, with_value
+from dnirnn.config.task import trainer_config
+from dnirnn.tasks import adding, char_lm, copy, digits, repeat_copy
 from dnirnn.tasks.copy import CopyOptions, build
-from dnirnn.tasks.options import CONTEXTS, ESTIMATORS, EstimatorOptions, to_arguments, with_value
-from dnirnn.tasks.task import trainer_config
-from dnirnn.trainer import Trainer
+from dnirnn.training.log import read_log
+from dnirnn.training.trainer import Trainer
 
 COPY = "--bits 1 --hidden 4 --batch 4 --truncation 2 --max-length 3 --quiet".split()
 

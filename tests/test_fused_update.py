@@ -11,8 +11,8 @@ import torch
 from strategies import assert_close
 from torch import nn
 
-from dnirnn.fused_update import MOST, can_fuse, finish
-from dnirnn.optimizers import make_optimizer, norm_of, rescale
+from dnirnn.training.fused_update import MOST, can_fuse, finish
+from dnirnn.training.optimizers import make_optimizer, norm_of, rescale
 
 SIZES = {
     "one": ([(3, 5)], []),

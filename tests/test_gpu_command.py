@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from benchmarks import gpu
 
 ROOT = Path(__file__).parent.parent

@@ -12,10 +12,12 @@ from strategies import assert_close, gradients
 from test_cli import refused
 
 from dnirnn import backward
-from dnirnn.tasks import feed_forward, image_classes, images
-from dnirnn.tasks.cli import main
+from dnirnn.commands.cli import main
+from dnirnn.data import images
+from dnirnn.reports import feed_forward
+from dnirnn.tasks import image_classes
 from dnirnn.tasks.image_classes import ImagesOptions, ImageStream, one_hot
-from dnirnn.trainer import Trainer
+from dnirnn.training.trainer import Trainer
 
 WORDS = "--hidden 8 --layers 2 --batch 16 --updates 12 --log-every 64 --threads 1 --quiet".split()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dnirnn.tasks import images
+from dnirnn.data import images
 
 SIZES = {"train": images.HELD_OUT + 7, "t10k": 4}
 

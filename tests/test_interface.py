@@ -13,7 +13,6 @@ from strategies import (
     any_t0,
     assert_close,
     by_hand,
-    fittings,
     gradients,
     own_loss,
     problems,

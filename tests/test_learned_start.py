@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given
 from conftest import take
+from hypothesis import given
 from strategies import CORES, Fitting, assert_close, own_loss, problems
 from torch import nn
 

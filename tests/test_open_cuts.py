@@ -24,7 +24,7 @@ from dnirnn import LSTM, Core, SyntheticGradient, TrueGradient, Truncated, ZeroG
 from dnirnn.core import advance
 from dnirnn.model import SequenceModel
 from dnirnn.tasks.cli import main
-from dnirnn.trainer import Interrupted
+from dnirnn.training.trainer import Interrupted
 
 
 def calls(truncated, case, opens):

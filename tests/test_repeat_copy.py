@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from small_runs import one_thread  # noqa: F401
 from test_cli import refused
 
-from dnirnn.log import read_log
+from dnirnn.commands.cli import main
+from dnirnn.config.task import trainer_config
 from dnirnn.tasks import repeat_copy
 from dnirnn.tasks.bit_sequences import RECENT, random_bits
-from dnirnn.tasks.cli import main
 from dnirnn.tasks.repeat_copy import RepeatCopyOptions, RepeatCopyStream
-from dnirnn.tasks.task import trainer_config
-from dnirnn.trainer import Trainer
+from dnirnn.training.log import read_log
+from dnirnn.training.trainer import Trainer
 
 sizes = st.integers(1, 6)
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_curves import coordinates, curves, values
 
-from dnirnn.tasks import plots
-from dnirnn.tasks.curves import Point, reading
-from dnirnn.tasks.recipes import BPTT, DNI, RECIPES, Arm, Column, columns
-from dnirnn.tasks.report import (
+from dnirnn.reports import plots
+from dnirnn.reports.curves import Point, reading
+from dnirnn.reports.recipes import BPTT, DNI, RECIPES, Arm, Column, columns
+from dnirnn.reports.report import (
     Cell,
     Table,
     Trace,

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from small_runs import one_thread  # noqa: F401
 from test_cli import refused
 
+from dnirnn.commands import cli, reproduce, training
+from dnirnn.commands.cli import main
+from dnirnn.config.options import add_arguments, from_arguments, to_arguments
+from dnirnn.config.task import trainer_config
 from dnirnn.data import Vocabulary
-from dnirnn.log import read_log
-from dnirnn.tasks import cli, plots, recipes, reproduce, runs, training
+from dnirnn.reports import plots, recipes, runs
+from dnirnn.reports.recipes import BPTT, DNI, RECIPES, Arm, Recipe, Search, columns, options_of
 from dnirnn.tasks.char_lm import CharLMOptions
-from dnirnn.tasks.cli import main
 from dnirnn.tasks.copy import CopyOptions
-from dnirnn.tasks.options import add_arguments, from_arguments, to_arguments
-from dnirnn.tasks.recipes import BPTT, DNI, RECIPES, Arm, Recipe, Search, columns, options_of
-from dnirnn.tasks.task import trainer_config
-from dnirnn.trainer import NonFinite
+from dnirnn.training.log import read_log
+from dnirnn.training.trainer import NonFinite
 
 BROKEN = Arm("broken", "broken", dict(optimizer="SGD", lr=1e30, clip=0.0))
 SMALL = dict(hidden=4, batch=4, updates=20, estimator="dni", log_every=10)

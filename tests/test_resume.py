@@ -20,8 +20,8 @@ from small_runs import (
     small_stream,
 )
 
-from dnirnn.checkpoint import CheckpointError, checkpoints
-from dnirnn.trainer import Interrupted
+from dnirnn.training.checkpoint import checkpoints
+from dnirnn.training.trainer import Interrupted
 
 
 class Killed(BaseException):

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 from small_runs import make_trainer, rows_of
-
-from dnirnn import checkpoint as ckpt
-from dnirnn.checkpoint import CheckpointError, checkpoints
-from dnirnn.device import usable_cores
-from dnirnn.log import read_log
-from dnirnn.tasks import training
-from dnirnn.tasks.cli import main
-from dnirnn.trainer import check_config, history, load_weights, read_config
-
 from test_cli_faults import SHORT, TINY
+
+from dnirnn.commands import training
+from dnirnn.commands.cli import main
+from dnirnn.device import usable_cores
+from dnirnn.training import checkpoint as ckpt
+from dnirnn.training.checkpoint import CheckpointError, checkpoints
+from dnirnn.training.log import read_log
+from dnirnn.training.trainer import check_config, history, load_weights, read_config
 
 DONE = dict(updates=12, evaluate_every=4, checkpoint_every=4)
 

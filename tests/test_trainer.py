@@ -24,11 +24,11 @@ from small_runs import (  # noqa: F401
 from torch import nn
 
 from dnirnn import TrueGradient, Truncated, true_gradients
-from dnirnn.checkpoint import CheckpointError, StorageError, checkpoints, load
 from dnirnn.data import TextStream
-from dnirnn.log import read_log
 from dnirnn.model import measure
-from dnirnn.trainer import NonFinite, Trainer, TrainerConfig, load_weights, read_config
+from dnirnn.training.checkpoint import CheckpointError, StorageError, checkpoints, load
+from dnirnn.training.log import read_log
+from dnirnn.training.trainer import NonFinite, Trainer, TrainerConfig, load_weights, read_config
 
 PLAIN = dict(optimizer="SGD", estimator_optimizer="SGD", lr=0.1, estimator_lr=0.1, clip=None)
 

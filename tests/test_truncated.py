@@ -1,6 +1,5 @@
 """Truncated: chunks, shapes, the state between calls, and what it keeps away from a graph."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st

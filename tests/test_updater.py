@@ -18,8 +18,8 @@ from torch import nn
 from dnirnn import BPLambda, SyntheticGradient, Truncated, ZeroGradient, backward
 from dnirnn.data import Batch, TextStream
 from dnirnn.model import SequenceModel
-from dnirnn.trainer import NonFinite
-from dnirnn.updater import GRAPHS, Updater
+from dnirnn.training.trainer import NonFinite
+from dnirnn.training.updater import GRAPHS, Updater
 
 RATE = 2**-7  # a float32, as a rate on a device is
 

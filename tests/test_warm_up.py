@@ -14,8 +14,8 @@ from small_runs import (  # noqa: F401
 from torch import nn
 
 from dnirnn import BPLambda, SyntheticGradient
-from dnirnn.optimizers import blended, rescale
-from dnirnn.trainer import Interrupted, NonFinite, TrainerConfig
+from dnirnn.training.optimizers import blended, rescale
+from dnirnn.training.trainer import Interrupted, NonFinite, TrainerConfig
 
 PLAIN = dict(optimizer="SGD", estimator_optimizer="SGD", lr=0.1, estimator_lr=0.1, clip=None)
 

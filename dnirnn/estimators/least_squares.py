@@ -113,10 +113,11 @@ class LeastSquares(GradientEstimator):
         """
         weight = torch.ones_like(entered[:, 0]) if weight is None else weight
         each = 0.5 * (target - self(entered, context)).square().sum(-1)
-        error = (each * weight).sum() / weight.sum()
+        rows = weight.sum().clamp_min(1)  # where none counts nothing is divided by zero
+        error = (each * weight).sum() / rows
         parts = [entered] if context is None else [entered, context.to(entered.dtype)]
         told = torch.cat([*parts, torch.ones_like(entered[:, :1])], -1)
-        counted = told * ((1 - self.forgetting) / weight.sum() * weight)[:, None]
+        counted = told * ((1 - self.forgetting) / rows * weight)[:, None]
         self.told_told.addmm_(told.T, counted, beta=self.forgetting)
         self.target_told.addmm_(target.T, counted, beta=self.forgetting)
         self.fits += 1

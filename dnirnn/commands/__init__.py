@@ -1,0 +1,1 @@
+"""The command line ``dnirnn``, one file a command."""

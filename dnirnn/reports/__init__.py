@@ -1,0 +1,1 @@
+"""Several runs beside one another: what they are, their tables, curves and plots."""

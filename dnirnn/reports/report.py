@@ -1,0 +1,441 @@
+"""What reproduce writes: the paper's table and ours, at equal data, seconds and updates."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from dnirnn.config.cores import described
+from dnirnn.config.options import flag, to_arguments
+from dnirnn.config.registry import TASKS
+from dnirnn.config.task import Figure, figures_of
+from dnirnn.reports import plots
+from dnirnn.reports.curves import Point, points, reading, spent
+from dnirnn.reports.recipes import BPTT, Arm, Column, Recipe
+from dnirnn.reports.runs import Failure, Run, write_csv, write_log, write_rows, write_whole
+from dnirnn.training.progress import minutes
+from dnirnn.training.trainer import LOG
+
+FILES = ("report.md", "table.csv", "results.csv", "log.jsonl", "curves.png")
+QUOTED = (
+    "*quoted*: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017,"
+    " its table of recurrent networks; from memory, not checked against the paper. Their settings,"
+    " budget and hardware are not ours."
+)
+FALLING = (
+    "With a learning rate that falls along a cosine it is zero at each run's own end: what is read"
+    " at equal data or updates favours the runs that are nearest to theirs by then."
+)
+ENDS = {"seconds": "minutes", "data": "symbols", "updates": "updates"}  # the budget of an axis
+STYLES = ("--", "-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))  # of lines, as matplotlib writes them
+DECAYS = {"none": "constant learning rate", "cosine": "learning rate falling along a cosine"}
+
+
+class Planned(NamedTuple):
+    """A run, and the column that it is a seed of."""
+
+    column: Column
+    run: Run
+
+
+class Rates(NamedTuple):
+    """What a search found: each column's learning rate, and validation bits at all it tried.
+
+    Both by column; empty where nothing was searched.
+    """
+
+    found: dict[str, float]
+    tried: dict[str, dict[float, float]]
+
+
+class Trace(NamedTuple):
+    """What is known of a run. result: None where it failed on the way."""
+
+    column: Column
+    run: Run
+    curve: list[Point]
+    result: dict | None
+
+
+class Cell(NamedTuple):
+    """A column's figure, a value a seed. limit: where it was read; None: at the end."""
+
+    column: Column
+    limit: float | None
+    values: list[float]
+    failed: bool
+
+
+class Table(NamedTuple):
+    """Cells of one figure and one decay of the learning rate.
+
+    at: what was equal, or what is counted. times: compared by a ratio, else by a difference.
+    quoted: whether the paper has this figure.
+    """
+
+    title: str
+    at: str
+    decay: str
+    figure: Figure
+    cells: list[Cell]
+    times: bool
+    quoted: bool
+
+
+def report(
+    recipe: Recipe,
+    planned: Sequence[Planned],
+    rates: Rates,
+    failures: Sequence[Failure],
+    folder: Path,
+    notice: str,
+    command: str,
+) -> None:
+    """Writes report.md, table.csv, results.csv, log.jsonl and curves.png; prints the first.
+
+    table.csv has what the report's tables say, results.csv a row for each run that is done,
+    log.jsonl the runs' logs in one. A run that failed has its place in the tables, and a mark, as
+    far as it came; one that was interrupted has not.
+    """
+    failed = {failure.run for failure in failures}
+    traces = [
+        Trace(column, run, curve_of(recipe, run), run.result())
+        for column, run in planned
+        if run.result() is not None or run.name in failed
+    ]
+    traces = [trace for trace in traces if trace.curve]
+    if not traces:
+        return
+    done = [trace for trace in traces if trace.result is not None]
+    tables = list(tables_of(recipe, traces))
+    lines = [
+        *introduction(recipe, planned, notice, command),
+        *(line for table in tables for line in shown(recipe, table)),
+        *([QUOTED, ""] if any(map(len, recipe.quoted.values())) else []),
+        *summary(recipe, traces, planned),
+        *(searched(recipe, rates) if rates.tried else []),
+        *([f"† {f.run} failed: {f.reason}" for f in failures]),
+    ]
+    paths = [folder / name for name in FILES]
+    write_whole(paths[0], lambda file: file.write("\n".join(lines).rstrip() + "\n"))
+    write_table(paths[1], recipe, tables)
+    write_csv(paths[2], [(one.run, arm_of(one)) for one in done], TASKS[recipe.task].FIGURES)
+    write_log(paths[3], [(one.run, arm_of(one)) for one in traces])
+    draw(recipe, traces, paths[4], notice)
+    print("\n".join(lines))
+    for path in paths:
+        print(path)
+
+
+def curve_of(recipe: Recipe, run: Run) -> list[Point]:
+    log = run.folder / LOG
+    batch = run.options.batch if recipe.data == "sequences" else None
+    return points(log, recipe.figure, batch) if log.exists() else []
+
+
+def figure_of(recipe: Recipe, key: str) -> Figure:
+    return next(figure for figure in TASKS[recipe.task].FIGURES if figure.key == key)
+
+
+def arm_of(trace: Trace) -> dict[str, Any]:
+    arm, truncation, decay = trace.column
+    seed, rate = trace.run.options.seed, trace.run.options.lr
+    return {"arm": arm.name, "truncation": truncation, "decay": decay, "lr": rate, "seed": seed}
+
+
+# The tables' figures
+
+
+def tables_of(recipe: Recipe, traces: Sequence[Trace]) -> Iterator[Table]:
+    on_the_way = figure_of(recipe, recipe.figure)
+    times = not on_the_way.lower_is_better
+    axes = {"seconds": "seconds", "data": recipe.data, "updates": "updates"}
+    for decay in recipe.decays:
+        own = [trace for trace in traces if trace.column.decay == decay]
+        if not own:
+            continue
+        if recipe.tested is not None:
+            tested = figure_of(recipe, recipe.tested)
+            cells = [
+                Cell(column, None, values_of(seeds, tested.key), failed(seeds))
+                for column, seeds in by_column(own)
+            ]
+            title = f"{tested.label}, best model on validation"
+            yield Table(title, "end", decay, tested, cells, times, True)
+        for axis, word in axes.items():
+            cells = read_along(recipe, own, axis, on_the_way.lower_is_better)
+            title = f"{on_the_way.label}, after equal {word}"
+            yield Table(title, axis, decay, on_the_way, cells, times, recipe.tested is None)
+        for axis in ("data", "seconds"):
+            cost = Figure(recipe.figure, axes[axis], "{:,.0f}", True)
+            cells = costs(recipe, own, axis, on_the_way.lower_is_better)
+            title = f"{axes[axis]} until as good as {baseline_name(recipe)} after equal seconds"
+            yield Table(title, f"{axis} spent", decay, cost, cells, True, False)
+
+
+def values_of(seeds: Sequence[Trace], key: str) -> list[float]:
+    """A figure at the end of those runs that came to it."""
+    found = [figures_of(trace.result).get(key) for trace in seeds if trace.result is not None]
+    return [value for value in found if value is not None]
+
+
+def failed(seeds: Sequence[Trace]) -> bool:
+    return any(trace.result is None for trace in seeds)
+
+
+def by_column(traces: Sequence[Trace]) -> list[tuple[Column, list[Trace]]]:
+    """The seeds of each column."""
+    names = dict.fromkeys(trace.column.name for trace in traces)
+    seeds = [[trace for trace in traces if trace.column.name == name] for name in names]
+    return [(one[0].column, one) for one in seeds]
+
+
+def together(recipe: Recipe, traces: Sequence[Trace]) -> list[list[Trace]]:
+    """The traces that are measured against each other: all, or those of each truncation."""
+    if recipe.against is not None:
+        return [list(traces)]
+    truncations = dict.fromkeys(trace.column.truncation for trace in traces)
+    return [[t for t in traces if t.column.truncation == one] for one in truncations]
+
+
+def limits_of(group: Sequence[Trace], axis: str) -> tuple[float, float]:
+    """How far all of them came, but for those that ended before their budget did.
+
+    And how far they are read, which is the same but where it was this budget that ended them all:
+    their last updates went beyond it, each by another bit, and that counts as equal.
+    """
+    whole = [t for t in group if t.result and t.result["stopped"] != "patience"]
+    ended_here = whole and all(t.result["stopped"] == ENDS[axis] for t in whole)
+    ends = [getattr(trace.curve[-1], axis) for trace in whole or group]
+    return min(ends), max(ends) if ended_here else min(ends)
+
+
+def read_along(recipe: Recipe, traces: Sequence[Trace], axis: str, lower: bool) -> list[Cell]:
+    """The best values by the time that all that is measured together came to."""
+    return [
+        Cell(column, limit, [value for value in values if value is not None], failed(seeds))
+        for group in together(recipe, traces)
+        for limit, furthest in [limits_of(group, axis)]
+        for column, seeds in by_column(group)
+        for values in [[reading(trace.curve, axis, furthest, lower) for trace in seeds]]
+    ]
+
+
+def costs(recipe: Recipe, traces: Sequence[Trace], axis: str, lower: bool) -> list[Cell]:
+    """How far along each came to the baseline's figure at equal seconds; infinite: never."""
+    known = {cell.column.name: cell for cell in read_along(recipe, traces, "seconds", lower)}
+    cells = []
+    for column, seeds in by_column(traces):
+        goal = known.get(baseline(recipe, column).name)
+        if goal is not None and goal.values:
+            mark = median(goal.values)
+            found = [spent(trace.curve, axis, mark, lower) for trace in seeds]
+            values = [math.inf if value is None else value for value in found]
+            cells.append(Cell(column, mark, values, failed(seeds)))
+    return cells
+
+
+def baseline(recipe: Recipe, column: Column) -> Column:
+    """BPTT's column that a column is measured against."""
+    truncation = column.truncation if recipe.against is None else recipe.against
+    return Column(BPTT, truncation, column.decay)
+
+
+def baseline_name(recipe: Recipe) -> str:
+    return f"{BPTT.label} {recipe.against or 'of the same truncation'}"
+
+
+# The report
+
+
+def introduction(
+    recipe: Recipe, planned: Sequence[Planned], notice: str, command: str
+) -> list[str]:
+    options = recipe.options
+    budget = {
+        "minutes of training": minutes(options),
+        "updates": options.updates,
+        "symbols": options.symbols,
+    }
+    limits = [f"{value:,g} {unit}" for unit, value in budget.items() if value is not None]
+    limits += [f"{options.patience} evaluations without a better one"] if options.patience else []
+    seeds = ", ".join(str(seed) for seed in recipe.seeds)
+    return [
+        f"# {recipe.title}",
+        "",
+        f"    {command}",
+        "",
+        f"{notice}. {described(options)}, batch {options.batch}; a run ends after"
+        f" {' or '.join(limits)}, evaluation and saving not counted. Seeds {seeds}: median, and"
+        " lowest to highest in brackets.",
+        "",
+        f"- all: {' '.join(to_arguments(options))}",
+        *(f"- {arm.label}: {settings(arm)}" for arm in recipe.arms if settings(arm)),
+        *([] if recipe.decays == ("none",) else ["", FALLING]),
+        "",
+    ]
+
+
+def settings(arm: Arm) -> str:
+    """What an arm changes, in the words of the command line."""
+    words = []
+    for name, value in arm.changes.items():
+        values = value if isinstance(value, tuple) else () if value is True else (value,)
+        words += [flag(name), *map(str, values)]
+    if arm.chunks is not None:
+        words.append(f"({'a chunk' if arm.chunks == 1 else f'{arm.chunks} chunks'} an update)")
+    return " ".join(words)
+
+
+def shown(recipe: Recipe, table: Table) -> list[str]:
+    """A table in Markdown: arms down, truncations across, the paper's figures below ours."""
+    if not table.cells:
+        return []
+    title = f"## {table.title[0].upper()}{table.title[1:]}"
+    title += f" ({DECAYS[table.decay]})" if len(recipe.decays) > 1 else ""
+    names = {cell.column.name: cell for cell in table.cells}
+    across = [t for t in recipe.truncations if any(c.column.truncation == t for c in table.cells)]
+    rows = [["", *(f"T = {truncation}" for truncation in across)]]
+    for arm in recipe.arms:
+        cells = [names.get(Column(arm, t, table.decay).name) for t in across]
+        others = [names.get(baseline(recipe, Column(arm, t, table.decay)).name) for t in across]
+        if any(cells):
+            texts = [said(cell, other, table) for cell, other in zip(cells, others)]
+            rows.append([arm.label, *texts])
+        theirs = recipe.quoted.get(arm.name, {})
+        if table.quoted and any(t in theirs for t in across):
+            rows.append([f"{arm.label}, *quoted*", *(theirs.get(t, "") for t in across)])
+    limits = {cell.column.truncation: cell.limit for cell in table.cells}
+    if table.at in ("data", "seconds", "updates"):
+        word = recipe.data if table.at == "data" else table.at
+        rows.append([f"read at, {word}", *(f"{limits[t]:,.0f}" for t in across)])
+    elif table.at != "end":
+        form = figure_of(recipe, recipe.figure).form
+        rows.append(["that is, at", *(number(limits[t], form) for t in across)])
+    lines = [title, "", *markdown(rows), ""]
+    if BPTT.name in (arm.name for arm in recipe.arms):
+        against = "how many times" if table.times else "how much more or less than"
+        lines += [f"After the comma: {against} {baseline_name(recipe)}.", ""]
+    return lines
+
+
+def said(cell: Cell | None, baseline: Cell | None, table: Table) -> str:
+    """A cell in words: its seeds, and how it stands to the baseline."""
+    if cell is None or not cell.values:
+        return "" if cell is None else "-" + "†" * cell.failed
+    text = spread(cell.values, table.figure.form) + "†" * cell.failed
+    if baseline is None or baseline is cell or not baseline.values:
+        return text
+    own, other = median(cell.values), median(baseline.values)
+    if not table.times:
+        return f"{text}, {own - other:+.3f}"
+    return f"{text}, {own / other:.2f} ×" if other and math.isfinite(own + other) else text
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The median, and the lowest and the highest where they differ."""
+    middle, low, high = (number(v, form) for v in (median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def number(value: float, form: str) -> str:
+    return form.format(value).removesuffix(".0") if math.isfinite(value) else "never"
+
+
+def summary(recipe: Recipe, traces: Sequence[Trace], planned: Sequence[Planned]) -> list[str]:
+    """A line a column: its learning rate, its figures at the end, what it spent."""
+    figures = TASKS[recipe.task].FIGURES
+    header = ["", "rate", "seeds", *(one.label for one in figures), recipe.data, "updates"]
+    rows = [[*header, "seconds", f"{recipe.data}/s", "ended by"]]
+    for column, seeds in by_column(traces):
+        asked = sum(one.column.name == column.name for one in planned)
+        done = [trace for trace in seeds if trace.result is not None]
+        ends = [trace.curve[-1] for trace in seeds]
+        found = [values_of(seeds, one.key) for one in figures]
+        speeds = [end.data / end.seconds for end in ends if end.seconds]
+        rows.append(
+            [
+                named(recipe, column),
+                f"{seeds[0].run.options.lr:g}",
+                f"{len(done)} of {asked}" if len(done) < asked else f"{asked}",
+                *(spread(v, one.form) if v else "none" for one, v in zip(figures, found)),
+                spread([end.data for end in ends], "{:,.0f}"),
+                spread([end.updates for end in ends], "{:,.0f}"),
+                spread([end.seconds for end in ends], "{:,.0f}"),
+                spread(speeds, "{:,.0f}") if speeds else "",
+                ", ".join(dict.fromkeys(t.result["stopped"] if t.result else "†" for t in seeds)),
+            ]
+        )
+    return ["## The runs", "", *markdown(rows), ""]
+
+
+def named(recipe: Recipe, column: Column) -> str:
+    decay = f", {column.decay}" if len(recipe.decays) > 1 and column.decay != "none" else ""
+    return f"{column.arm.label}, T = {column.truncation}{decay}"
+
+
+def searched(recipe: Recipe, rates: Rates) -> list[str]:
+    """The search for learning rates: validation bits at each, the best one marked."""
+    tried = sorted({rate for bits in rates.tried.values() for rate in bits})
+    rows = [["", *(f"{rate:g}" for rate in tried)]]
+    for name, bits in rates.tried.items():
+        texts = ["" if r not in bits else number(bits[r], "{:.4f}") for r in tried]
+        best = rates.found[name]
+        texts = [f"**{text}**" if r == best else text for r, text in zip(tried, texts)]
+        rows.append([name, *texts])
+    title = "## The search for learning rates: validation after"
+    return [f"{title} {recipe.search.minutes:g} minutes of training", "", *markdown(rows), ""]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, its columns as wide as they need be."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |" for row in rows]
+    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
+    return lines
+
+
+# The files beside it
+
+
+def write_table(path: Path, recipe: Recipe, tables: Sequence[Table]) -> None:
+    """A row a cell: what its table is of, where it was read, its seeds, what the paper has."""
+
+    def row(table: Table, cell: Cell) -> dict:
+        theirs = recipe.quoted.get(cell.column.arm.name, {}) if table.quoted else {}
+        return {
+            "figure": table.figure.key,
+            "at": table.at,
+            "limit": cell.limit,
+            "decay": table.decay,
+            "arm": cell.column.arm.name,
+            "truncation": cell.column.truncation,
+            "median": median(cell.values) if cell.values else None,
+            "lowest": min(cell.values, default=None),
+            "highest": max(cell.values, default=None),
+            "seeds": len(cell.values),
+            "failed": cell.failed,
+            "quoted": theirs.get(cell.column.truncation),
+        }
+
+    write_rows(path, [row(table, cell) for table in tables for cell in table.cells])
+
+
+def draw(recipe: Recipe, traces: Sequence[Trace], path: Path, notice: str) -> None:
+    """Curves: a row for each group that is measured together, or for each decay."""
+    shown = figure_of(recipe, recipe.figure)
+    styles = {arm.name: STYLES[i % len(STYLES)] for i, arm in enumerate(recipe.arms)}
+    rows: dict[str, list[plots.Curve]] = {}
+    for trace in traces:
+        arm, truncation, decay = trace.column
+        if recipe.against is None:
+            style = "--" if arm.name == BPTT.name else "-"
+            curve = plots.Curve(arm.label, arm.label, style, trace.curve)
+            rows.setdefault(f"T = {truncation}", []).append(curve)
+        else:
+            name = f"{arm.label} {truncation}"
+            curve = plots.Curve(name, str(truncation), styles[arm.name], trace.curve)
+            rows.setdefault(DECAYS[decay], []).append(curve)
+    title = f"{recipe.title}: {described(recipe.options)}; {notice.split(' (')[0]}"
+    plots.learning_curves(rows, path, shown.label, recipe.data, title, shown.lower_is_better)

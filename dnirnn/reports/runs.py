@@ -1,0 +1,254 @@
+"""Runs as processes of their own: what each is, doing several at once, what one left behind."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import dnirnn
+from dnirnn.config.options import remembered, to_arguments
+from dnirnn.config.registry import TASKS
+from dnirnn.config.task import Figure, figures_of
+from dnirnn.training.log import read_log
+from dnirnn.training.progress import bar, fraction, minutes, move
+from dnirnn.training.trainer import LOG, RESULT, Interrupted, check_config, read_json
+
+# ``-m`` would put the working folder, with whatever copy.py is there, before Python's own modules.
+CHILD = (
+    "import runpy, sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop(1)];"
+    " runpy.run_module('dnirnn', run_name='__main__', alter_sys=True)"
+)
+POLL_SECONDS = 0.2
+STOP_SECONDS = 60.0  # what a run may take to finish its update and save
+
+
+class Run(NamedTuple):
+    """One run of a comparison; its folder is named after it."""
+
+    name: str
+    options: Any
+    folder: Path
+
+    def result(self) -> dict | None:
+        """The result where the run has used up its budget."""
+        result = read_json(self.folder / RESULT)
+        if result is None:
+            return None
+        done = result["stopped"] == "patience" or fraction(self.options, result) >= 1
+        return result if done else None
+
+
+def checked(task: str, runs: Sequence[Run]) -> str:
+    """The line that says what the runs' figures are figures of.
+
+    Raises ValueError, before anything is run, where a run's folder holds another configuration.
+    """
+    first = remembered(runs[0].options)
+    ready = TASKS[task].build(runs[0].options)
+    for run in runs:
+        # Data is loaded once: of what the task made of the options, it is the same for all runs.
+        changed = {k: v for k, v in remembered(run.options).items() if v != first[k]}
+        check_config(run.folder, json.loads(json.dumps({**ready.config, **changed})))
+    return ready.notice
+
+
+class Failure(NamedTuple):
+    """A run that did not come to its end. reason: the last line that it complained with."""
+
+    run: str
+    reason: str
+
+
+def run_missing(
+    task: str, runs: Sequence[Run], folder: Path, jobs: int, quiet: bool
+) -> list[Failure]:
+    """Says how many runs there are, and does those that are not done, ``jobs`` at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [run for run in runs if run.result() is None]
+    done, at_once = len(runs) - len(missing), min(jobs, len(missing))
+    limits = [minutes(run.options) for run in missing]
+    said = f"{len(runs)} runs of {task} in {folder}"
+    if done:
+        said += f", {done} of them done before (delete a folder to run it again)"
+    if missing:
+        said += f"; {at_once} at a time"
+    if missing and all(limits):
+        said += f", at most {sum(limits) / at_once:,.1f} minutes of training"
+    print(said, flush=True)
+    return run_all(task, missing, jobs, quiet) if missing else []
+
+
+def shown_figure(task: str) -> Figure:
+    """The figure that is measured as a run goes, for its curve and its place on the screen."""
+    figures = TASKS[task].FIGURES
+    return next((one for one in figures if not one.key.startswith("test_")), figures[0])
+
+
+def run_all(task: str, runs: Sequence[Run], jobs: int, quiet: bool) -> list[Failure]:
+    """Does the runs as processes of their own, ``jobs`` at once; those that failed.
+
+    On Ctrl-C every process saves and ends before KeyboardInterrupt goes on.
+    """
+    waiting, running, failures, done = list(runs), [], [], 0
+    figure = shown_figure(task)
+    progress = bar(quiet, f"{task}, {figure.label} ")
+    with terminated_like_interrupted():
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    running.append(Child(task, waiting.pop(0)))
+                time.sleep(POLL_SECONDS)
+                for child in [child for child in running if child.ended()]:
+                    running.remove(child)
+                    done += 1
+                    failures += child.failure()
+                shares = done + sum(child.share() for child in running)
+                names = ", ".join(child.standing(figure) for child in running)
+                progress.set_postfix_str(f"{done}/{len(runs)} done; {names}", refresh=False)
+                move(progress, shares / len(runs))
+        finally:
+            progress.close()
+            stop(running)
+    return failures
+
+
+class Child:
+    """A run as a process: ``dnirnn train``, one thread if need be, in the run's folder."""
+
+    def __init__(self, task: str, run: Run):
+        self.run = run
+        self.errors: IO[bytes] = tempfile.TemporaryFile()
+        package = str(Path(dnirnn.__file__).resolve().parents[1])
+        command = [sys.executable, "-c", CHILD, package, "train", task]
+        threads = str(run.options.threads)
+        self.process = subprocess.Popen(
+            [*command, "--out", str(run.folder), *to_arguments(run.options)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self.errors,
+            env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            start_new_session=True,  # a terminal's Ctrl-C reaches it once: from here
+        )
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def failure(self) -> list[Failure]:
+        """The run with the last line of what it complained of, if it failed."""
+        if self.process.returncode == 0:
+            return []
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else f"exit code {self.process.returncode}"
+        return [Failure(self.run.name, reason.removeprefix("dnirnn: "))]
+
+    def rows(self) -> list[dict]:
+        """The last rows of the run's log; none where there is none yet."""
+        try:
+            with open(self.run.folder / LOG, "rb") as log:
+                log.seek(-min(4096, log.seek(0, os.SEEK_END)), os.SEEK_CUR)
+                first, *lines = log.read().split(b"\n")[:-1]
+                # The first may lack its beginning, unless it begins the file.
+                lines = [first, *lines] if first.startswith(b'{"kind"') else lines
+            return [json.loads(line) for line in lines]
+        except (OSError, ValueError):
+            return []
+
+    def standing(self, figure: Figure) -> str:
+        """The run's name and how it did in its last evaluation."""
+        found = [row[figure.key] for row in self.rows() if figure.key in row]
+        return f"{self.run.name}: {figure.form.format(found[-1])}" if found else self.run.name
+
+    def share(self) -> float:
+        """How much of its budget the run has used, by the last row of its log."""
+        rows = self.rows()
+        return fraction(self.run.options, rows[-1]) if rows else 0.0
+
+
+def stop(children: Sequence[Child]) -> None:
+    """Asks the processes to save and end, and ends those that don't."""
+    for child in children:
+        child.process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + STOP_SECONDS
+    try:
+        for child in children:
+            child.process.wait(max(0.0, deadline - time.monotonic()))
+    except (subprocess.TimeoutExpired, KeyboardInterrupt, Interrupted):
+        for child in children:
+            child.process.kill()
+
+
+@contextmanager
+def terminated_like_interrupted():
+    """SIGTERM ends the comparison as Ctrl-C does: no process is left behind."""
+
+    def leave(number, frame):
+        raise Interrupted("", number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not in the main thread, where signals don't arrive
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+SPENT = ("update", "symbols", "epochs", "seconds", "stopped")
+
+
+def write_csv(path: Path, arms: Sequence[tuple[Run, dict]], figures: Sequence[Figure]) -> None:
+    """A row a run that is done: its name, what makes its arm, its figures, what it spent."""
+
+    def row(run: Run, arm: dict) -> dict:
+        result = run.result()
+        found = figures_of(result)
+        return {
+            "run": run.name,
+            **arm,
+            **{figure.key: found.get(figure.key) for figure in figures},
+            "best_update": (result["best"] or {}).get("update"),
+            **{name: result[name] for name in SPENT},
+        }
+
+    write_rows(path, [row(run, arm) for run, arm in arms])
+
+
+def write_rows(path: Path, rows: Sequence[dict]) -> None:
+    """Writes a CSV with a line a row, and one before them of the first row's names."""
+
+    def write(partial: IO[str]) -> None:
+        writer = csv.DictWriter(partial, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+
+    write_whole(path, write)
+
+
+def write_log(path: Path, arms: Sequence[tuple[Run, dict]]) -> None:
+    """The runs' logs in one, each row with its run's name and arm."""
+
+    def write(partial: IO[str]) -> None:
+        for run, arm in arms:
+            for row in read_log(run.folder / LOG):
+                partial.write(json.dumps({"run": run.name, **arm, **row}) + "\n")
+
+    write_whole(path, write)
+
+
+def write_whole(path: Path, write: Callable[[IO[str]], None]) -> None:
+    """Writes a text file beside and renames it: what is there is whole."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+        write(file)
+    partial.replace(path)

@@ -1,0 +1,500 @@
+"""The laws of dnirnn, for a core or an estimator of your own: ``check_core``, ``check_estimator``.
+
+Letters: T steps, B batch, I input, O output, S state, N chunks, K steps a chunk.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dnirnn.core import Core
+from dnirnn.estimators import BPLambda, GradientEstimator, ZeroGradient
+from dnirnn.truncated import Truncated
+
+TOLERANCE = 1e-8
+
+
+class Broken(NamedTuple):
+    """A law that did not hold. law: its name; shape: of the case; found: what was seen there."""
+
+    law: str
+    shape: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.law}, at {self.shape}: {self.found}"
+
+
+class LawsBroken(AssertionError):
+    """The laws that did not hold, each with the first shape at which it broke: ``broken``."""
+
+    def __init__(self, subject: str, broken: list[Broken]):
+        super().__init__("\n  ".join([f"{subject} breaks {len(broken)} laws:", *map(str, broken)]))
+        self.broken = broken
+
+
+class Shape(NamedTuple):
+    """A case: T steps in chunks of K, B rows, the t of each row's first step, resets or none."""
+
+    T: int
+    K: int
+    B: int
+    t0: int | tuple[int, ...] = 0
+    resets: bool = False
+
+    def __str__(self) -> str:
+        with_resets = ", with resets" if self.resets else ""
+        return f"T={self.T}, K={self.K}, B={self.B}, t0={self.t0}{with_resets}"
+
+
+SHAPES = (
+    Shape(1, 1, 1),
+    Shape(5, 2, 1),
+    Shape(6, 3, 2),
+    Shape(7, 3, 3, 4),
+    Shape(6, 4, 2, (3, 8)),
+    Shape(7, 2, 3, (0, 5, 2), True),
+    Shape(4, 9, 2, 0, True),
+)
+
+
+class Case(NamedTuple):
+    core: Core
+    shape: Shape
+    x: Tensor
+    state: Tensor
+    t0: int | Tensor
+    reset: Tensor | None
+    weight: Tensor  # of the outputs in the loss
+
+
+def check_core(core: Core, *, compile: bool = False, seed: int = 0) -> None:
+    """Raises LawsBroken, naming every law that ``core`` breaks and where; else returns None.
+
+    core: checked as a copy in float64 and in eval mode; the core itself is left as it is.
+    compile: whether ``torch.compile(core, fullgraph=True)`` must give the same, too (it takes
+        seconds, and a compiler).
+    seed: of the inputs, the states and the resets.
+
+    The laws, each at several shapes: outputs are [T, B, O] and states [B, S]; the same call gives
+    the same; no row depends on another; ``forward`` is the loop over ``step``, in values and in the
+    gradients of the inputs, the state and every parameter, for any t0 and any resets; a sequence
+    cut in two calls, anywhere, gives what one call gives; chunks (``unroll_chunks``) are that loop,
+    detached at every cut, with the probes added; the core's own faster paths for dense and for
+    lambda targets give what Core's give; float32 stays float32, and a state in 16 bits is float32.
+
+    Raises TypeError for a ``core`` that is none.
+    """
+    if not isinstance(core, Core):
+        raise TypeError(f"core must be a dnirnn.Core; got {type(core).__name__}")
+    own = copy.deepcopy(core).double().eval()
+    laws: list[Callable[[Case], None]] = [
+        shapes_fit,
+        same_call_same_result,
+        rows_are_apart,
+        forward_is_the_loop,
+        any_split_is_the_whole,
+        chunks_are_the_cut_loop,
+        dense_is_the_generic,
+        pulling_is_the_generic,
+        single_precision_stays,
+    ]
+    if compile:
+        laws.append(compiled_is_eager)
+    judge(type(core).__name__, laws, [make_case(own, shape, seed) for shape in SHAPES])
+
+
+def judge(subject: str, laws: Iterable[Callable], cases: list) -> None:
+    broken = []
+    for law in laws:
+        for case in cases:
+            try:
+                law(case)
+            except Exception as error:  # whatever a stranger's code raises is a finding
+                text = " ".join(str(error).split())
+                found = text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"
+                broken.append(Broken(law.__name__.replace("_", " "), str(case.shape), found))
+                break
+    if broken:
+        raise LawsBroken(subject, broken)
+
+
+def make_case(core: Core, shape: Shape, seed: int) -> Case:
+    first = next(core.parameters(), torch.zeros(()))
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, dtype=torch.float64, generator=draw).to(first.device)
+
+    T, _, B, t0, resets = shape
+    x = normal(T, B, core.input_size)
+    # A state that the core can be in: what it makes of an input in one step.
+    with torch.no_grad():
+        state = core.step(normal(B, core.input_size), core.initial_state(B), 0)[1].clone()
+    reset = None
+    if resets:
+        reset = (torch.rand(T, B, generator=draw) < 0.3).to(first.device)
+        reset[T // 2, 0] = True
+    at = torch.tensor(t0, device=first.device) if isinstance(t0, tuple) else t0
+    return Case(core, shape, x, state, at, reset, normal(T, B, core.output_size))
+
+
+def close(what: str, found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+    """Raises AssertionError naming what differs, and by how much."""
+    if found.shape != expected.shape:
+        raise AssertionError(f"{what} must be {list(expected.shape)}; got {list(found.shape)}")
+    found, expected = found.detach(), expected.detach()
+    worst = float((found - expected).abs().max()) if found.numel() else 0.0
+    if not worst <= tolerance * (1 + float(expected.abs().max()) if expected.numel() else 1):
+        raise AssertionError(f"{what} differ by {worst:.3g}")
+
+
+def loop(case: Case, detach_every: int | None = None, probe: Tensor | None = None):
+    """The loop over step that everything else must equal: (outputs, the state after each step)."""
+    core, state, t = case.core, case.state, case.t0
+    initial = core.initial_state(case.shape.B)
+    outputs, states = [], []
+    for i, x in enumerate(case.x):
+        if detach_every and i % detach_every == 0:
+            state = state.detach()
+            if probe is not None:
+                state = state + probe[i // detach_every]
+        if case.reset is not None:
+            state = torch.where(case.reset[i, :, None], initial, state)
+            t = torch.where(case.reset[i], 0, t)
+        output, state = core.step(x, state, t)
+        outputs.append(output)
+        states.append(state)
+        t = t + 1
+    return torch.stack(outputs), torch.stack(states)
+
+
+def with_gradients(case: Case, run: Callable[[Case], tuple[Tensor, Tensor]]):
+    """(outputs, states, the gradients of a loss of both) of ``run``, inputs and state as leaves."""
+    case = case._replace(
+        x=case.x.clone().requires_grad_(), state=case.state.clone().requires_grad_()
+    )
+    output, state = run(case)
+    loss = (output * case.weight).sum() + state.square().sum()
+    leaves = [case.x, case.state, *(p for p in case.core.parameters() if p.requires_grad)]
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    return output.detach(), state.detach(), gradients
+
+
+def same(case: Case, found, expected) -> None:
+    close("outputs", found[0], expected[0])
+    close("states", found[1], expected[1])
+    names = ["x", "state", *(n for n, p in case.core.named_parameters() if p.requires_grad)]
+    for name, one, other in zip(names, found[2], expected[2], strict=True):
+        close(f"gradients of {name}", one, other)
+
+
+def forward(case: Case) -> tuple[Tensor, Tensor]:
+    return case.core(case.x, case.state, case.t0, case.reset)
+
+
+def shapes_fit(case: Case) -> None:
+    core, (T, _, B, *_) = case.core, case.shape
+    output, state = forward(case)
+    for what, tensor, size in (
+        ("initial_state", core.initial_state(B), [B, core.state_size]),
+        ("forward's outputs", output, [T, B, core.output_size]),
+        ("forward's state", state, [B, core.state_size]),
+        ("step's output", core.step(case.x[0], case.state, case.t0)[0], [B, core.output_size]),
+        ("step's state", core.step(case.x[0], case.state, case.t0)[1], [B, core.state_size]),
+    ):
+        if list(tensor.shape) != size:
+            raise AssertionError(f"{what} must be {size}; got {list(tensor.shape)}")
+
+
+def same_call_same_result(case: Case) -> None:
+    for what, first, again in zip(("outputs", "states"), forward(case), forward(case)):
+        close(what, again, first, 0.0)
+
+
+def rows_are_apart(case: Case) -> None:
+    # Row 0 alone among others of another content: masks go by the row, so rows keep their places.
+    output, state = forward(case)
+    other = case._replace(x=case.x.clone(), state=case.state.clone())
+    other.x[:, 1:] += 1.0
+    other.state[1:] = case.core.initial_state(case.shape.B)[1:]
+    changed = forward(other)
+    close("outputs of a row, where the others differ,", changed[0][:, 0], output[:, 0])
+    close("states of a row, where the others differ,", changed[1][0], state[0])
+
+
+def forward_is_the_loop(case: Case) -> None:
+    def by_step(case: Case) -> tuple[Tensor, Tensor]:
+        outputs, states = loop(case)
+        return outputs, states[-1]
+
+    same(case, with_gradients(case, forward), with_gradients(case, by_step))
+
+
+def any_split_is_the_whole(case: Case) -> None:
+    whole = with_gradients(case, forward)
+    for at in range(1, case.shape.T):
+
+        def in_two(case: Case, at: int = at) -> tuple[Tensor, Tensor]:
+            resets = (None, None) if case.reset is None else (case.reset[:at], case.reset[at:])
+            head, state = case.core(case.x[:at], case.state, case.t0, resets[0])
+            t = case.t0
+            for i in range(at):
+                t = (t if case.reset is None else torch.where(case.reset[i], 0, t)) + 1
+            tail, state = case.core(case.x[at:], state, t, resets[1])
+            return torch.cat([head, tail]), state
+
+        same(case, with_gradients(case, in_two), whole)
+
+
+def chunks_are_the_cut_loop(case: Case) -> None:
+    N = -(-case.shape.T // case.shape.K)
+    probe = 0.01 * torch.ones(N, *case.state.shape, dtype=torch.float64, device=case.x.device)
+
+    def chunked(case: Case) -> tuple[Tensor, Tensor]:
+        arguments = (case.shape.K, case.t0, case.reset)
+        output, sent, _ = case.core.unroll_chunks(case.x, case.state.detach(), probe, *arguments)
+        return output, sent
+
+    def by_step(case: Case) -> tuple[Tensor, Tensor]:
+        outputs, states = loop(case, case.shape.K, probe)
+        ends = [min((n + 1) * case.shape.K, case.shape.T) - 1 for n in range(N)]
+        return outputs, states[ends]
+
+    same(case, with_gradients(case, chunked), with_gradients(case, by_step))
+
+
+def dense_is_the_generic(case: Case) -> None:
+    def results(unroll: Callable) -> list[Tensor]:
+        size = (case.shape.T, *case.state.shape)
+        probe = torch.zeros(size, dtype=torch.float64, device=case.x.device, requires_grad=True)
+        arguments = (case.x, case.state, probe, case.shape.K, case.t0, case.reset)
+        output, sent, entered = unroll(*arguments)
+        loss = (output * case.weight).sum() + sent.square().sum()
+        return [output, sent, entered, *torch.autograd.grad(loss, probe)]
+
+    generic = results(lambda *arguments: Core.unroll_dense(case.core, *arguments))
+    for what, found, expected in zip(
+        ("outputs", "states", "entered states", "targets"), results(case.core.unroll_dense), generic
+    ):
+        close(f"{what} of unroll_dense", found, expected)
+
+
+def pulling_is_the_generic(case: Case) -> None:
+    N = -(-case.shape.T // case.shape.K)
+
+    def results(unroll: Callable) -> list[Tensor]:
+        size = (N, *case.state.shape)
+        probe = torch.zeros(size, dtype=torch.float64, device=case.x.device, requires_grad=True)
+        arguments = (case.x, case.state, probe, case.shape.K, case.t0, case.reset)
+        output, sent, pull = unroll(*arguments)
+        return [output, sent, *(pull(n, torch.ones_like(case.state)) for n in range(N))]
+
+    generic = results(lambda *arguments: Core.unroll_pulling(case.core, *arguments))
+    for found, expected in zip(results(case.core.unroll_pulling), generic, strict=True):
+        close("results of unroll_pulling", found, expected)
+
+
+def single_precision_stays(case: Case) -> None:
+    core = copy.deepcopy(case.core).float()
+    state = core.initial_state(case.shape.B)
+    output, state = core(case.x.float(), state)
+    for what, tensor in (("output", output), ("state", state)):
+        if tensor.dtype != torch.float32:
+            raise AssertionError(f"a float32 core's {what} must be float32; got {tensor.dtype}")
+    half = copy.deepcopy(case.core).to(torch.bfloat16).initial_state(case.shape.B)
+    if half.dtype != torch.float32:
+        raise AssertionError(f"a bfloat16 core's initial_state must be float32; got {half.dtype}")
+
+
+def compiled_is_eager(case: Case) -> None:
+    compiled = torch.compile(case.core, fullgraph=True, dynamic=False)
+    run = with_gradients(case, lambda case: compiled(case.x, case.state, case.t0, case.reset))
+    same(case, run, with_gradients(case, forward))
+
+
+# Estimators
+
+
+class Rows(NamedTuple):
+    estimator: GradientEstimator
+    shape: str
+    entered: Tensor
+    target: Tensor
+    context: tuple[Tensor, ...]
+
+
+def check_estimator(
+    estimator: GradientEstimator, state_size: int, *, context_size: int = 0, seed: int = 0
+) -> None:
+    """Raises LawsBroken, naming every law that ``estimator`` breaks and where; else returns None.
+
+    estimator: checked as copies in float64; itself left as it is.
+    state_size: S, of the states that it predicts for.
+    context_size: C, of the contexts of one with needs_context.
+
+    The laws, for 1, 2 and 5 rows: predictions are [..., S] for any leading dimensions and of each
+    row alone; ``accumulate`` returns a detached 0-d error, leaves what it is given as it was, works
+    under no_grad, and, called twice before a step, adds the same gradient twice; rows of weight 0
+    are as if left out; where every weight is 0 nothing is learned; a small step down its gradient
+    lowers its error; a state_dict carries everything that it predicts by; what a cut injects is
+    ``scale`` times its prediction.
+
+    Raises TypeError for an ``estimator`` that is none or that follows its sequences (BPLambda).
+    """
+    if not isinstance(estimator, GradientEstimator):
+        got = type(estimator).__name__
+        raise TypeError(f"estimator must be a dnirnn.GradientEstimator; got {got}")
+    if estimator.needs_jacobian or isinstance(estimator, BPLambda):
+        raise TypeError(f"estimator must not need the chunks' Jacobians; got {type(estimator).__name__}")
+    draw = torch.Generator().manual_seed(seed)
+    cases = []
+    for rows in (1, 2, 5):
+        entered, target = torch.randn(2, rows, state_size, dtype=torch.float64, generator=draw)
+        context = ()
+        if estimator.needs_context:
+            context = (torch.randn(rows, context_size, dtype=torch.float64, generator=draw),)
+        cases.append(Rows(estimator, f"R={rows}, S={state_size}", entered, target, context))
+    laws = [
+        predictions_are_of_each_row,
+        accumulate_returns_an_error_and_no_more,
+        weightless_rows_are_left_out,
+        without_weight_nothing_is_learned,
+        a_step_down_lowers_the_error,
+        a_state_dict_carries_all,
+    ]
+    if not estimator.needs_context:
+        laws.append(what_is_injected_is_scaled)
+    judge(type(estimator).__name__, laws, cases)
+
+
+def fresh(case: Rows, moved: bool = True) -> GradientEstimator:
+    """A float64 copy; moved: away from where it starts, so that it predicts something."""
+    own = copy.deepcopy(case.estimator).double()
+    draw = torch.Generator().manual_seed(1)
+    if moved:
+        with torch.no_grad():
+            for parameter in own.parameters():
+                noise = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
+                parameter.add_(0.1 * noise)
+    return own
+
+
+def learned(estimator: GradientEstimator) -> dict[str, Tensor]:
+    """All that a call of accumulate changes: gradients and buffers."""
+    gradients = {
+        name: p.grad.clone() for name, p in estimator.named_parameters() if p.grad is not None
+    }
+    return gradients | {f"buffer {n}": b.clone() for n, b in estimator.named_buffers()}
+
+
+def predictions_are_of_each_row(case: Rows) -> None:
+    estimator = fresh(case).eval()
+    with torch.no_grad():
+        rows = estimator(case.entered, *case.context)
+        more = estimator(case.entered[None], *(part[None] for part in case.context))
+        close("predictions of [1, R, S]", more[0], rows)
+        if rows.shape != case.entered.shape:
+            want, got = list(case.entered.shape), list(rows.shape)
+            raise AssertionError(f"predictions must be {want}; got {got}")
+        for r in range(len(rows)):
+            alone = estimator(case.entered[r : r + 1], *(c[r : r + 1] for c in case.context))
+            close("predictions of a row alone", alone[0], rows[r])
+
+
+def accumulate_returns_an_error_and_no_more(case: Rows) -> None:
+    estimator = fresh(case)
+    kept = case.entered.clone(), case.target.clone()
+    with torch.no_grad():
+        error = estimator.accumulate(case.entered, case.target, *case.context)
+    if error.dim() or error.requires_grad:
+        raise AssertionError(f"accumulate must return a detached 0-d tensor; got {error!r}")
+    close("entered, after accumulate,", case.entered, kept[0], 0.0)
+    close("targets, after accumulate,", case.target, kept[1], 0.0)
+    again, buffers = fresh(case), dict(estimator.named_buffers())
+    again.accumulate(case.entered, case.target, *case.context)
+    if not buffers:  # one with a state of its own need not add up
+        again.accumulate(case.entered, case.target, *case.context)
+        for name, parameter in again.named_parameters():
+            once = dict(estimator.named_parameters())[name].grad
+            if once is not None:
+                close(f"gradients of {name}, accumulated twice,", parameter.grad, 2 * once)
+
+
+def weightless_rows_are_left_out(case: Rows) -> None:
+    weight = torch.ones(len(case.entered), dtype=torch.float64)
+    weight[1::2] = 0
+    counted = weight > 0
+    masked, apart = fresh(case), fresh(case)
+    error = masked.accumulate(case.entered, case.target, *case.context, weight=weight)
+    rest = [part[counted] for part in case.context]
+    expected = apart.accumulate(case.entered[counted], case.target[counted], *rest)
+    close("errors", error, expected)
+    for name, value in learned(apart).items():
+        close(name, learned(masked)[name], value)
+
+
+def without_weight_nothing_is_learned(case: Rows) -> None:
+    estimator = fresh(case)
+    none = torch.zeros(len(case.entered), dtype=torch.float64)
+    error = estimator.accumulate(case.entered, case.target, *case.context, weight=none)
+    close("errors", error, torch.zeros_like(error))
+    for name, parameter in estimator.named_parameters():
+        if parameter.grad is not None and parameter.grad.any():
+            raise AssertionError(f"{name} got a gradient from rows of weight 0")
+    with torch.no_grad():
+        close(
+            "predictions after it",
+            estimator(case.entered, *case.context),
+            fresh(case)(case.entered, *case.context),
+        )
+
+
+def a_step_down_lowers_the_error(case: Rows) -> None:
+    estimator, moved = fresh(case), fresh(case)
+    error = estimator.accumulate(case.entered, case.target, *case.context)
+    gradients = {n: p.grad for n, p in estimator.named_parameters() if p.grad is not None}
+    size = sum(float(g.square().sum()) for g in gradients.values()) ** 0.5
+    if size < 1e-6:
+        return
+    with torch.no_grad():
+        for name, parameter in moved.named_parameters():
+            if name in gradients:
+                parameter.sub_(1e-5 / size * gradients[name])
+    lower = moved.accumulate(case.entered, case.target, *case.context)
+    if not lower < error:
+        raise AssertionError(f"the error went from {float(error):.9g} to {float(lower):.9g}")
+
+
+def a_state_dict_carries_all(case: Rows) -> None:
+    estimator, other = fresh(case), fresh(case, moved=False)
+    estimator.accumulate(case.entered, case.target, *case.context)
+    other.load_state_dict(estimator.state_dict())
+    with torch.no_grad():
+        found, expected = (one(case.entered, *case.context) for one in (other, estimator))
+    close("predictions after load_state_dict", found, expected)
+
+
+def what_is_injected_is_scaled(case: Rows) -> None:
+    class Still(Core):
+        """Its state adds up its inputs."""
+
+        def __init__(self, size: int):
+            super().__init__()
+            self.input_size = self.output_size = self.state_size = size
+            self.gain = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+            state = state_BS + self.gain * x_BI
+            return state, state
+
+    estimator = fresh(case)
+    model = Truncated(Still(case.entered.shape[-1]), 1, estimator)
+    _, state, (cut,) = model(case.target[None], case.entered)
+    if isinstance(estimator, ZeroGradient) or cut.synthetic is None:
+        return
+    with torch.no_grad():
+        close("injections", cut.synthetic[-1], estimator.scale * estimator(state))

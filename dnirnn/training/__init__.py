@@ -1,0 +1,1 @@
+"""One run: the loop, the update, the log, the run folder and its checkpoints."""

@@ -1,0 +1,3 @@
+"""``python -m dnirnn.tasks.cli``: now ``python -m dnirnn``."""
+
+import dnirnn.__main__  # noqa: F401
