@@ -5,7 +5,17 @@ import torch
 from strategies import Clock, Leaky, assert_close
 from test_op import make_call
 
-from dnirnn import LSTM, SyntheticGradient, Truncated, backward, ops
+from dnirnn import (
+    GRU,
+    LSTM,
+    RNN,
+    Clockwork,
+    Dilated,
+    SyntheticGradient,
+    Truncated,
+    backward,
+    ops,
+)
 
 needs_op = pytest.mark.skipif(
     not ops.built, reason="the fused operators are not built here (dnirnn.ops.built is False)"
@@ -60,7 +70,18 @@ def run(core, x, state, t0, reset, forward):
 
 
 @pytest.mark.parametrize("with_reset", [False, True], ids=["", "reset"])
-@pytest.mark.parametrize("make", [lambda: LSTM(3, 4, 2), lambda: Clock(3, 4), lambda: Leaky(3, 4)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LSTM(3, 4, 2),
+        lambda: Clock(3, 4),
+        lambda: Leaky(3, 4),
+        lambda: GRU(3, 4, 2),
+        lambda: RNN(3, 4),
+        lambda: Clockwork(3, 4, (1, 2)),
+        lambda: Dilated(3, 4, [1, 2], "gru"),
+    ],
+)
 def test_forward_compiles_whole(path, make, with_reset):
     core = make().double()
     x, state = torch.randn(4, 2, 3).double(), torch.randn(2, core.state_size).double()
@@ -81,6 +102,24 @@ def test_one_compiled_graph_serves_other_sizes():
         x, state = torch.randn(steps, batch, 3).double(), torch.randn(batch, 8).double()
         expected = run(core, x, state, 0, None, core)
         assert_close(run(core, x, state, 0, None, compiled), expected)
+
+
+@needs_op
+@pytest.mark.parametrize("make", [lambda: LSTM(3, 4), lambda: GRU(3, 4), lambda: RNN(3, 4)])
+def test_a_second_length_is_the_last_that_is_compiled(make):
+    core = make()
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(core, fullgraph=True, backend=count)
+    for steps in range(4, 16):
+        x, state = torch.randn(steps, 2, 3), core.initial_state(2)
+        assert_close(compiled(x, state)[0], core(x, state)[0], 1e-6)
+    assert len(graphs) <= 2
 
 
 @needs_op
