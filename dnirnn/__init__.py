@@ -7,10 +7,12 @@ from dnirnn.core import Core
 from dnirnn.cuts import cut, receive, send
 from dnirnn.decoupled import Decoupled
 from dnirnn.estimators import (
+    AutoScale,
     BPLambda,
     ConvSyntheticGradient,
     GradientEstimator,
     LeastSquares,
+    Reader,
     SyntheticGradient,
     ZeroGradient,
 )
@@ -41,6 +43,7 @@ def __getattr__(name: str):
 
 
 __all__ = [
+    "AutoScale",
     "BPLambda",
     "Clockwork",
     "ConvSyntheticGradient",
@@ -63,6 +66,7 @@ __all__ = [
     "NormLSTM",
     "PhasedLSTM",
     "RNN",
+    "Reader",
     "Skip",
     "SyntheticGradient",
     "Trainer",

@@ -4,6 +4,7 @@ Letters: T steps, B batch, I input, O output, S state, N chunks, K steps a chunk
 """
 
 import abc
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,7 +38,8 @@ class Core(nn.Module, abc.ABC):
     call returned the steps behind it, for as long as nobody changes it.
 
     reads_t: whether ``step`` itself reads t; its parts say so themselves. Where one does, a state
-        that does not know the time is refused without t0. None, not said: it is taken as 0.
+        that does not know the time, without t0, is taken to be at 0 with a warning. None, not said:
+        without one.
     """
 
     input_size: int
@@ -260,7 +262,7 @@ def with_t(state: Tensor, t: int | Tensor) -> Tensor:
 def known_t(core: Core, state: Tensor) -> int | Tensor:
     """The t of the next step, which the state knows; 0 where the core does not read it.
 
-    Raises ValueError where it reads it, and the state does not know.
+    Where it reads it and the state does not know: 0, with a warning; ValueError under torch.compile.
     """
     asked = reads_t(core)
     if asked is False:
@@ -271,11 +273,15 @@ def known_t(core: Core, state: Tensor) -> int | Tensor:
             return t
     if asked is None:
         return 0
-    raise ValueError(
-        f"t0 must be given: {type(core).__name__} reads the time, and this state does not know it,"
-        " being neither an initial_state nor what a call returned, as it was. Give t0=0 where"
-        " sequences start, else the steps since then, an int or a LongTensor [B]"
+    problem = (
+        f"{type(core).__name__} reads the time, and this state does not know it, being neither an"
+        " initial_state nor what a call returned, as it was: give t0=0 where sequences start, else"
+        " the steps since then, an int or a LongTensor [B]"
     )
+    if torch.compiler.is_compiling():
+        raise ValueError(problem)
+    warnings.warn(f"{problem}; it is taken as 0", stacklevel=4)
+    return 0
 
 
 def keep_t(

@@ -38,6 +38,7 @@ def fidelity(
     """
     truncated = model.truncated
     estimator, length = truncated.estimator, truncated.truncation
+    open_cuts = truncated.open_cuts
     sums, boundaries = torch.zeros(2, 3, dtype=torch.float64), 0
     for batch in stretches:
         state = model.initial_state(batch.x.shape[1])
@@ -47,10 +48,10 @@ def fidelity(
                 told = model.context(batch, model.encoder(batch.x))
                 context = [told[[*range(length, len(batch.x), length), len(batch.x)]]]
             try:
-                truncated.estimator = TrueGradient()
+                truncated.estimator, truncated.open_cuts = TrueGradient(), None
                 nats, _, (cut,) = model(batch, state)
             finally:
-                truncated.estimator = estimator
+                truncated.estimator, truncated.open_cuts = estimator, open_cuts
             found = [
                 true_gradients(nats.sum(), cut, lookahead, discount)[1:]
                 for discount in (estimator.discount, 1.0)

@@ -55,7 +55,7 @@ class Masks(nn.Module):
         if self.over_time:
             t = torch.zeros_like(t)
         threshold = round(self.drop * 2**31)
-        if ops.built and device.type == "cpu":
+        if ops.built and device.type == "cpu" and not ops.in_transform():
             return torch.ops.dnirnn.masks(t, self.seed, self.size, threshold)
         rows = torch.arange(batch, device=device)
         units = torch.arange(self.size, device=device)

@@ -94,10 +94,10 @@ class SequenceModel(nn.Module):
         return (nats if batch.weight is None else nats * batch.weight), state, interfaces
 
     def context(self, batch: Batch, encoded: Tensor) -> Tensor:
-        """[T + 1, B, C]: what an estimator that needs a context is told of the next step.
+        """[T + 1, B, R C]: what an estimator that needs a context is told of the next R steps.
 
-        Before dropout; zeros after a sequence's end. Raises ValueError for a batch that goes on, but
-        has no ``following``.
+        R is what it ``reads``. Before dropout; zeros after a sequence's end, and for steps beyond
+        those of ``following``. Raises ValueError for a batch that goes on, but has no ``following``.
         """
         told = self.told(batch, encoded)
         if batch.following is not None:
@@ -106,7 +106,12 @@ class SequenceModel(nn.Module):
             after = torch.zeros_like(told[:1])
         else:
             raise ValueError("following must be given: the estimator is told of the next step")
-        return torch.cat([told, after]).detach()
+        reads = self.truncated.estimator.reads
+        if reads == 1:
+            return torch.cat([told, after[:1]]).detach()
+        beyond = after.new_zeros(max(0, reads - len(after)), *after.shape[1:])
+        coming = torch.cat([told, after[:reads], beyond]).detach()
+        return coming.unfold(0, reads, 1).transpose(-1, -2).flatten(-2)
 
     def step(self, x: Tensor, state: Tensor, t: int | None = None) -> tuple[Tensor, Tensor]:
         """One step without a target, for sampling: (logits [B, ...], next state) of x [B, ...]."""

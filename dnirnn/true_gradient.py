@@ -1,7 +1,8 @@
 """The exact future: what estimators stand in for, to measure them by, and for small problems."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -40,6 +41,18 @@ def true_gradients(
     """
     if lookahead is not None and (isinstance(lookahead, bool) or lookahead < 1):
         raise ValueError(f"lookahead must be at least 1 chunk, or None; got {lookahead!r}")
+    found = by_lookahead(loss, interface, discount, unit)
+    *_, last = itertools.islice(found, lookahead)
+    return last
+
+
+def by_lookahead(
+    loss: Tensor, interface: Interface, discount: float = 1.0, unit: float = 1.0
+) -> Iterator[Tensor]:
+    """true_gradients of a lookahead of 1, 2, ... N chunks, one after the other.
+
+    Each takes one more backward pass through the chunks, all of them side by side.
+    """
     if not 0 <= discount < math.inf:
         raise ValueError(f"discount must be finite and not negative; got {discount!r}")
     if interface.probe is None or len(interface.probe) != len(interface.sent):
@@ -51,13 +64,14 @@ def true_gradients(
     loss = charged(loss, [interface], unit)
     own = torch.autograd.grad(loss, probe, retain_graph=True, materialize_grads=True)[0] / unit
     found = own
-    for _ in range(min(lookahead or len(sent), len(sent)) - 1):
+    yield found
+    for _ in range(len(sent) - 1):
         coming = torch.cat([found[1:], torch.zeros_like(found[:1])])
         carried = torch.autograd.grad(
             sent, probe, coming, retain_graph=True, materialize_grads=True
         )[0]
         found = own + discount * carried
-    return found
+        yield found
 
 
 class TrueGradient(GradientEstimator):

@@ -1,10 +1,12 @@
 """Truncated: a core run in chunks of K steps, with an estimator at every cut."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from dnirnn import ops
-from dnirnn.core import Core, charging, check_state_is_one, keep_t, known_t, unroll
+from dnirnn.core import Core, advance, charging, check_state_is_one, keep_t, known_t, unroll
 from dnirnn.estimators import GradientEstimator, ZeroGradient
 from dnirnn.interface import Interface, make_probe
 
@@ -19,14 +21,30 @@ class Truncated(nn.Module):
     truncation: K, steps a chunk, at least 1. A sequence that is shorter is one short chunk.
     estimator: ``ZeroGradient()`` for plain truncated backpropagation, ``SyntheticGradient(
         core.state_size)`` for a decoupled neural interface. Its state size must be the core's.
+    open_cuts: p, from 0 to below 1, for random cuts without a bias; None: every cut is closed. With G
+        what really comes back to a cut and g what the estimator says there, scale included,
+
+            g + (z / p) (G - g),  z = 1 with probability p, else 0
+
+        crosses it, whose mean is G whatever g is: a bad estimator costs variance and never bias, a
+        good one takes the variance away. A call ends at a closed cut, and all cuts within it are
+        open: so ``draw_chunks`` draws the length of each, and calls of other lengths have a bias.
+        With ZeroGradient it is ARTBP. p = 0 is plain truncation, a chunk a call.
 
     Raises TypeError or ValueError naming the argument where one does not fit.
 
     Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017,
-    section 2.1.
+    section 2.1. Random cuts: Tallec and Ollivier, Unbiasing Truncated Backpropagation Through Time,
+    2017, arXiv 1705.08209; g there, as a control variate, is our own.
     """
 
-    def __init__(self, core: Core, truncation: int, estimator: GradientEstimator):
+    def __init__(
+        self,
+        core: Core,
+        truncation: int,
+        estimator: GradientEstimator,
+        open_cuts: float | None = None,
+    ):
         super().__init__()
         if not isinstance(core, Core):
             raise TypeError(
@@ -47,7 +65,18 @@ class Truncated(nn.Module):
             raise ValueError(
                 f"estimator predicts for a state of {size}; the core's state_size is {core.state_size}"
             )
+        check_open_cuts(open_cuts, estimator)
         self.core, self.truncation, self.estimator = core, truncation, estimator
+        self.open_cuts = open_cuts
+
+    def draw_chunks(self) -> int:
+        """How many chunks the next call takes, with ``open_cuts``: 1 + a geometric number of mean
+        p / (1 - p), from torch's global generator. 1 without.
+        """
+        if not self.open_cuts:
+            return 1
+        uniform = float(torch.rand((), dtype=torch.float64))
+        return 1 + int(math.log1p(-uniform) / math.log(self.open_cuts))
 
     def forward(
         self,
@@ -65,7 +94,7 @@ class Truncated(nn.Module):
             (a learned initial state, what an encoder said), it gets what the first chunk sends back.
         t0: steps since the sequence's start at the first step, an int or a LongTensor [B]. None: as
             the state knows it, an ``initial_state`` or what the call before returned; it matters to
-            cores that read the time alone, and where the state does not know, they ask for it.
+            cores that read the time alone, which warn where the state does not know, and take 0.
         final: True, or a bool tensor [B]: the sequence really ends with this call (not merely its
             window), so nothing comes back from beyond it.
         reset: bool [T, B]: a new sequence starts in that row at that step. The state becomes the
@@ -99,14 +128,24 @@ class Truncated(nn.Module):
             t0 = known_t(core, state)
         else:
             check_t0(t0, batch)
+        if self.open_cuts == 0 and torch.is_grad_enabled() and steps > self.truncation:
+            raise ValueError(
+                f"x must have one chunk of {self.truncation} steps with open_cuts=0; got {steps}"
+            )
         final = check_final(final, batch, x_TBI.device)
         chunks = -(-steps // self.truncation)
         cuts = (self.truncation, t0, reset)
         estimator = None if isinstance(self.estimator, ZeroGradient) else self.estimator
+        said_by = self.estimator
+        if estimator is not None and torch.is_grad_enabled() and not estimator.is_used():
+            estimator, said_by = None, ZeroGradient()
         if estimator is None or not torch.is_grad_enabled():
-            output, sent, _ = unroll(core, "unroll_chunks", x_TBI, state, None, *cuts)
+            if self.open_cuts is None or not torch.is_grad_enabled():
+                output, sent, _ = unroll(core, "unroll_chunks", x_TBI, state, None, *cuts)
+            else:
+                output, sent = unroll_open(core, x_TBI, state, None, *cuts, self.open_cuts)
             entered = torch.cat([state.detach()[None], sent.detach()[:-1]])
-            cut = Interface(sent, None, entered, None, self.estimator, steps=steps)
+            cut = Interface(sent, None, entered, None, said_by, steps=steps)
             return output, keep_t(core, sent[-1].detach().clone(), t0, reset, steps), cut
         if ops.in_transform():
             raise RuntimeError(
@@ -118,9 +157,14 @@ class Truncated(nn.Module):
             context = check_context(context, estimator, steps, batch)
         rows = steps if estimator.dense else chunks
         probe = make_probe(rows, *state.shape, dtype=state.dtype, device=state.device)
-        pull = synthetic = None
+        pull = synthetic = share = None
         run = (x_TBI, state, probe, *cuts)
-        if estimator.dense:
+        if self.open_cuts is not None:
+            output, sent = unroll_open(core, *run, self.open_cuts)
+            # Of g + (z / p) (G - g), what the open cut itself does not carry.
+            share = torch.ones_like(sent[:, :1, :1])
+            share[:-1] = 1 - 1 / self.open_cuts if chunks > 1 else 1
+        elif estimator.dense:
             output, sent, entered = unroll(core, "unroll_dense", *run)
         elif estimator.trace_decay and not estimator.needs_jacobian:
             output, sent, pull = unroll(core, "unroll_pulling", *run)
@@ -138,12 +182,15 @@ class Truncated(nn.Module):
             context = torch.cat([context[:steps:stride], last])
         if synthetic is None:
             synthetic = estimator.scale * say(estimator, sent, *beside)
+            synthetic = synthetic if share is None else share * synthetic
         bootstrap = ahead = ended = None
         if estimator.discount != estimator.scale:
             bootstrap = cut_off(
                 synthetic * (estimator.discount / estimator.scale)
                 if estimator.scale
-                else estimator.discount * say(estimator, sent, *beside),
+                else estimator.discount
+                * say(estimator, sent, *beside)
+                * (1 if share is None else share),
                 reset,
                 final,
                 self.truncation,
@@ -169,7 +216,47 @@ class Truncated(nn.Module):
         return output, keep_t(core, sent[-1].detach().clone(), t0, reset, steps), cut
 
     def extra_repr(self) -> str:
-        return f"truncation={self.truncation}"
+        said = f"truncation={self.truncation}"
+        return said if self.open_cuts is None else f"{said}, open_cuts={self.open_cuts}"
+
+
+def unroll_open(
+    core: Core,
+    x_TBI: Tensor,
+    state_BS: Tensor,
+    probe_NBS: Tensor | None,
+    truncation: int,
+    t0: int | Tensor,
+    reset: Tensor | None,
+    open_cuts: float,
+) -> tuple[Tensor, Tensor]:
+    """(outputs, sent) of chunks to whose cuts 1 / open_cuts times the gradient comes back."""
+    outputs, sent, state = [], [], state_BS
+    for n, x_KBI in enumerate(x_TBI.split(truncation)):
+        start = state if probe_NBS is None else state + probe_NBS[n]
+        rows = slice(n * truncation, n * truncation + len(x_KBI))
+        reset_KB = None if reset is None else reset[rows]
+        output, end = core(x_KBI, start, advance(t0, reset, n * truncation), reset_KB)
+        outputs.append(output)
+        sent.append(end)
+        if rows.stop < len(x_TBI):
+            # The value is that of the end to the bit: what is divided is zero.
+            state = end.detach() + (end - end.detach()) / open_cuts
+    return torch.cat(outputs), torch.stack(sent)
+
+
+def check_open_cuts(open_cuts: float | None, estimator: GradientEstimator) -> None:
+    if open_cuts is None:
+        return
+    if isinstance(open_cuts, bool) or not isinstance(open_cuts, (int, float)):
+        raise TypeError(f"open_cuts must be a number or None; got {open_cuts!r}")
+    if not 0 <= open_cuts < 1:
+        raise ValueError(f"open_cuts must be from 0 to below 1; got {open_cuts!r}")
+    if hasattr(estimator, "look"):
+        raise ValueError(f"open_cuts goes with an estimator that looks at no cut; got {estimator}")
+    for name in ("dense", "trace_decay", "auxiliary", "needs_jacobian"):
+        if getattr(estimator, name):
+            raise ValueError(f"open_cuts goes with an estimator without {name}; got {estimator}")
 
 
 def say(estimator: GradientEstimator, sent: Tensor, *context: Tensor) -> Tensor:

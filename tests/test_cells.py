@@ -328,13 +328,13 @@ def test_a_seed_names_the_masks_and_each_has_its_own(build_masked):
     # Those that it is made with: two masks of one seed would be the same mask.
     seeds = [int(part.seed) for part in core.modules() if isinstance(part, Masks)]
     assert len(set(seeds)) == len(seeds) > 0
-    first, saved = core(case.x, case.state)[0], copy.deepcopy(core.state_dict())
-    assert torch.equal(core(case.x, case.state)[0], first)
+    first, saved = core(case.x, case.state, 0)[0], copy.deepcopy(core.state_dict())
+    assert torch.equal(core(case.x, case.state, 0)[0], first)
     draw_masks(core)
-    assert not torch.equal(core(case.x, case.state)[0], first)
+    assert not torch.equal(core(case.x, case.state, 0)[0], first)
     core.load_state_dict(saved)
-    assert torch.equal(core(case.x, case.state)[0], first)
+    assert torch.equal(core(case.x, case.state, 0)[0], first)
     core.eval()
-    quiet = core(case.x, case.state)[0]
+    quiet = core(case.x, case.state, 0)[0]
     draw_masks(core)
-    assert torch.equal(core(case.x, case.state)[0], quiet), "in eval mode no mask applies"
+    assert torch.equal(core(case.x, case.state, 0)[0], quiet), "in eval mode no mask applies"

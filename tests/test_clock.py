@@ -92,17 +92,19 @@ def test_a_state_that_does_not_know_is_asked_about(core, other):
     _, state, _ = truncated(x, core.initial_state(2))
     unknown = other(state)
     for run in (core, truncated):
-        with pytest.raises(ValueError, match="t0 must be given"):
-            run(x, unknown)
+        with pytest.warns(UserWarning, match="reads the time.*give t0=0.*taken as 0"):
+            output = run(x, unknown)[0]
+        assert torch.equal(output, run(x, unknown, 0)[0])
         run(x, unknown, 4)
 
 
-def test_a_core_that_does_not_read_the_time_asks_for_nothing():
+def test_a_core_that_does_not_read_the_time_asks_for_nothing(recwarn):
     x = torch.randn(4, 2, 3)
     for core in (LSTM(3, 4), NormLSTM(3, 4), Dilated(3, 4, [1, 2]), NormLSTM(3, 4, zoneout_h=0.5).eval()):
         state = torch.zeros(2, core.state_size)
         Truncated(core, 2, ZeroGradient())(x, state)
         core(x, state)
+    assert not recwarn.list
 
 
 def test_a_core_of_ones_own_may_say_that_it_reads_the_time():
@@ -110,7 +112,7 @@ def test_a_core_of_ones_own_may_say_that_it_reads_the_time():
         reads_t = True
 
     core = Deep([Told(3, 4)])
-    with pytest.raises(ValueError, match="Deep reads the time"):
+    with pytest.warns(UserWarning, match="Deep reads the time"):
         core(torch.randn(2, 2, 3), torch.zeros(2, 4))
 
 

@@ -156,8 +156,9 @@ def test_a_run_that_fails_does_not_stop_the_others(text, tmp_path, capsys):
     ]
 
 
-def test_ctrl_c_stops_the_runs_which_resume(text, tmp_path):
-    """SIGINT once a run has logged a row: it saves, and the same command finishes it."""
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_runs_which_resume(text, tmp_path, number, code):
+    """Once a run has logged a row: it saves, and the same command finishes it."""
     words = ["compare", "char-lm", "--corpus", text, "--out", str(tmp_path), *WORDS]
     words += "--truncations 2 --estimators none --log-every 8 --minutes 5 --jobs 1".split()
     program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
@@ -172,9 +173,9 @@ def test_ctrl_c_stops_the_runs_which_resume(text, tmp_path):
     while not (log.exists() and log.stat().st_size):
         with pytest.raises(subprocess.TimeoutExpired):  # it goes on until it is interrupted
             process.wait(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    assert process.returncode == code, said
     assert "to go on from there: dnirnn compare char-lm" in said and "Traceback" not in said
     reached = read_log(log)[-1]["update"]
     assert list((log.parent / "checkpoints").iterdir())

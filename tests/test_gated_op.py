@@ -224,7 +224,7 @@ def test_cores_compile_whole(build):
     core = build(3, 8)
     x, state = torch.randn(5, 2, 3), core.initial_state(2)
     compiled = torch.compile(core, fullgraph=True, backend="aot_eager")
-    assert_close(list(compiled(x, state)), list(core(x, state)), 1e-6)
+    assert_close(list(compiled(x, state, 0)), list(core(x, state, 0)), 1e-6)
 
 
 def test_has_no_second_derivative():
@@ -261,6 +261,6 @@ def test_says_what_does_not_fit(change, error, named):
 def test_says_that_it_has_one_layer_and_one_probe_a_chunk():
     (x, state, probe, weights, truncation), _ = small()
     with pytest.raises(ValueError, match="one layer"):
-        ops.gated_lstm(x, state, None, weights * 2, truncation)
+        ops.gated_lstm(x, state, None, [*weights, weights[1], *weights[1:]], truncation)
     with pytest.raises(ValueError, match=r"probe must be \[1 chunks"):
         ops.gated_lstm(x, state, probe.expand(4, -1, -1), weights, truncation)

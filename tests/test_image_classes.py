@@ -1,6 +1,7 @@
 """The images task: its network, its stream, and that every way of training runs and resumes."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def interrupt(folder, words, after: int):
     def learn_and_stop(self):
         learn(self)
         if self.update == after:
-            self.interrupted = True
+            self.interrupted = signal.SIGINT
 
     Trainer.learn = learn_and_stop
     try:

@@ -5,15 +5,15 @@ import abc
 from torch import Tensor, nn
 
 from dnirnn import ops
-from dnirnn.core import Core
+from dnirnn.core import Core, resets_to
 
 
 class GatedLSTM(Core):
     """One LSTM layer on the operator :func:`dnirnn.ops.gated_lstm`, for its options to be given.
 
     A subclass has the operator's ``weights`` and ``options``, the same cell as ``step``, and
-    ``loop``, which is taken where the operator is not built or not for such tensors: on a GPU. The
-    state [B, 2 H] is h, c. All chunks of a call go through the operator at once.
+    ``loop``, which is taken where the operator is not built or not for such a call: on a GPU, and
+    where a reset goes back to another state than zero. The state [B, 2 H] is h, c. All chunks of a call go through the operator at once.
     """
 
     weights: list[Tensor]
@@ -33,12 +33,11 @@ class GatedLSTM(Core):
     def forward(
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        if not ops.gated_for(x_TBI):
+        if not self.fused_for(x_TBI, reset):
             return self.loop(x_TBI, state_BS, t0, reset)
-        steps = len(x_TBI)
-        options = self.options(state_BS, steps, t0, reset)
+        options = self.options(state_BS, len(x_TBI), t0, reset)
         output, sent = ops.gated_lstm(
-            x_TBI, state_BS, None, self.weights, steps, reset=reset, **options
+            x_TBI, state_BS, None, self.weights, ops.UNCUT, reset=reset, **options
         )
         return output.to(x_TBI.dtype), sent[0]
 
@@ -53,7 +52,7 @@ class GatedLSTM(Core):
         estimator: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         # The probe comes in pieces where each chunk's pass is wanted by itself.
-        if not ops.gated_for(x_TBI) or not isinstance(probe_NBS, Tensor | None):
+        if not self.fused_for(x_TBI, reset) or not isinstance(probe_NBS, Tensor | None):
             return super().unroll_chunks(
                 x_TBI, state_BS, probe_NBS, truncation, t0, reset, estimator
             )
@@ -62,3 +61,7 @@ class GatedLSTM(Core):
             x_TBI, state_BS, probe_NBS, self.weights, truncation, reset=reset, **options
         )
         return output.to(x_TBI.dtype), sent, None
+
+    def fused_for(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
+        """Whether a call goes through the operator, whose resets go back to zero."""
+        return ops.gated_for(x_TBI) and resets_to(self, Core, reset)

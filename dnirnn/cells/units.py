@@ -16,7 +16,13 @@ class Layers(nn.RNNBase):
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         run = torch.gru if self.mode == "GRU" else torch.rnn_tanh
         options = (self.bias, self.num_layers, 0.0, self.training, False, False)
-        return run(x, h, self._flat_weights, *options)
+        return run(x, h, self.weights, *options)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """[weight_ih, weight_hh, bias_ih, bias_hh] of layer 0, then of layer 1, ..."""
+        layers = range(self.num_layers)
+        return [getattr(self, f"{name}_l{layer}") for layer in layers for name in NAMES]
 
 
 class Units(FromTorch):
@@ -34,9 +40,8 @@ class Units(FromTorch):
 
     @property
     def weights(self) -> list[Tensor]:
-        """[weight_ih, weight_hh, bias_ih, bias_hh] of layer 0, then of layer 1, ..."""
-        layers = range(self.module.num_layers)
-        return [getattr(self.module, f"{name}_l{layer}") for layer in layers for name in NAMES]
+        """Those of the layers, as LSTM's."""
+        return self.module.weights
 
     def run(self, x_TBI: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         module = self.module

@@ -1,6 +1,6 @@
 """The command line ``dnirnn``.
 
-train, eval, sample, fidelity, detectors, compare, reproduce, demo, doctor.
+train, eval, sample, fidelity, horizon, detectors, compare, reproduce, demo, doctor.
 """
 
 import argparse
@@ -174,6 +174,8 @@ def parser() -> argparse.ArgumentParser:
     add_sample(command(commands, "sample", "let a trained char-lm write", run_sample))
     summary = "how near what a run's estimator says is to the true gradient; a plot of its log"
     add_fidelity(command(commands, "fidelity", summary, run_fidelity))
+    summary = "how many coming steps a cut's gradient comes from: how long a window a run needs"
+    add_horizon(command(commands, "horizon", summary, run_horizon))
     summary = "where the layers of an hm-lstm detect an end in a text"
     add_detectors(command(commands, "detectors", summary, run_detectors))
     summary = "train with several cores, truncations, estimators (char-lm where no task is named)"
@@ -349,6 +351,24 @@ def add_fidelity(parent: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="how far the true gradient looks ahead, rounded up to whole chunks (default: 40)",
     )
+
+
+def add_horizon(parent: argparse.ArgumentParser) -> None:
+    add_run_folder(parent)
+    parent.add_argument(
+        "--lookahead",
+        type=at_least_one,
+        default=40,
+        metavar="STEPS",
+        help="the coming steps that a cut's gradient is taken to be of, all in all (default: 40)",
+    )
+
+
+def run_horizon(arguments: argparse.Namespace) -> int:
+    training.report_horizon(
+        arguments.run, arguments.weights, arguments.lookahead, arguments.device
+    )
+    return OK
 
 
 def run_fidelity(arguments: argparse.Namespace) -> int:

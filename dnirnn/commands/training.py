@@ -14,7 +14,7 @@ from dnirnn.config.options import changeable, flag, from_config
 from dnirnn.config.registry import TASKS
 from dnirnn.config.task import Task, figures_of, trainer_config
 from dnirnn.device import find_device, usable_cores
-from dnirnn.training.progress import RunProgress
+from dnirnn.progress import RunProgress
 from dnirnn.training.trainer import Trainer, load_weights, read_config, reading_config
 
 
@@ -151,6 +151,16 @@ def sample(
 
 def report_fidelity(run: Path, weights: str, steps: int, device: str = "cpu") -> None:
     """Prints, and plots, how near what a run's estimator says is to the true gradient."""
+    report(run, weights, built(run, device), steps)
+
+
+def report_horizon(run: Path, weights: str, steps: int, device: str = "cpu") -> None:
+    """Prints, and plots, how many coming steps a cut's gradient comes from in a run's network."""
+    horizon.report(run, weights, built(run, device), steps)
+
+
+def built(run: Path, device: str) -> Task:
+    """A run's task, its model on the device, with fresh weights."""
     place, config = find_device(device), read_config(run)
     module = TASKS[task_of(config, run)]
     with reading_config(run):
@@ -158,7 +168,7 @@ def report_fidelity(run: Path, weights: str, steps: int, device: str = "cpu") ->
         module.restore(config)  # what it names can be made: of what is wrong, this is the place
     task = module.build(options)
     task.model.to(place)
-    report(run, weights, task, steps)
+    return task
 
 
 def task_of(config: dict, run: Path) -> str:

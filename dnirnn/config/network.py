@@ -1,5 +1,6 @@
 """What the options of every task say about the network: the core, its cuts, the arithmetic."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -8,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn import (
+    AutoScale,
     BPLambda,
     LeastSquares,
+    Reader,
     SyntheticGradient,
     TrueGradient,
     Truncated,
@@ -69,7 +72,13 @@ def make_truncated(
 ) -> Truncated:
     """The core, cut, with its estimator, which may be told vectors of these sizes."""
     sizes = {"input": core.input_size, "target": target_size, "label": label_size}
-    return Truncated(core, options.truncation, make_estimator(options, core, sizes))
+    estimator = make_estimator(options, core, sizes)
+    if options.open_cuts is not None and options.update_steps not in (None, options.truncation):
+        raise ValueError(
+            "--open-cuts draws the steps of an update: --update-steps must be --truncation"
+            f" {options.truncation}; got {options.update_steps}"
+        )
+    return Truncated(core, options.truncation, estimator, options.open_cuts)
 
 
 def assemble(
@@ -111,6 +120,18 @@ USUAL = {"least-squares": (1.0, 0.9), "true": (1.0, 1.0)}  # scale and discount,
 def make_estimator(
     options: NetworkOptions, core: Core, sizes: dict[str, int]
 ) -> GradientEstimator:
+    """The estimator that the options name; with --scale auto, in an AutoScale.
+
+    sizes: as for make_scaled.
+    """
+    if options.scale != "auto":
+        return make_scaled(options, core, sizes)
+    discount = 0.0 if options.discount is None else options.discount
+    inner = dataclasses.replace(options, scale=1.0, discount=discount)
+    return AutoScale(make_scaled(inner, core, sizes))
+
+
+def make_scaled(options: NetworkOptions, core: Core, sizes: dict[str, int]) -> GradientEstimator:
     """sizes: of what the names of --context tell of a step; 0 where the task has no such thing."""
     for name in options.context:
         if not sizes[name]:
@@ -140,19 +161,20 @@ def make_estimator(
                 f"{flag(name)} needs several chunks an update: --update-steps of at least"
                 f" {2 * options.truncation}"
             )
-    common.update(
-        context_size=sum(sizes[name] for name in options.context),
-        dense=options.dense,
-        trace_decay=options.trace_decay or 0.0,
-    )
+    step_size = sum(sizes[name] for name in options.context)
+    common.update(dense=options.dense)
+    told = dict(context_size=options.reads * step_size, trace_decay=options.trace_decay or 0.0)
     if options.estimator == "least-squares":
-        return LeastSquares(
+        estimator = LeastSquares(
             core.state_size,
             **common,
+            **told,
             forgetting=options.forgetting,
             ridge=options.ridge,
             solve_every=options.solve_every,
         )
+        estimator.reads = options.reads
+        return estimator
     widths = options.estimator_hidden
     if widths is None:
         widths = (options.hidden,)
@@ -160,9 +182,20 @@ def make_estimator(
         if len(widths) > 1:
             raise ValueError("--estimator-hidden must be widths, or the word linear alone")
         widths = ()
-    return SyntheticGradient(
-        core.state_size, widths, **common, normalise=options.normalise, auxiliary=options.auxiliary
+    if options.reader is not None:
+        return Reader(
+            core.state_size, options.reads, step_size, options.reader, widths, **common
+        )
+    estimator = SyntheticGradient(
+        core.state_size,
+        widths,
+        **common,
+        **told,
+        normalise=options.normalise,
+        auxiliary=options.auxiliary,
     )
+    estimator.reads = options.reads
+    return estimator
 
 
 def device_of(model: SequenceModel) -> torch.device:

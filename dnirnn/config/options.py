@@ -63,6 +63,22 @@ def number_or(word: str) -> Callable[[str], int | str]:
     return parse
 
 
+def fraction_or(word: str) -> Callable[[str], float | str]:
+    """Reads a number, or ``word`` itself."""
+
+    def parse(text: str) -> float | str:
+        if text == word:
+            return word
+        try:
+            return float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"must be a number or {word!r}; got {text!r}"
+            ) from None
+
+    return parse
+
+
 def changed(options: type, name: str, default: Any, shown: str | None = None) -> Any:
     """The option of that name in another dataclass, with another default."""
     metadata = options.__dataclass_fields__[name].metadata
@@ -353,10 +369,12 @@ class EstimatorOptions(Checked):
         shown="one layer as wide as the core",
         where=("estimator", ("dni",)),
     )
-    scale: float | None = option(
+    scale: float | str | None = option(
         None,
-        "multiplies a synthetic gradient where it is injected into the core",
+        "multiplies a synthetic gradient where it is injected into the core; the word auto for what"
+        " its predictions earn on targets that it was not yet fitted to, 0 to 1",
         at_least=0,
+        parse=fraction_or("auto"),
         shown="0.1; 1 with least-squares, true",
         where=("estimator", (*FITTED, "true")),
         may_change=True,
@@ -366,7 +384,7 @@ class EstimatorOptions(Checked):
         "multiplies a synthetic gradient where it enters the predictor's target; with true, the loss"
         " of each further chunk",
         at_least=0,
-        shown="0.1; 0.9 with least-squares; 1 with true",
+        shown="0.1; 0.9 with least-squares; 1 with true; 0 with --scale auto, which multiplies it",
         where=("estimator", (*FITTED, "true")),
         may_change=True,
     )
@@ -379,6 +397,21 @@ class EstimatorOptions(Checked):
         many=True,
         shown="nothing",
         where=("estimator", ("dni", "least-squares")),
+    )
+    reads: int = option(
+        1,
+        "of how many coming steps --context tells",
+        "STEPS",
+        at_least=1,
+        where=("estimator", ("dni", "least-squares")),
+    )
+    reader: int | None = option(
+        None,
+        "units of a recurrent network that reads them backwards and is joined with the state",
+        "UNITS",
+        at_least=1,
+        shown="none: the state and they are one vector",
+        where=("estimator", ("dni",)),
     )
     dense: bool = option(
         False,
@@ -471,6 +504,22 @@ class EstimatorOptions(Checked):
         # In one order, so that the same context is the same run.
         context = tuple(name for name in CONTEXTS if name in self.context)
         object.__setattr__(self, "context", context)
+        if self.scale == "auto" and self.estimator not in ("dni", "least-squares"):
+            raise ValueError(
+                f"--scale auto goes with --estimator dni or least-squares only; got {self.estimator}"
+            )
+        if self.scale == "auto" and (self.warm_up or self.blend or self.auxiliary):
+            raise ValueError(
+                "--scale auto begins at 0 and measures what is injected: no --warm-up, --blend or"
+                " --auxiliary"
+            )
+        for name in ("reads", "reader"):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default and not context:
+                raise ValueError(
+                    f"{flag(name)} goes with --context only; got {getattr(self, name)}"
+                )
+        if self.reader and (self.normalise or self.trace_decay or self.auxiliary):
+            raise ValueError("--reader has units of its own: no --normalise, --trace-decay, --auxiliary")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -487,6 +536,18 @@ class NetworkOptions(EstimatorOptions, CoreOptions):
     )
     truncation: int = option(
         8, "steps a chunk: how far back a gradient is carried exactly", "STEPS", at_least=1
+    )
+    open_cuts: float | None = option(
+        None,
+        "random cuts without a bias: the probability that the gradient goes back across a cut, which"
+        " is divided by it, less what was predicted there; an update takes chunks up to the next closed"
+        " cut, 1 / (1 - FRACTION) in the mean. With --estimator none it is ARTBP; a prediction takes"
+        " the variance away at --scale 1",
+        "FRACTION",
+        at_least=0,
+        below=1,
+        shown="all cuts are closed",
+        where=("estimator", ("none", "dni", "least-squares")),
     )
     dtype: str = option(
         "float32",

@@ -18,7 +18,7 @@ class Batch(NamedTuple):
         On the CPU, wherever the others are, so that counting does not wait for a device.
     first: every row starts a new sequence here (initial state, t = 0).
     final: every row's sequence really ends with this batch.
-    following: the next step, a Batch of one; None where there is none, or it is not known.
+    following: the next steps, a Batch of at least one; None where there is none, or it is not known.
     label: [B, C], what is known of a row's whole sequence; None where nothing is. Only an estimator
         may be told it, and of what follows.
     """

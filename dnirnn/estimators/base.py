@@ -20,6 +20,7 @@ class GradientEstimator(nn.Module, abc.ABC):
     auxiliary: weight of the auxiliary task (see SyntheticGradient); 0: none.
     terminal_target: whether it is taught zero at a state in which a sequence ends.
     needs_context: whether forward and accumulate take a context [..., C] after their states.
+    reads: of how many coming steps the context tells, the next one first.
     needs_jacobian: whether accumulate takes the chunks' Jacobians (see BPLambda).
     waits: whether Python decides by the values of tensors, or gives it others at every update: then
         no CUDA graph can hold an update of it.
@@ -35,6 +36,7 @@ class GradientEstimator(nn.Module, abc.ABC):
     auxiliary: float = 0.0
     terminal_target: bool = True
     needs_context: bool = False
+    reads: int = 1
     needs_jacobian: bool = False
     waits: bool = False
     state_dims: int = 1
@@ -49,6 +51,10 @@ class GradientEstimator(nn.Module, abc.ABC):
             return moved.to(torch.promote_types(moved.dtype, torch.float32))
 
         return super()._apply(keep, recurse)
+
+    def is_used(self) -> bool:
+        """Asked once, as a call of Truncated begins; where not, that call is plain truncation."""
+        return True
 
     @abc.abstractmethod
     def forward(self, state: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ import dnirnn
 from dnirnn.config.options import remembered, to_arguments
 from dnirnn.config.registry import TASKS
 from dnirnn.config.task import Figure, figures_of
+from dnirnn.progress import bar, fraction, minutes, move
 from dnirnn.training.log import read_log
-from dnirnn.training.progress import bar, fraction, minutes, move
-from dnirnn.training.trainer import LOG, RESULT, check_config, read_json
+from dnirnn.training.trainer import LOG, RESULT, Interrupted, check_config, read_json
 
 # ``-m`` would put the working folder, with whatever copy.py is there, before Python's own modules.
 CHILD = (
@@ -181,7 +181,7 @@ def stop(children: Sequence[Child]) -> None:
     try:
         for child in children:
             child.process.wait(max(0.0, deadline - time.monotonic()))
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+    except (subprocess.TimeoutExpired, KeyboardInterrupt, Interrupted):
         for child in children:
             child.process.kill()
 
@@ -189,8 +189,12 @@ def stop(children: Sequence[Child]) -> None:
 @contextmanager
 def terminated_like_interrupted():
     """SIGTERM ends the comparison as Ctrl-C does: no process is left behind."""
+
+    def leave(number, frame):
+        raise Interrupted("", number)
+
     try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        before = signal.signal(signal.SIGTERM, leave)
     except ValueError:  # not in the main thread, where signals don't arrive
         yield
         return

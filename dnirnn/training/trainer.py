@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dnirnn.data import Batch, Stream
 from dnirnn.device import find_device, own_stream
+from dnirnn.estimators import AutoScale
 from dnirnn.interface import Interface
 from dnirnn.masks import Masks, draw_masks
 from dnirnn.model import SequenceModel
@@ -240,7 +241,8 @@ class Trainer:
 
     The loss of an update is the sum over its steps and rows of nats, divided by the constant
     batch_size * truncation * chunks (batch_size where chunks is "sequence"), whatever the length
-    of the call at hand.
+    of the call at hand. Where the model's Truncated has open_cuts, an update takes as many chunks
+    as it draws, and the constant holds their mean number.
 
     evaluate: called with the model, in eval mode and without gradients, on schedule and at the end;
         returns metrics, of which "bits" is the one to make small: the best model is kept, patience
@@ -311,11 +313,15 @@ class Trainer:
             )
         whole = config.chunks == "sequence"
         self.steps = None if whole else model.truncated.truncation * config.chunks
+        self.open_cuts = model.truncated.open_cuts
+        if self.open_cuts is not None and config.chunks != 1:
+            raise ValueError(f"chunks must be 1 with open_cuts, which draws them; got {config.chunks}")
 
         self.core, self.estimator = model.core_parameters(), model.estimator_parameters()
         self.device = self.core[0].device
         stream.to(self.device)
         self.scale = model.truncated.estimator.scale
+        self.blends = bool(config.warm_up or config.blend)
         self.looks_ahead = isinstance(model.truncated.estimator, TrueGradient)
         if self.looks_ahead and model.dropout.p:
             raise ValueError(
@@ -347,6 +353,11 @@ class Trainer:
                     config.estimator_options,
                 )
             )
+        if self.blends and isinstance(model.truncated.estimator, AutoScale):
+            raise ValueError(
+                "warm_up and blend set a scale; AutoScale measures its own, from zero on: got"
+                f" {config.warm_up} and {config.blend}"
+            )
         self.schedule = make_schedule(self.optimizer, config.schedule, config.schedule_options)
         check_length(self.schedule, config.updates)
         on_gpu = self.device.type == "cuda"
@@ -358,7 +369,8 @@ class Trainer:
             [(config.lift, config.clip), (config.estimator_lift, config.estimator_clip)],
             rows,
             rows_at_once,
-            1 / (rows * (self.steps or 1)),
+            # With open cuts a call has 1 / (1 - p) chunks in the mean.
+            (1 - (self.open_cuts or 0)) / (rows * (self.steps or 1)),
             watch,
             None if watch or not graphs else CUDAGraphs(),
             min(config.log_every, AHEAD),
@@ -417,7 +429,8 @@ class Trainer:
                     stopped = self.after_update()
                 return self.conclude(stopped)
             finally:
-                self.model.truncated.estimator.scale = self.scale
+                if self.blends:
+                    self.model.truncated.estimator.scale = self.scale
                 if self.log is not None:
                     self.log.close()
 
@@ -435,13 +448,13 @@ class Trainer:
             get_rng(self.device),
             *self.rates(),
         )
-        if self.config.warm_up or self.config.blend:
+        if self.blends:
             share = blended(self.update, self.config.warm_up, self.config.blend)
             self.model.truncated.estimator.scale = self.scale * share
         if self.config.decay is not None:
             share = min(1.0, max(used / budget for used, budget in self.spent().values()))
             set_lr(self.optimizer, self.config.lr * DECAYS[self.config.decay](share))
-        batch = self.stream.next(self.steps)
+        batch = self.read_on(self.stream.next(self.draw_steps()))
         steps, targets = len(batch.x), batch.count()
         if batch.first or self.state is None:
             self.state, self.t = self.model.initial_state(self.stream.batch_size), 0
@@ -470,6 +483,22 @@ class Trainer:
             return [{"lr": optimizer.param_groups[0]["lr"]} for optimizer in self.optimizers], None
         now = [settings(optimizer) for optimizer in self.optimizers]
         return now, scalars_of(self.schedule.state_dict())
+
+    def draw_steps(self) -> int | None:
+        """Steps of the next update; None: what is left of the sequence."""
+        if self.open_cuts is None:
+            return self.steps
+        return self.model.truncated.truncation * self.model.truncated.draw_chunks()
+
+    def read_on(self, batch: Batch) -> Batch:
+        """The batch with all the steps after it that the estimator reads."""
+        reads = self.model.truncated.estimator.reads
+        if batch.following is None or reads <= len(batch.following.x):
+            return batch
+        place = self.stream.state_dict()
+        following = self.stream.next(reads)
+        self.stream.load_state_dict(place)
+        return batch._replace(following=following._replace(following=None))
 
     def look_ahead(self, batch: Batch, state: Tensor, t: int) -> None:
         """Tells a TrueGradient what comes after the batch; the stream stays where it is."""

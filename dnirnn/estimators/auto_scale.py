@@ -1,0 +1,117 @@
+"""AutoScale: injects no more of an estimator's predictions than they have earned."""
+
+import torch
+from torch import Tensor
+
+from dnirnn.estimators.base import GradientEstimator
+from dnirnn.estimators.synthetic import check_sizes
+
+
+class AutoScale(GradientEstimator):
+    """An estimator with its scale measured, not set.
+
+    With G the targets of a fit and g what the estimator says of them before it is fitted to them,
+    summed over all rows and elements,
+
+        a <- decay a + (1 - decay) <G, g>
+        b <- decay b + (1 - decay) <g, g>
+        scale = a / b, within [0, 1]; 0 before the first prediction that is not zero
+
+    a / b is the c that makes E |G - c g|^2 smallest: predictions that are noise earn 0, good ones
+    1, and those that are too large are shrunk to size. Targets are bootstrapped: a part of what g is
+    compared with comes from g itself, one chunk on, and flatters it. So no more of g enters the
+    targets than is injected: the discount is that of the estimator times the scale. Where nothing
+    was earned the targets are the chunks' own gradients; and with a discount of 1 the scale settles
+    where c <g, g> = <dL / ds + c J' g_next, g>, which is at 1 for the true gradient.
+
+    It sleeps where the scale is 0 after ``patience`` fits: then one call of Truncated in ``look_every``
+    uses it and fits it, and the others cost what plain truncation costs. It wakes up as soon as the
+    scale is positive.
+
+    estimator: any that is fitted; its own ``scale`` is not used, all else of it is. A discount of 1
+        takes one backward pass, another one two; with 0 the targets are the next chunk's gradient
+        alone, which nothing flatters.
+    decay: from 0 to below 1.
+    look_every, patience: at least 1.
+
+    The host reads the scale: on a GPU it waits for that, and no CUDA graph is captured.
+
+    Raises TypeError or ValueError naming the argument that does not fit.
+    """
+
+    waits = True
+
+    def __init__(
+        self,
+        estimator: GradientEstimator,
+        decay: float = 0.995,
+        look_every: int = 16,
+        patience: int = 2000,
+    ):
+        super().__init__()
+        if not isinstance(estimator, GradientEstimator) or isinstance(estimator, AutoScale):
+            raise TypeError(
+                "estimator must be a dnirnn.GradientEstimator with a scale of its own; got"
+                f" {type(estimator).__name__}"
+            )
+        for name in ("auxiliary", "needs_jacobian"):
+            if getattr(estimator, name):
+                raise ValueError(f"estimator must have no {name}; got {estimator}")
+        if next(estimator.parameters(), None) is None:
+            raise ValueError(f"estimator must be one that is fitted; got {estimator}")
+        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < 1:
+            raise ValueError(f"decay must be a number from 0 to below 1; got {decay!r}")
+        check_sizes(look_every=look_every, patience=patience)
+        self.estimator, self.decay = estimator, float(decay)
+        self.look_every, self.patience = look_every, patience
+        for name in ("dense", "trace_decay", "terminal_target", "needs_context", "reads"):
+            setattr(self, name, getattr(estimator, name))
+        for name in ("state_size", "context_size"):
+            if hasattr(estimator, name):
+                setattr(self, name, getattr(estimator, name))
+        made = {"device": next(estimator.parameters()).device}
+        # a and b, in the precision of which their ratio does not hang.
+        self.register_buffer("agreement", torch.zeros(2, dtype=torch.float64, **made))
+        self.register_buffer("fits", torch.zeros((), dtype=torch.int64, **made))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64, **made))
+
+    @property
+    def scale(self) -> float:
+        """What the predictions have earned so far, 0 to 1."""
+        agreement, size = self.agreement.tolist()
+        return min(1.0, max(0.0, agreement / size)) if size else 0.0
+
+    @property
+    def discount(self) -> float:
+        """What multiplies a prediction where it enters a target."""
+        return self.estimator.discount * self.scale
+
+    def is_used(self) -> bool:
+        """Whether the call that begins uses it; counts the call."""
+        self.calls += 1
+        if self.fits < self.patience or self.scale:
+            return True
+        return int(self.calls) % self.look_every == 0
+
+    def forward(self, state: Tensor, *context: Tensor) -> Tensor:
+        return self.estimator(state, *context)
+
+    def accumulate(
+        self,
+        entered: Tensor,
+        target: Tensor,
+        context: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Measures first, then fits: the estimator's regression error."""
+        beside = () if context is None else (context,)
+        with torch.no_grad():
+            said = self.estimator(entered, *beside).double()
+            counted = said if weight is None else said * weight[:, None]
+            found = torch.stack([(counted * target).sum(), (counted * said).sum()])
+            self.agreement.lerp_(found, 1 - self.decay)
+            self.fits += 1
+        return self.estimator.accumulate(entered, target, *beside, weight=weight)
+
+    def extra_repr(self) -> str:
+        return f"decay={self.decay}, look_every={self.look_every}, patience={self.patience}"
