@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dnirnn.commands import horizon
 from dnirnn.commands.fidelity import measurement, report
 from dnirnn.config.cores import UPDATES, annealing, counting, described
 from dnirnn.config.options import changeable, flag, from_config
