@@ -87,7 +87,7 @@ def in_bfloat16(hidden: int, batch: int, steps: int, seconds: float) -> dict:
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(steps, batch, INPUT, dtype=dtype, requires_grad=True)
 
-        def run(x=x, grad=grad.to(dtype), reduced=dtype == torch.bfloat16) -> None:
+        def run(x=x, grad=grad.to(dtype), reduced=dtype == torch.bfloat16) -> None:  # noqa: B008
             for parameter in (x, *core.parameters()):
                 parameter.grad = None
             with torch.autocast("cpu", torch.bfloat16, enabled=reduced):

@@ -62,7 +62,7 @@ def main(updates: int = 3000, rows: int = 64) -> float:
     shapes = torch.randn(DIGITS, PIXELS, generator=generator)
     network = Network()
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    for update in range(updates):
+    for _ in range(updates):
         *given, answer = draw(shapes, rows, generator)
         logits, interfaces = network(*given, F.one_hot(answer, 2).float())
         dnirnn.backward(F.cross_entropy(logits, answer), interfaces, unit=1 / rows)

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import make_model
 
+from dnirnn.files import StorageError
 from dnirnn.training import checkpoint
 from dnirnn.training.checkpoint import (
     CheckpointError,
-    StorageError,
     check_fit,
     checkpoints,
     flatten,

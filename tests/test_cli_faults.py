@@ -32,7 +32,7 @@ def words(text, tmp_path) -> list[str]:
 
 
 def process(words: list[str], **keywords) -> subprocess.Popen:
-    command = [sys.executable, "-m", "dnirnn.commands.cli", *words]
+    command = [sys.executable, "-m", "dnirnn", *words]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, **keywords)
 
 

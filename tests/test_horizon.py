@@ -10,9 +10,9 @@ from small_runs import make_model, one_thread, text  # noqa: F401
 from strategies import seeds
 from test_cli import refused
 
+from dnirnn.commands.cli import main
 from dnirnn.data import TextStream
 from dnirnn.horizon import horizon, truncation_bias
-from dnirnn.tasks.cli import main
 
 problems = dict(
     steps=st.integers(2, 6),

@@ -15,13 +15,14 @@ ROOT = Path(__file__).parent.parent
 # Each module may import those before its line, and, without a cycle, those on it.
 ORDER = [
     {"version"},
+    {"files", "progress"},
     {"ops", "data", "device", "masks"},
     {"core", "estimators", "interface", "true_gradient", "cuts", "decoupled"},
     {"lstm", "from_torch", "truncated", "feedforward"},
     {"cells"},
     {"stacks", "hierarchy"},
     {"model"},
-    {"fidelity", "distributed", "testing", "horizon"},
+    {"fidelity", "distributed", "horizon", "testing"},
     {"training"},
     {"trainer"},  # where training.trainer was
     {"config"},

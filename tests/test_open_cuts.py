@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import make_model, make_trainer, one_thread  # noqa: F401
 from strategies import (
     any_reset,
     any_t0,
@@ -16,14 +17,13 @@ from strategies import (
     own_loss,
     problems,
 )
-from small_runs import make_model, make_trainer, one_thread  # noqa: F401
 from test_cli import refused
 from torch import nn
 
 from dnirnn import LSTM, Core, SyntheticGradient, TrueGradient, Truncated, ZeroGradient, backward
+from dnirnn.commands.cli import main
 from dnirnn.core import advance
 from dnirnn.model import SequenceModel
-from dnirnn.tasks.cli import main
 from dnirnn.training.trainer import Interrupted
 
 

@@ -62,12 +62,12 @@ def test_a_package_without_tasks_is_named(bring):
 
 
 def test_the_old_paths_work_and_say_so():
-    program = "import warnings; warnings.simplefilter('error'); import dnirnn.training.trainer"
+    program = "import warnings; warnings.simplefilter('error'); import dnirnn.trainer"
     failed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "dnirnn.training.trainer is now dnirnn.training.trainer" in failed.stderr
+    assert "dnirnn.trainer is now dnirnn.training.trainer" in failed.stderr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from dnirnn.training.trainer import Trainer
+        from dnirnn.trainer import Trainer
     from dnirnn.training.trainer import Trainer as moved
 
     assert Trainer is moved

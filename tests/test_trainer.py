@@ -25,8 +25,9 @@ from torch import nn
 
 from dnirnn import TrueGradient, Truncated, true_gradients
 from dnirnn.data import TextStream
+from dnirnn.files import StorageError
 from dnirnn.model import measure
-from dnirnn.training.checkpoint import CheckpointError, StorageError, checkpoints, load
+from dnirnn.training.checkpoint import CheckpointError, checkpoints, load
 from dnirnn.training.log import read_log
 from dnirnn.training.trainer import NonFinite, Trainer, TrainerConfig, load_weights, read_config
 

@@ -1,6 +1,6 @@
 """The command line ``dnirnn``.
 
-train, eval, sample, fidelity, horizon, detectors, compare, reproduce, demo, doctor.
+train, eval, sample, fidelity, horizon, detectors, compare, reproduce, runs, table, plot, demo, doctor.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dnirnn.commands import compare, demo, detectors, doctor, reproduce, training
+from dnirnn.commands import runs as any_runs
 from dnirnn.config.options import (
     CORES,
     ESTIMATORS,
@@ -184,6 +185,11 @@ def parser() -> argparse.ArgumentParser:
     add_reproduce(command(commands, "reproduce", summary, None))
     summary = "what synthetic gradients carry beyond a window, in two minutes; nothing to download"
     add_demo(command(commands, "demo", summary, run_demo))
+    add_places(command(commands, "runs", "what runs there are, and how far they got", run_runs))
+    summary = "any runs of one task side by side: what differs, and their figures"
+    add_places(command(commands, "table", summary, run_table))
+    summary = "the learning curves of any runs of one task"
+    add_plot(command(commands, "plot", summary, run_plot))
     command(commands, "doctor", "what is built, and what this machine offers", run_doctor)
     return top
 
@@ -724,6 +730,46 @@ def add_demo(parent: argparse.ArgumentParser) -> None:
 def run_demo(arguments: argparse.Namespace) -> int:
     jobs, threads = jobs_and_threads(arguments.jobs)
     return finish(demo.demo(arguments.out, arguments.minutes, jobs, threads))
+
+
+def add_places(parent: argparse.ArgumentParser) -> None:
+    parent.add_argument(
+        "places",
+        type=Path,
+        nargs="*",
+        default=[Path("runs")],
+        metavar="FOLDER",
+        help="run folders, or folders that hold some (default: runs)",
+    )
+
+
+def run_runs(arguments: argparse.Namespace) -> int:
+    any_runs.list_runs(arguments.places)
+    return OK
+
+
+def run_table(arguments: argparse.Namespace) -> int:
+    any_runs.table(arguments.places)
+    return OK
+
+
+def add_plot(parent: argparse.ArgumentParser) -> None:
+    add_places(parent)
+    parent.add_argument(
+        "--out",
+        type=Path,
+        default=Path("curves.png"),
+        metavar="FILE",
+        help="the picture (default: curves.png)",
+    )
+    parent.add_argument(
+        "--metric", metavar="NAME", help="of the log's evaluations (default: the task's first)"
+    )
+
+
+def run_plot(arguments: argparse.Namespace) -> int:
+    any_runs.plot(arguments.places, arguments.out, arguments.metric)
+    return OK
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:

@@ -3,10 +3,10 @@
 import csv
 from pathlib import Path
 
-from dnirnn.training import checkpoint
-from dnirnn.horizon import Bias, Horizon, horizon, truncation_bias
 from dnirnn.config.network import device_of
 from dnirnn.config.task import Task
+from dnirnn.horizon import Bias, Horizon, horizon, truncation_bias
+from dnirnn.training import checkpoint
 from dnirnn.training.trainer import CHECKPOINTS, load_weights
 
 STEPS = 128  # at whose states it is measured, of every sequence that does not end before

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from dnirnn.commands import horizon
 from dnirnn.commands.fidelity import measurement, report
 from dnirnn.config.cores import UPDATES, annealing, counting, described
 from dnirnn.config.options import changeable, flag, from_config
 from dnirnn.config.registry import TASKS
 from dnirnn.config.task import Task, figures_of, trainer_config
 from dnirnn.device import find_device, usable_cores
-from dnirnn.training.progress import RunProgress
+from dnirnn.progress import RunProgress
 from dnirnn.training.trainer import Trainer, load_weights, read_config, reading_config
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from dnirnn.data import Batch, Stream
 from dnirnn.model import SequenceModel
-from dnirnn.training.progress import minutes
+from dnirnn.progress import minutes
 from dnirnn.training.trainer import TrainerConfig
 
 Measure = Callable[[SequenceModel], dict[str, float]]

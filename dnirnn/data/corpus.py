@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dnirnn.data import Vocabulary
-from dnirnn.training.checkpoint import writing
-from dnirnn.training.progress import bar, move
+from dnirnn.files import writing
+from dnirnn.progress import bar, move
 
 SPLITS = ("train", "valid", "test")
 HUB = "ptb-text-only/ptb_text_only"

@@ -10,11 +10,11 @@ from dnirnn.config.cores import described
 from dnirnn.config.options import flag, to_arguments
 from dnirnn.config.registry import TASKS
 from dnirnn.config.task import Figure, figures_of
+from dnirnn.progress import minutes
 from dnirnn.reports import plots
 from dnirnn.reports.curves import Point, points, reading, spent
 from dnirnn.reports.recipes import BPTT, Arm, Column, Recipe
 from dnirnn.reports.runs import Failure, Run, write_csv, write_log, write_rows, write_whole
-from dnirnn.training.progress import minutes
 from dnirnn.training.trainer import LOG
 
 FILES = ("report.md", "table.csv", "results.csv", "log.jsonl", "curves.png")

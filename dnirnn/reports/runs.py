@@ -17,8 +17,8 @@ import dnirnn
 from dnirnn.config.options import remembered, to_arguments
 from dnirnn.config.registry import TASKS
 from dnirnn.config.task import Figure, figures_of
+from dnirnn.progress import bar, fraction, minutes, move
 from dnirnn.training.log import read_log
-from dnirnn.training.progress import bar, fraction, minutes, move
 from dnirnn.training.trainer import LOG, RESULT, Interrupted, check_config, read_json
 
 # ``-m`` would put the working folder, with whatever copy.py is there, before Python's own modules.

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dnirnn.core import Core, step, with_t
 
-# Of every Skip that is recorded in this thread, by its id.
-RECORDED: ContextVar[dict[int, list[Tensor]]] = ContextVar("RECORDED", default={})
+# Of every Skip that is recorded in this thread, by its id; replaced, never changed in place.
+RECORDED: ContextVar[dict[int, list[Tensor]]] = ContextVar("RECORDED", default={})  # noqa: B039
 
 
 class Round(torch.autograd.Function):

@@ -1,6 +1,5 @@
 """Checkpoints: folders of tensors and state that are whole, or are not there."""
 
-import errno
 import hashlib
 import json
 import os
@@ -15,16 +14,14 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
+from dnirnn.files import writing
+
 FORMAT = 1
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is not what it should be: damaged, incomplete, or another model's."""
-
-
-class StorageError(ValueError):
-    """A folder that can't be written: no space left, no permission, not a folder."""
 
 
 def save(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:
@@ -258,18 +255,3 @@ def reading(folder: Path) -> Iterator[None]:
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         said = " ".join(str(error).split())
         raise CheckpointError(f"checkpoint {folder} holds what no run wrote: {said}") from None
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError into a StorageError that says what could not be written, and why."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            why = "no space left on the disk"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            why = "no permission to write there"
-        else:
-            why = error.strerror or str(error)
-        raise StorageError(f"{path} could not be written: {why}") from error

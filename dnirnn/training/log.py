@@ -6,7 +6,7 @@ import os
 import warnings
 from pathlib import Path
 
-from dnirnn.training.checkpoint import writing
+from dnirnn.files import writing
 
 WALL_CLOCK = ("seconds", "symbols_per_second")  # fields that two equal runs don't share
 
