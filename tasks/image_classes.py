@@ -304,6 +304,7 @@ class Truncation(nn.Module):
     """What a trainer asks of a model's cuts: an image is a sequence of one step."""
 
     truncation = 1
+    open_cuts = None
 
     def __init__(self, cuts: Cuts):
         super().__init__()

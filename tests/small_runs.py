@@ -131,11 +131,12 @@ def rows_of(folder) -> list[dict]:
 
 
 def end_of(folder) -> tuple[dict, dict]:
-    """(tensors, state) of a run's last checkpoint, without what the wall clock decides."""
+    """(tensors, state) of a run's last checkpoint, but for the wall clock and how often it is measured."""
     tensors, state = load(checkpoints(Path(folder) / "checkpoints")[-1])
     for name in ("seconds", "log", "log_sha256"):
         state.pop(name)
     state["pending"].pop("seconds")
+    state["config"].pop("fidelity_every", None)
     return tensors, state
 
 

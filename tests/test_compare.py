@@ -261,8 +261,10 @@ def test_a_curve_of_one_point_is_drawn(tmp_path):
 
 
 def test_every_estimator_has_a_name_and_a_line_of_its_own():
-    assert set(compare.NAMES) == set(compare.STYLES) == set(ESTIMATORS)
-    assert len(set(compare.NAMES.values())) == len(set(compare.STYLES.values())) == len(ESTIMATORS)
+    """Those of images too, which no other task has."""
+    assert set(compare.NAMES) == set(compare.STYLES) >= set(ESTIMATORS)
+    count = len(compare.NAMES)
+    assert len(set(compare.NAMES.values())) == len(set(compare.STYLES.values())) == count
 
 
 def test_a_line_is_drawn_in_any_style(tmp_path):

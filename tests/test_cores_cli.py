@@ -12,6 +12,7 @@ from dnirnn.commands import detectors, training
 from dnirnn.commands.cli import main
 from dnirnn.config import cores
 from dnirnn.config.options import CORES, CoreOptions, flag
+from dnirnn.tasks import char_lm
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.copy import CopyOptions
 from dnirnn.training.checkpoint import checkpoints, load
@@ -233,7 +234,7 @@ def test_the_slope_grows_with_the_epochs_up_to_5(train, tmp_path, growth, slope)
     """The sixth update starts after 5 of the 54 of an epoch (1,080 characters, 4 rows, 5 steps)."""
     words = "--core hm-lstm --hidden 4 --layers 2 --estimator none --updates 6".split()
     assert train(*words, "--slope-growth", str(growth)) == 0
-    model = training.char_lm.restore(read_config(tmp_path / "run"))[0]
+    model = char_lm.restore(read_config(tmp_path / "run"))[0]
     load_weights(tmp_path / "run", model, "latest")
     assert float(model.truncated.core.slope) == pytest.approx(slope)
 
@@ -250,7 +251,7 @@ def spaces(train, tmp_path):
     """A run whose bottom layer detects at the character k and at nothing else, made by hand."""
     assert train("--core", "hm-lstm", "--hidden", "6", "--updates", "1") == 0
     config = read_config(tmp_path / "run")
-    model, vocabulary = training.char_lm.restore(config)
+    model, vocabulary = char_lm.restore(config)
     core = model.truncated.core
     assert isinstance(core, HMLSTM)
     with torch.no_grad():

@@ -295,7 +295,7 @@ def test_dilated_folds_the_dilation_into_the_batch():
 @pytest.mark.parametrize(
     ("error", "make", "named"),
     [
-        (TypeError, lambda: Deep([nn.LSTM(3, 4)]), "cores must be .*got a LSTM"),
+        (TypeError, lambda: Deep([nn.Linear(3, 4)]), "cores must be .*got a Linear"),
         (ValueError, lambda: Deep([]), "cores must be at least one"),
         (ValueError, lambda: Deep([RNN(3, 4), RNN(3, 4)]), r"cores\[1\] .*input_size 4.*got 3"),
         (
