@@ -283,6 +283,7 @@ class Cuts(nn.ModuleList):
 
     needs_context = False
     waits = False
+    reads = 0
 
     def __init__(self, estimators: list[GradientEstimator]):
         super().__init__(estimators)

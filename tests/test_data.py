@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from small_runs import Recall
 
 from dnirnn.data import Batch, TextStream, Vocabulary
+from dnirnn.data import streams as source
 
 sizes = st.integers(1, 9)
 
@@ -197,9 +198,9 @@ def test_small_symbols_laid_out_in_stretches_are_the_whole_text_of_long_ones(
     with pytest.MonkeyPatch.context() as patch:
         streams = [TextStream(symbols.to(kind), rows, 7) for kind in (torch.long, dtype)]
         for _ in range(2 * length):
-            patch.setattr(streams, "BLOCK", 2**22)
+            patch.setattr(source, "BLOCK", 2**22)
             one = streams[0].next(steps)
-            patch.setattr(streams, "BLOCK", block)
+            patch.setattr(source, "BLOCK", block)
             other = streams[1].next(steps)
             assert other.x.dtype == torch.long
             assert torch.equal(one.x, other.x) and torch.equal(one.y, other.y)

@@ -140,7 +140,7 @@ STYLES = {
     "none": "--",
     "zero": (0, (1, 3)),
     "dni": "-",
-    "cdni": "-.",
+    "cdni": (0, (3, 5, 1, 5)),
     "least-squares": "-.",
     "bp-lambda": (0, (5, 1, 1, 1, 1, 1)),
     "true": ":",
