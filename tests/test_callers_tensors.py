@@ -71,7 +71,8 @@ def test_threads_charge_and_record_for_themselves():
 
 
 @pytest.mark.skipif(not ops.built or not hasattr(os, "fork"), reason="no operator, or no fork")
-def test_a_child_forked_while_a_thread_is_inside_the_operator_goes_on():
+@pytest.mark.parametrize("forking_thread_has_run_it", [False, True])
+def test_a_child_forked_while_a_thread_is_inside_the_operator_goes_on(forking_thread_has_run_it):
     core = LSTM(64, 64)
     x, state = torch.randn(16, 8, 64), core.initial_state(8)
     done = threading.Event()
@@ -80,6 +81,10 @@ def test_a_child_forked_while_a_thread_is_inside_the_operator_goes_on():
         while not done.is_set():
             core(x, state)[0].sum().backward()
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    if forking_thread_has_run_it:
+        core(x, state)
     thread = threading.Thread(target=work)
     thread.start()
     children = []
@@ -94,15 +99,13 @@ def test_a_child_forked_while_a_thread_is_inside_the_operator_goes_on():
     finally:
         done.set()
         thread.join()
-    # A child that hangs never ends: it is waited for, then killed.
-    hung = []
-    for child in children:
-        for _ in range(2000):
-            if os.waitpid(child, os.WNOHANG)[0]:
-                break
-            time.sleep(0.01)
-        else:
-            hung.append(child)
-            os.kill(child, 9)
-            os.waitpid(child, 0)
-    assert not hung
+        torch.set_num_threads(threads)
+    # A child that hangs never ends: they are waited for together, then killed.
+    running, deadline = set(children), time.monotonic() + 60
+    while running and time.monotonic() < deadline:
+        running -= {child for child in running if os.waitpid(child, os.WNOHANG)[0]}
+        time.sleep(0.01)
+    for child in running:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert not running
