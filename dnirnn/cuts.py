@@ -80,11 +80,12 @@ def cut(
     if through:
         synthetic = torch.zeros_like(entered)
     else:
-        with torch.no_grad():
+        with torch.set_grad_enabled(estimator.keeps_graph):
             predicted = estimator(entered, *(() if contexts is None else (contexts[0],)))
-        synthetic = predicted if estimator.scale == 1 else estimator.scale * predicted
+        values = predicted.detach()
+        synthetic = values if estimator.scale == 1 else estimator.scale * values
         if estimator.discount != estimator.scale:
-            bootstrap = (estimator.discount * predicted)[None]
+            bootstrap = (estimator.discount * values)[None]
         predicted = predicted[None]
     return onward, Interface(
         sent[None],

@@ -353,6 +353,6 @@ def accumulate(cut: Interface, unit: float | Tensor, jacobian: Tensor | None) ->
         more = [torch.cat([*more, cut.context[-1]])] if more else []
     more += [] if jacobian is None else [jacobian]
     weighed = {} if weight is None else {"weight": weight}
-    if cut.predicted is not None and cut.estimator.takes_predicted and not more and not weighed:
+    if cut.predicted is not None and cut.estimator.takes_predicted and not weighed:
         return cut.estimator.accumulate(entered, target, predicted=cut.predicted.reshape(-1, *shape))
     return cut.estimator.accumulate(entered, target, *more, **weighed)

@@ -113,6 +113,11 @@ class FeedForwardOptions(Checked):
         shown="linear",
         where=("estimator", LEARNED),
     )
+    estimator_batch_norm: bool = option(
+        False,
+        "the predictors' hidden layers are batch-normalised, as the paper's are",
+        where=("estimator", LEARNED),
+    )
     solved: bool = option(
         False,
         "the predictors are linear and solved for by least squares; --estimator-lr has no part in"
@@ -222,6 +227,8 @@ class ImagesOptions(ImagesTaskOptions, FeedForwardOptions, TrainingOptions, RunO
                     f"--update {self.update} needs cuts: --estimator zero, dni or cdni; got"
                     f" {self.estimator}"
                 )
+        if self.estimator_batch_norm and self.estimator_hidden in ((), ("linear",)):
+            raise ValueError("--estimator-batch-norm takes hidden layers: --estimator-hidden UNITS ...")
         if self.solved and (self.network == "cnn" or self.estimator_hidden not in ((), ("linear",))):
             raise ValueError("--solved goes with linear predictors of an fcn only")
         if self.synthetic_inputs and self.network == "cnn":
@@ -488,7 +495,8 @@ def make_estimator(options: ImagesOptions) -> GradientEstimator:
         return LeastSquares(options.hidden, **knobs)
     widths = tuple(width for width in options.estimator_hidden if width != "linear")
     kind = ConvSyntheticGradient if options.network == "cnn" else SyntheticGradient
-    return kind(options.hidden, widths, normalise=options.normalise, **knobs)
+    knobs.update(normalise=options.normalise, batch_norm=options.estimator_batch_norm)
+    return kind(options.hidden, widths, **knobs)
 
 
 def make(options: ImagesOptions, shape: tuple[int, int, int]) -> ImageModel:

@@ -119,7 +119,8 @@ WAYS = [
     ["--update", "unlocked", "--estimator", "cdni"],
     ["--update", "random", "--update-probability", "0.5"],
     ["--update", "random", "--update-probability", "0.5", "--synthetic-inputs"],
-    ["--network", "cnn", "--estimator-hidden", "4"],
+    ["--network", "cnn", "--estimator-hidden", "4", "--estimator-batch-norm"],
+    ["--estimator-hidden", "4", "5", "--estimator-batch-norm", "--estimator", "cdni"],
 ]
 
 
@@ -166,6 +167,7 @@ def interrupt(folder, words, after: int):
         ("--cuts 1 4", "--cuts must be of layers 1 to 3; got 4"),
         ("--update unlocked --warm-up 3", "--warm-up goes with --update lockstep"),
         ("--solved --estimator-hidden 4", "--solved goes with linear"),
+        ("--estimator-batch-norm", "--estimator-batch-norm takes hidden layers"),
         ("--estimator none --scale 0.5", "--scale goes with --estimator"),
         ("--data-dir x", "--data-dir goes with --images mnist, cifar10"),
         ("--images cifar10 --data-dir nowhere", "there is no nowhere/train.parquet"),

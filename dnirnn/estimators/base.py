@@ -27,6 +27,7 @@ class GradientEstimator(nn.Module, abc.ABC):
     state_dims: how many last dimensions of a tensor are one state: 1, or 3 of feature maps.
     takes_predicted: whether accumulate takes ``predicted``, what forward said at ``entered`` since
         the parameters last moved, and then does not ask again.
+    keeps_graph: whether a cut is to predict with a graph, which ``predicted`` then has.
     """
 
     scale: float = 1.0
@@ -41,6 +42,7 @@ class GradientEstimator(nn.Module, abc.ABC):
     waits: bool = False
     state_dims: int = 1
     takes_predicted: bool = False
+    keeps_graph: bool = False
 
     def _apply(self, fn, recurse: bool = True):
         # .bfloat16() and the like: states are at least float32, and what is fitted to them too.

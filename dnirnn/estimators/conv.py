@@ -24,9 +24,10 @@ class ConvSyntheticGradient(GradientEstimator):
     context_size: of what it is told of each row beside the maps, a label (cDNI): as further
         channels, constant over the map. 0: nothing.
     normalise: predicts in units of the targets' running RMS; see SyntheticGradient.
+    batch_norm: normalises each hidden layer before its ReLU, over rows and places.
 
-    Raises TypeError or ValueError for sizes below 1, an even kernel_size, or a scale or discount
-    that is negative or not finite.
+    Raises TypeError or ValueError for sizes below 1, an even kernel_size, a scale or discount that
+    is negative or not finite, or a batch_norm without hidden layers.
 
     Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017,
     section 3.1 (the CNNs).
@@ -44,6 +45,7 @@ class ConvSyntheticGradient(GradientEstimator):
         kernel_size: int = 5,
         context_size: int = 0,
         normalise: bool = False,
+        batch_norm: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -57,6 +59,8 @@ class ConvSyntheticGradient(GradientEstimator):
         check_knobs(scale=scale, discount=discount)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, to keep the maps' size; got {kernel_size}")
+        if batch_norm and not len(hidden):
+            raise ValueError("batch_norm is of hidden layers; got hidden=()")
         self.state_size, self.context_size = channels, context_size
         self.scale, self.discount = float(scale), float(discount)
         self.needs_context, self.normalise = context_size > 0, normalise
@@ -68,6 +72,9 @@ class ConvSyntheticGradient(GradientEstimator):
         )
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(width, **made) for width in (hidden if batch_norm else ())
+        )
         if normalise:
             # The mean square of the targets, and the weight of all that is in it (from 0 to 1).
             self.register_buffer("mean_square", torch.zeros(2, **made))
@@ -82,8 +89,9 @@ class ConvSyntheticGradient(GradientEstimator):
         if context is not None:
             told = context.to(state.dtype)[:, :, None, None].expand(-1, -1, *state.shape[2:])
             value = torch.cat([state, told], 1)
-        for layer in self.layers[:-1]:
-            value = torch.relu(layer(value))
+        for i, layer in enumerate(self.layers[:-1]):
+            value = layer(value)
+            value = torch.relu(self.norms[i](value) if len(self.norms) else value)
         return self.layers[-1](value)
 
     @property

@@ -47,6 +47,9 @@ class SyntheticGradient(GradientEstimator):
         in a chunk has fewer steps of true gradient in its target, and more of the bootstrap, than
         the first one.
     trace_decay: lambda above, 0 to 1; not with ``dense``.
+    batch_norm: normalises each hidden layer before its ReLU over the rows of a call, as the paper's
+        feed-forward estimators do; with the running statistics after ``eval()``. It takes hidden
+        layers, and calls of at least two rows.
     auxiliary: weight of the auxiliary task (DNI + Aux); 0: none. A second predictor a of the same
         shape says, at each boundary, what g will say at the next one of the same sequence. Its
         error, auxiliary / 2 |a(s_n) - g(s_(n+1))|^2, is a loss of the core too: its gradient
@@ -59,7 +62,8 @@ class SyntheticGradient(GradientEstimator):
     per chunk; the BP(lambda) code scales the injection only, and discounts by its own gamma.
 
     Raises TypeError or ValueError for sizes below 1, a scale, discount or auxiliary that is
-    negative or not finite, a trace_decay outside [0, 1], or one with ``dense``.
+    negative or not finite, a trace_decay outside [0, 1], or one with ``dense``, and a batch_norm
+    without hidden layers.
 
     Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017,
     sections 2.1 and 2.2, and section 3 for cDNI and the auxiliary task. Lambda targets: Sutton and
@@ -76,6 +80,7 @@ class SyntheticGradient(GradientEstimator):
         *,
         context_size: int = 0,
         normalise: bool = False,
+        batch_norm: bool = False,
         dense: bool = False,
         trace_decay: float = 0.0,
         auxiliary: float = 0.0,
@@ -93,6 +98,8 @@ class SyntheticGradient(GradientEstimator):
         check_knobs(scale=scale, discount=discount, auxiliary=auxiliary, trace_decay=trace_decay)
         if dense and trace_decay:
             raise ValueError(f"dense targets have no trace_decay; got {trace_decay!r}")
+        if batch_norm and not len(hidden):
+            raise ValueError("batch_norm is of hidden layers; got hidden=()")
         self.state_size, self.context_size = state_size, context_size
         self.scale, self.discount = float(scale), float(discount)
         self.dense, self.trace_decay = dense, float(trace_decay)
@@ -102,6 +109,9 @@ class SyntheticGradient(GradientEstimator):
         self.layers = nn.ModuleList(nn.Linear(i, o, **made) for i, o in zip(widths, widths[1:]))
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
+        self.norms = nn.ModuleList(
+            nn.BatchNorm1d(width, **made) for width in (hidden if batch_norm else ())
+        )
         self.normalise = normalise
         if normalise:
             # The mean square of the targets, and the weight of all that is in it (from 0 to 1).
@@ -109,7 +119,9 @@ class SyntheticGradient(GradientEstimator):
         self.auxiliary = float(auxiliary)
         self.ahead = None
         if auxiliary:
-            self.ahead = SyntheticGradient(state_size, hidden, normalise=normalise, **made)
+            self.ahead = SyntheticGradient(
+                state_size, hidden, normalise=normalise, batch_norm=batch_norm, **made
+            )
 
     @property
     def weights(self) -> list[Tensor]:
@@ -117,17 +129,26 @@ class SyntheticGradient(GradientEstimator):
 
         What the fused operator takes, which then emits the predictions on its way.
         """
-        others = self.normalise or self.needs_context
+        others = self.normalise or self.needs_context or len(self.norms)
         return [] if others or any(map(has_hooks, self.layers)) else self.parts
 
     @property
     def takes_predicted(self) -> bool:
         """Of the linear map the regression needs nothing else of a prediction."""
-        return len(self.layers) == 1 and bool(self.weights)
+        return self.keeps_graph or len(self.layers) == 1 and bool(self.weights)
+
+    @property
+    def keeps_graph(self) -> bool:
+        """With batch norm, so that its running statistics see each row once."""
+        return len(self.norms) > 0 and not self.normalise
 
     @property
     def parts(self) -> list[Tensor]:
         return [tensor for layer in self.layers for tensor in (layer.weight, layer.bias)]
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Those of g; the auxiliary task's predictor has its own."""
+        return [*self.layers.parameters(), *self.norms.parameters()]
 
     @property
     def unit(self) -> Tensor:
@@ -142,8 +163,11 @@ class SyntheticGradient(GradientEstimator):
         return self.unit * value if self.normalise else value
 
     def mlp(self, value: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            value = torch.relu(layer(value))
+        for i, layer in enumerate(self.layers[:-1]):
+            value = layer(value)
+            if len(self.norms):
+                value = over_rows(self.norms[i], value)
+            value = torch.relu(value)
         return self.layers[-1](value)
 
     def accumulate(
@@ -156,8 +180,11 @@ class SyntheticGradient(GradientEstimator):
     ) -> Tensor:
         """As GradientEstimator's; with a context [R, C] where one was asked for.
 
-        predicted: [R, S], forward(entered), of a linear map that is told nothing else.
+        predicted: [R, S], forward(entered): of a linear map that is told nothing else, or with its
+            graph where ``keeps_graph``.
         """
+        if predicted is not None and self.keeps_graph:
+            return ops.regress(lambda _: predicted, entered, target, self.own_parameters(), weight)
         if predicted is not None:
             return self.fit_linear(entered, target, predicted)
         unit = None
@@ -170,8 +197,9 @@ class SyntheticGradient(GradientEstimator):
         if context is not None:
             entered = torch.cat([entered, context.to(entered.dtype)], -1)
         parts = self.parts
-        if any(map(has_hooks, self.layers)) or not all(part.is_leaf for part in parts):
-            error = ops.regress(self.mlp, entered, target, self.layers.parameters(), weight)
+        hooked = any(map(has_hooks, self.layers)) or not all(part.is_leaf for part in parts)
+        if hooked or len(self.norms):
+            error = ops.regress(self.mlp, entered, target, self.own_parameters(), weight)
         elif context is None and weight is None:
             error = ops.accumulate_regression(entered, target, parts)
         else:
@@ -203,7 +231,16 @@ class SyntheticGradient(GradientEstimator):
         said = f"scale={self.scale}, discount={self.discount}"
         for name in ("context_size", "normalise", "dense", "trace_decay", "auxiliary"):
             said += f", {name}={getattr(self, name)}" if getattr(self, name) else ""
+        said += ", batch_norm=True" if len(self.norms) else ""
         return said if self.terminal_target else f"{said}, terminal_target=False"
+
+
+def over_rows(norm: nn.Module, value: Tensor) -> Tensor:
+    """The batch norm of value [..., F] over all its rows."""
+    rows = value.reshape(-1, value.shape[-1])
+    if norm.training and len(rows) < 2:
+        raise ValueError("batch_norm takes calls of at least 2 rows in training; got 1")
+    return norm(rows).view_as(value)
 
 
 def check_sizes(least: int = 1, **sizes: int) -> None:
