@@ -1,4 +1,4 @@
-"""The tasks that come with dnirnn, a module each."""
+"""The tasks that come with dnirnn, a module or a package each."""
 
 TASKS = {
     "char-lm": "dnirnn.tasks.char_lm",
@@ -6,5 +6,5 @@ TASKS = {
     "repeat-copy": "dnirnn.tasks.repeat_copy",
     "adding": "dnirnn.tasks.adding",
     "digits": "dnirnn.tasks.digits",
-    "images": "dnirnn.tasks.image_classes",
+    "images": "dnirnn.tasks.images",
 }

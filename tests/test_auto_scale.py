@@ -21,6 +21,7 @@ from dnirnn import (
 )
 from dnirnn.data import Batch
 from dnirnn.tasks.copy import CopyOptions, build
+from dnirnn.training.feed import read_on
 
 
 def wild(state_size=6, context_size=0, size=1.0) -> SyntheticGradient:
@@ -189,12 +190,9 @@ def test_a_model_tells_of_the_next_steps(reads, steps, after, seed):
         model.context(batch._replace(following=None), model.encoder(batch.x))
 
 
-def test_a_trainer_reads_on_and_the_stream_stays_where_it_is(tmp_path):
-    trainer = make_trainer(tmp_path, updates=1)
-    trainer.model.truncated.estimator.reads = 5
+def test_reading_on_leaves_the_stream_where_it_is():
     stream, other = small_stream(), small_stream()
-    trainer.stream = stream
-    batch = trainer.read_on(stream.next(6))
+    batch = read_on(stream.next(6), stream, 5)
     other.next(6)
     assert torch.equal(batch.following.x, other.next(5).x)
     assert torch.equal(stream.next(5).x, batch.following.x)

@@ -13,10 +13,9 @@ from test_cli import refused
 
 from dnirnn import backward
 from dnirnn.commands.cli import main
-from dnirnn.data import images
+from dnirnn.data import Batch, images
 from dnirnn.reports import feed_forward
-from dnirnn.tasks import image_classes
-from dnirnn.tasks.image_classes import ImagesOptions, ImageStream, one_hot
+from dnirnn.tasks.images import ImagesOptions, ImageStream, fidelity, make, one_hot
 from dnirnn.training.trainer import Trainer
 
 WORDS = "--hidden 8 --layers 2 --batch 16 --updates 12 --log-every 64 --threads 1 --quiet".split()
@@ -25,13 +24,13 @@ WORDS = "--hidden 8 --layers 2 --batch 16 --updates 12 --log-every 64 --threads 
 def model_of(**change):
     given_ = dict(hidden=6, layers=3, batch=4) | change
     torch.manual_seed(0)
-    return image_classes.make(ImagesOptions(**given_), (1, 4, 4))
+    return make(ImagesOptions(**given_), (1, 4, 4))
 
 
 def batch_of(rows: int):
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(1, rows, 16, generator=generator)
-    return image_classes.Batch(x, torch.randint(10, (1, rows), generator=generator))
+    return Batch(x, torch.randint(10, (1, rows), generator=generator))
 
 
 @pytest.mark.parametrize(("cuts", "parts"), [(("every",), 4), ((1, 3), 3), ((2,), 2), ((3, 3), 2)])
@@ -96,7 +95,7 @@ def test_fidelity_is_that_of_the_gradient_that_backpropagation_has():
     pixels = torch.randint(0, 2, (50, 16), generator=generator, dtype=torch.uint8)
     labels = torch.randint(10, (50,), generator=generator)
     known = images.Images("drawn", {"valid": (pixels, labels)}, 1, (1, 4, 4))
-    found = image_classes.fidelity(model, known)
+    found = fidelity(model, known)
     # The same by hooks in the network without cuts.
     h, caught = pixels.float().view(-1, 1, 4, 4), []
     for part in model.parts[:-1]:

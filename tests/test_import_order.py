@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # Each module may import those before its line, and, without a cycle, those on it.
 ORDER = [
     {"version"},
-    {"files", "progress"},
+    {"files", "progress", "fakes"},
     {"ops", "data", "device", "masks"},
     {"core", "estimators", "interface", "true_gradient", "cuts", "decoupled"},
     {"lstm", "from_torch", "truncated", "feedforward"},

@@ -11,19 +11,8 @@ from test_curves import coordinates, curves, values
 from dnirnn.reports import plots
 from dnirnn.reports.curves import Point, reading
 from dnirnn.reports.recipes import BPTT, DNI, RECIPES, Arm, Column, columns
-from dnirnn.reports.report import (
-    Cell,
-    Table,
-    Trace,
-    costs,
-    draw,
-    figure_of,
-    limits_of,
-    markdown,
-    read_along,
-    said,
-    settings,
-)
+from dnirnn.reports.report import draw, markdown, said, settings
+from dnirnn.reports.tables import Cell, Table, Trace, costs, figure_of, limits_of, read_along
 
 COPY, PTB = RECIPES["copy"]("quick"), RECIPES["ptb"]("quick")
 some = curves().filter(len)

@@ -1,5 +1,5 @@
 // What a team must know of forks.
-#include "team.h"
+#include "cpu/team.h"
 
 #include <c10/util/Exception.h>
 #include <pthread.h>

@@ -1,1 +1,1 @@
-"""One run: the loop, the update, the log, the run folder and its checkpoints."""
+"""One run: the trainer, and its rooms: each file says what it does for a run."""

@@ -1,0 +1,154 @@
+"""What the fused operators return, for tracing: empty tensors of the right shape, dtype and device."""
+
+import torch
+from torch import Tensor
+
+
+def register() -> None:
+    """Tells torch of them, once the operators are loaded."""
+    for fake in (
+        lstm_tbptt,
+        lstm_tbptt_backward,
+        gated_lstm,
+        gated_lstm_backward,
+        masks,
+        regression,
+        recurrent,
+        recurrent_backward,
+    ):
+        torch.library.register_fake(f"dnirnn::{fake.__name__}", fake)
+
+
+def sizes(x: Tensor, weights: list[Tensor], truncation: int) -> tuple[int, ...]:
+    """(T, B, I, H, L, K, N) of a call."""
+    steps, batch, inputs = x.shape
+    length = min(truncation, steps)
+    chunks = -(-steps // length)
+    return steps, batch, inputs, weights[1].shape[1], len(weights) // 4, length, chunks
+
+
+def lstm_tbptt(x, state, probe, weights, estimator, truncation, scale, reset):
+    steps, batch, _, hidden, layers, length, chunks = sizes(x, weights, truncation)
+    sent = state.new_empty(chunks, *state.shape)
+    kept = (length, chunks, batch)
+    on_gpu = x.device.type == "cuda"
+    return (
+        x.new_empty(steps, batch, hidden),
+        sent,
+        torch.empty_like(sent) if estimator else state.new_empty(0),
+        x.new_empty(layers, *kept, hidden),
+        state.new_empty(layers, *kept, hidden),
+        (state if on_gpu else x).new_empty(layers, *kept, 4, hidden),
+        x.new_empty(layers - 1, *(kept if on_gpu else (steps, batch)), hidden),
+    )
+
+
+def lstm_tbptt_backward(
+    grad_output,
+    grad_sent,
+    x,
+    h,
+    c,
+    gates,
+    between,
+    weights,
+    reset,
+    truncation,
+    probe_rows,
+    with_grad_x,
+    with_grad_state,
+    with_grad_weights,
+):
+    steps, batch, inputs, hidden, layers, _, _ = sizes(x, weights, truncation)
+    size = 2 * layers * hidden
+    wanted = weights if with_grad_weights else []
+    return (
+        x.new_empty(steps if with_grad_x else 0, batch, inputs),
+        c.new_empty(batch if with_grad_state else 0, size),
+        c.new_empty(probe_rows, batch, size),
+        [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in wanted],
+    )
+
+
+def gated_lstm(x, state, probe, weights, norm, open_h, open_c, factor, truncation, reset):
+    steps, batch, _, hidden, _, length, chunks = sizes(x, weights, truncation)
+    kept = (length, chunks, batch)
+    normed = (length if norm else 0, chunks, batch)
+    return (
+        x.new_empty(steps, batch, hidden),
+        state.new_empty(chunks, *state.shape),
+        state.new_empty(*kept, hidden),
+        state.new_empty(*kept, hidden),
+        state.new_empty(*kept, 4, hidden),
+        state.new_empty(*normed, 4, hidden),
+        state.new_empty(*normed, 4),
+    )
+
+
+def gated_lstm_backward(
+    grad_output,
+    grad_sent,
+    x,
+    h,
+    c,
+    gates,
+    normed,
+    scales,
+    weights,
+    norm,
+    open_h,
+    open_c,
+    factor,
+    reset,
+    truncation,
+    with_grad_x,
+    with_grad_state,
+    with_grad_probe,
+    with_grad_weights,
+    with_grad_open_h,
+    with_grad_open_c,
+):
+    steps, batch, inputs, hidden, _, _, chunks = sizes(x, weights, truncation)
+
+    def like(tensors):
+        return [tensor.new_empty(tensor.shape) for tensor in tensors if with_grad_weights]
+
+    def of_gate(wanted, gate):
+        return c.new_empty(gate.shape if wanted else (0, batch, hidden))
+
+    return (
+        x.new_empty(steps if with_grad_x else 0, batch, inputs),
+        c.new_empty(batch if with_grad_state else 0, 2 * hidden),
+        c.new_empty(chunks if with_grad_probe else 0, batch, 2 * hidden),
+        like(weights),
+        like(norm),
+        of_gate(with_grad_open_h, open_h),
+        of_gate(with_grad_open_c, open_c),
+    )
+
+
+def masks(t, seed, size, threshold):
+    return t.new_empty(*t.shape, size, dtype=torch.bool)
+
+
+def regression(entered, target, estimator):
+    return entered.new_empty(()), [torch.empty_like(weight) for weight in estimator]
+
+
+def recurrent(x, h, w_ih, w_hh, b_ih, b_hh, gated):
+    steps, batch = x.shape[:2]
+    held = torch.promote_types(x.dtype, torch.float32)
+    gates = x.new_empty(steps if gated else 0, batch, 4, h.shape[1], dtype=held)
+    return x.new_empty(steps, batch, h.shape[1]), gates
+
+
+def recurrent_backward(grad_output, x, h, output, gates, w_ih, w_hh, gated, with_grad_x):
+    bias = w_ih.new_empty(w_ih.shape[0])
+    return (
+        x.new_empty(x.shape[0] if with_grad_x else 0, *x.shape[1:]),
+        h.new_empty(h.shape),
+        w_ih.new_empty(w_ih.shape),
+        w_hh.new_empty(w_hh.shape),
+        bias,
+        torch.empty_like(bias),
+    )

@@ -1,0 +1,68 @@
+"""The batches of a run's updates, and what an estimator is told of the steps after them."""
+
+from torch import Tensor
+
+from dnirnn.data import Batch, Stream
+from dnirnn.interface import Interface
+from dnirnn.masks import Masks
+from dnirnn.model import SequenceModel
+from dnirnn.true_gradient import TrueGradient
+
+
+def draw_steps(model: SequenceModel, steps: int | None) -> int | None:
+    """Steps of the next update, drawn where cuts are open; None: what is left of the sequence."""
+    truncated = model.truncated
+    return steps if truncated.open_cuts is None else truncated.truncation * truncated.draw_chunks()
+
+
+def read_on(batch: Batch, stream: Stream, reads: int) -> Batch:
+    """The stream's last batch with all the steps after it that an estimator reads."""
+    if batch.following is None or reads <= len(batch.following.x):
+        return batch
+    return batch._replace(following=ahead(stream, reads)._replace(following=None))
+
+
+def ahead(stream: Stream, steps: int | None) -> Batch:
+    """What the stream gives next; it stays where it is."""
+    place = stream.state_dict()
+    batch = stream.next(steps)
+    stream.load_state_dict(place)
+    return batch
+
+
+def look_ahead(model: SequenceModel, stream: Stream, batch: Batch, state: Tensor, t: int) -> None:
+    """Tells a model's TrueGradient what comes after the stream's last batch."""
+    oracle = model.truncated.estimator
+    if not batch.final:
+        chunks = oracle.lookahead
+        steps = None if chunks is None else chunks * model.truncated.truncation
+        batch = batch.then(ahead(stream, steps).to(state.device))
+
+    def run() -> tuple[Tensor, list[Interface]]:
+        nats, _, interfaces = model(batch, state, t)
+        return nats.sum(), interfaces
+
+    oracle.look(run)
+
+
+def looks_ahead(model: SequenceModel, stream: Stream, micro_batch: int | None) -> bool:
+    """Whether the estimator is a TrueGradient. Raises ValueError for what it could not foresee."""
+    if not isinstance(model.truncated.estimator, TrueGradient):
+        return False
+    if model.dropout.p:
+        raise ValueError(
+            "dropout must be 0 with TrueGradient, which can't foresee its masks; got"
+            f" {model.dropout.p}"
+        )
+    drawn = [part.drop for part in model.modules() if isinstance(part, Masks) and part.drop]
+    if stream.unbroken and drawn:
+        raise ValueError(
+            "zoneout and weight drop must be 0 with TrueGradient on a text, where each update"
+            f" draws masks that it can't foresee; got {drawn[0]}"
+        )
+    if micro_batch is not None and micro_batch < stream.batch_size:
+        raise ValueError(
+            f"micro_batch must be None with TrueGradient, which is told of whole batches; got"
+            f" {micro_batch}"
+        )
+    return True

@@ -1,0 +1,195 @@
+"""Saver: a run's checkpoints, best models and result in its run folder, and going on from there."""
+
+import json
+import time
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+
+from dnirnn.training import checkpoint as ckpt
+from dnirnn.training.checkpoint import CheckpointError
+from dnirnn.training.loading import load_checkpoint
+from dnirnn.training.log import Log
+from dnirnn.training.run_folder import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    LOG,
+    RESULT,
+    check_config,
+    check_owner,
+    free_name,
+    read_json,
+    take_down_change,
+    write_config,
+)
+from dnirnn.training.state import TrainingState, check_progress
+
+
+class Saver:
+    """Saves and restores ``state`` in the run folder ``folder``, whose log it opens.
+
+    run_config: what distinguishes the run; of its keys, may_change may differ from the folder's.
+    every, seconds: updates, and seconds of wall clock, from one checkpoint to the next, or None.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        state: TrainingState,
+        run_config: dict,
+        may_change: Collection[str] = (),
+        every: int | None = None,
+        seconds: float | None = None,
+    ):
+        self.folder, self.state = folder, state
+        self.run_config, self.may_change = run_config, may_change
+        self.every, self.seconds = every, seconds
+        self.log: Log | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state after this update is or will be saved."""
+        return self.folder / CHECKPOINTS / ckpt.name_of(self.state.progress.update)
+
+    @property
+    def last(self) -> Path:
+        """The last checkpoint there is."""
+        return ckpt.checkpoints(self.folder / CHECKPOINTS)[-1]
+
+    @property
+    def best(self) -> Path:
+        """Where the best model so far is."""
+        return self.folder / BEST / ckpt.name_of(self.state.progress.best["update"])
+
+    # Beginning and going on
+
+    def begin(self, tensorboard: bool = False) -> bool:
+        """Makes the run folder, or restores what the last checkpoint in it holds: whether it did."""
+        check_config(self.folder, self.run_config, self.may_change)
+        known = read_json(self.folder / CONFIG)
+        if known is None:
+            write_config(self.folder, self.run_config)
+        saved = ckpt.checkpoints(self.folder / CHECKPOINTS)
+        end, digest = self.restore(saved) if saved else (0, None)
+        update = self.state.progress.update
+        if known is not None and known != self.run_config:
+            take_down_change(self.folder, update, known, self.run_config)
+        self.log = Log(self.folder / LOG, end, tensorboard, update, digest)
+        self.check_best()
+        for best in ckpt.checkpoints(self.folder / BEST):
+            if ckpt.update_of(best) > update:
+                ckpt.remove(best)
+        self.saved_at = time.monotonic()
+        return bool(saved)
+
+    def restore(self, saved: list[Path]) -> tuple[int, str | None]:
+        """Loads the last of the checkpoints: the log's length at that time, in bytes, and SHA-256."""
+        try:
+            tree = ckpt.load_tree(saved[-1])
+        except CheckpointError as error:
+            if len(saved) < 2:
+                raise
+            raise CheckpointError(
+                f"{error}; without that folder, the run goes on from {saved[-2].name}"
+            ) from None
+        with ckpt.reading(saved[-1]):
+            check_progress(tree)
+            ckpt.check_fit(saved[-1], tree["model"], self.state.model.state_dict())
+            check_owner(self.folder, saved[-1], tree, self.run_config, self.may_change)
+            self.state.load_state_dict(tree)
+            return tree["log"], tree.get("log_sha256")
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+
+    # Checkpoints
+
+    def is_due(self) -> bool:
+        update = self.state.progress.update
+        return (self.every is not None and update % self.every == 0) or (
+            self.seconds is not None and time.monotonic() - self.saved_at >= self.seconds
+        )
+
+    def save(self) -> None:
+        """Writes the checkpoint of this update, once; the last two stay."""
+        if not (self.folder / CONFIG).exists():
+            self.make_again()
+        if not self.checkpoint.exists():
+            self.log.sync()
+            tree = {
+                "config": self.run_config,
+                **self.state.state_dict(),
+                "log": self.log.offset,
+                "log_sha256": self.log.digest.hexdigest(),
+            }
+            ckpt.save(self.checkpoint, *ckpt.flatten(tree))
+            for folder in (CHECKPOINTS, BEST):
+                ckpt.keep_last(self.folder / folder, 2)
+        self.saved_at = time.monotonic()
+
+    def save_again(self) -> None:
+        """Writes the checkpoint of this update anew."""
+        if self.checkpoint.exists():
+            ckpt.remove(self.checkpoint)
+        self.save()
+
+    def make_again(self) -> None:
+        """The folder was removed or moved while the run went on: what is known is put there."""
+        warnings.warn(
+            f"{self.folder} was removed or moved while the run went on; it is made again, with the"
+            " log and this update's checkpoint",
+            stacklevel=2,
+        )
+        with ckpt.writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        write_config(self.folder, self.run_config)
+        self.log.make_again()
+
+    # The best model
+
+    def keep_best(self) -> None:
+        """Saves the model, which is the best so far."""
+        best, model = self.state.progress.best, self.state.model.state_dict()
+        kept = {**best, "config": self.run_config, "model": model}
+        ckpt.save(self.best, *ckpt.flatten(kept))
+
+    def check_best(self) -> None:
+        """Goes on without the best model where it is damaged: the next one will be the best."""
+        if self.state.progress.best is not None:
+            try:
+                ckpt.load(self.best)
+            except CheckpointError as error:
+                self.drop_best(error)
+
+    def load_best(self) -> bool:
+        """Loads the best model, if there is one: whether there is."""
+        if self.state.progress.best is not None:
+            try:
+                load_checkpoint(self.best, self.state.model)
+            except CheckpointError as error:
+                self.drop_best(error)
+        return self.state.progress.best is not None
+
+    def drop_best(self, error: CheckpointError) -> None:
+        warnings.warn(
+            f"{error}: the run goes on without it, and the next evaluation is the best so far",
+            stacklevel=4,
+        )
+        if self.best.exists():
+            with ckpt.writing(self.best):
+                self.best.rename(free_name(self.best, "damaged"))
+        self.state.progress.forget_best()
+
+    # The result
+
+    def known_result(self, result: dict) -> dict | None:
+        """The result that was written before, if it says the same but for the test."""
+        known = read_json(self.folder / RESULT)
+        same = known is not None and {**known, "test": None} == {**result, "test": None}
+        return known if same else None
+
+    def write_result(self, result: dict) -> None:
+        ckpt.replace(self.folder / RESULT, json.dumps(result, indent=1).encode())

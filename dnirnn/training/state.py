@@ -1,0 +1,177 @@
+"""The state of a run: everything that the next update depends on, as checkpoints hold it."""
+
+import math
+import warnings
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dnirnn.data import Stream
+from dnirnn.model import SequenceModel
+from dnirnn.training.optimizers import restore_optimizer
+from dnirnn.training.rates import Rates
+
+# Sums over the updates since the last row of the log.
+PENDING = {
+    "updates": 0,
+    "nats": 0.0,
+    "targets": 0,
+    "estimator_error": 0.0,
+    "gradient_norm": 0.0,
+    "seconds": 0.0,
+}
+# Sums over the updates of the sequence at hand.
+SEQUENCE = {"nats": 0.0, "targets": 0}
+
+
+def bits_of(sums: dict) -> float:
+    """Mean bits per target."""
+    return sums["nats"] / max(sums["targets"], 1) / math.log(2)
+
+
+@dataclass
+class Progress:
+    """How far a run is. A checkpoint holds these fields as they are.
+
+    update, symbols, seconds: updates made, targets that counted, seconds of training.
+    state, t: the state [B, S] that the next update starts from (None: a sequence's start), and the
+        steps since its sequence's start.
+    pending, sequence: sums, as PENDING and SEQUENCE name them.
+    best: {"update", "symbols", **metrics} of the best evaluation so far.
+    evaluations_since_best: evaluations after it.
+    """
+
+    update: int = 0
+    symbols: int = 0
+    seconds: float = 0.0
+    state: Tensor | None = None
+    t: int = 0
+    pending: dict = field(default_factory=PENDING.copy)
+    sequence: dict = field(default_factory=SEQUENCE.copy)
+    best: dict | None = None
+    evaluations_since_best: int = 0
+
+    def add(self, told: dict[str, float], targets: int, seconds: float) -> None:
+        """Adds what an update told (see Updater) to the sums."""
+        now = {**told, "updates": 1, "targets": targets, "seconds": seconds}
+        for sums in (self.pending, self.sequence):
+            for name in sums:
+                sums[name] += now[name]
+
+    def add_seconds(self, seconds: float) -> None:
+        """Adds seconds of training that are no single update's."""
+        self.seconds += seconds
+        self.pending["seconds"] += seconds
+
+    def judge(self, metrics: dict[str, float]) -> bool:
+        """Takes down an evaluation: whether it is the best so far."""
+        if self.best is not None and metrics["bits"] >= self.best["bits"]:
+            self.evaluations_since_best += 1
+            return False
+        self.best = {"update": self.update, "symbols": self.symbols, **metrics}
+        self.evaluations_since_best = 0
+        return True
+
+    def forget_best(self) -> None:
+        self.best, self.evaluations_since_best = None, 0
+
+
+class Mark(NamedTuple):
+    """What an update changes but for the parameters and what of them is its optimizers'."""
+
+    update: int
+    symbols: int
+    t: int
+    stream: dict
+    rng: list[Tensor]
+    rates: tuple[list[dict], dict | None]
+
+
+class TrainingState:
+    """The model, its rates, the stream, how far they are: one state, to be saved and set again.
+
+    device: where the model is, whose random numbers belong to it.
+    """
+
+    def __init__(self, model: SequenceModel, rates: Rates, stream: Stream, device: torch.device):
+        self.model, self.rates, self.stream, self.device = model, rates, stream, device
+        self.progress = Progress()
+
+    def mark(self) -> Mark:
+        """Where the run is before an update, to go back to where the update can't be made."""
+        now = self.progress
+        place, rng = self.stream.state_dict(), get_rng(self.device)
+        return Mark(now.update, now.symbols, now.t, place, rng, self.rates.mark())
+
+    def go_back(self, mark: Mark) -> None:
+        """Sets what an update, that has left all parameters as they were, has changed."""
+        now = self.progress
+        now.update, now.symbols, now.t = mark.update, mark.symbols, mark.t
+        self.stream.load_state_dict(mark.stream)
+        set_rng(mark.rng, self.device)
+        self.rates.go_back(mark.rates)
+
+    def state_dict(self) -> dict:
+        progress = {one.name: getattr(self.progress, one.name) for one in fields(Progress)}
+        return {
+            **progress,
+            "epochs": float(self.stream.epochs),
+            "threads": torch.get_num_threads(),
+            "model": self.model.state_dict(),
+            "optimizers": [one.state_dict() for one in self.rates.optimizers],
+            "schedule": self.rates.schedule_state(),
+            "stream": self.stream.state_dict(),
+            "rng": get_rng(self.device),
+        }
+
+    def load_state_dict(self, tree: dict) -> None:
+        """Sets what :meth:`state_dict` said, of a tree that :func:`check_progress` found sound."""
+        if tree["threads"] != torch.get_num_threads():
+            warnings.warn(
+                f"this run began with {tree['threads']} threads and goes on with"
+                f" {torch.get_num_threads()}: its last bits may differ from an uninterrupted one's",
+                stacklevel=4,
+            )
+        self.model.load_state_dict(tree["model"])
+        for optimizer, state in zip(self.rates.optimizers, tree["optimizers"]):
+            restore_optimizer(optimizer, state)
+        self.rates.resume(tree["schedule"])
+        self.stream.load_state_dict(tree["stream"])
+        set_rng(tree["rng"], self.device)
+        for one in fields(Progress):
+            setattr(self.progress, one.name, tree[one.name])
+        if self.progress.state is not None:
+            self.progress.state = self.progress.state.to(self.device)
+
+
+def check_progress(tree: dict) -> None:
+    """Raises TypeError or ValueError for an entry of a checkpoint that no run has written."""
+    for name in ("update", "symbols", "t", "evaluations_since_best", "threads", "log"):
+        value = tree[name]
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{name} is {value!r:.40}")
+    if type(tree["seconds"]) is not float or not 0 <= tree["seconds"] < math.inf:
+        raise ValueError(f"seconds is {tree['seconds']!r:.40}")
+    if tree["state"] is not None and not isinstance(tree["state"], Tensor):
+        raise TypeError(f"state is {tree['state']!r:.40}")
+    for name, keys in (("pending", PENDING.keys()), ("sequence", SEQUENCE.keys())):
+        if not isinstance(tree[name], dict) or tree[name].keys() != keys:
+            raise ValueError(f"{name} is {tree[name]!r:.40}")
+    best = tree["best"]
+    if best is not None and not (isinstance(best, dict) and {"update", "bits"} <= best.keys()):
+        raise ValueError(f"best is {best!r:.40}")
+
+
+def get_rng(device: torch.device) -> list[Tensor]:
+    """The states of torch's global generators: the CPU's and the device's."""
+    states = [torch.get_rng_state()]
+    return states + [torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def set_rng(states: list[Tensor], device: torch.device) -> None:
+    """A run that began on another kind of device has no state for this one: its seed stays."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)

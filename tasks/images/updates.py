@@ -1,0 +1,55 @@
+"""Updates of the images task whose parts do not wait for one another."""
+
+from torch import Tensor
+
+from dnirnn.data import Batch
+from dnirnn.tasks.images.network import ImageModel, one_hot
+from dnirnn.tasks.images.options import ImagesOptions
+from dnirnn.training.trainer import Trainer
+from dnirnn.training.updater import TOLD
+
+
+class DecoupledUpdater:
+    """Updates of parts that do not wait for one another; as dnirnn.training.updater.Updater to a trainer.
+
+    Every part steps as soon as it can, so what is not finite is found after the update. The loss
+    that is told is that of the last time that the last part was updated.
+    """
+
+    full = True
+
+    def __init__(self, model: ImageModel):
+        self.model, self.told, self.loss = model, [], 0.0
+
+    def __call__(self, batch: Batch, state: Tensor, t: int) -> Tensor:
+        model, y = self.model, batch.y[0]
+        if model.state_size:
+            model.recall(state)
+        found = model.decoupled.learn(model.pictures(batch.x), y, one_hot(y))
+        if "loss" in found:
+            self.loss = float(found["loss"])
+        error = float(found.get("estimator_error", 0.0))
+        self.told.append(dict(nats=self.loss * len(y), estimator_error=error))
+        return model.kept() if model.state_size else state
+
+    def read(self) -> list[list[float]]:
+        told, self.told = self.told, []
+        return [[row.get(name, 0.0) for name in TOLD] for row in told]
+
+    def forget(self) -> None:
+        self.told = []
+
+
+def attach(trainer: Trainer, options: ImagesOptions) -> None:
+    """Has the trainer's updates made part by part, where they are not to be in lockstep.
+
+    An optimizer steps what has a gradient: one serves all parts, each in its turn.
+    """
+    if options.update == "lockstep":
+        return
+    decoupled = trainer.model.decoupled
+    optimizers = [*trainer.optimizers, None][:2]
+    decoupled.optimizers = [optimizers[0]] * len(decoupled.parts)
+    decoupled.estimator_optimizers = [optimizers[1]] * len(decoupled.estimators)
+    decoupled.synthetic_input_optimizers = optimizers[1:] * len(trainer.model.synthetic_inputs)
+    trainer.updater = DecoupledUpdater(trainer.model)
