@@ -5,14 +5,21 @@ sides, but where the precision says float32. In the whole step bfloat16 is autoc
 state of float32; for the operator alone it is a model of bfloat16 or float16 parameters.
 """
 
-import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 import dnirnn
+from benchmarks.cuda_timing import (
+    PRECISIONS,
+    alternate,
+    captured,
+    ceilings,
+    path_of,
+    peak_of,
+    products_of,
+)
 from benchmarks.op import INPUT
 from benchmarks.steps import EMBEDDING, SCALE, SYMBOLS, Text, plain_estimator
 from dnirnn.config.network import BFloat16Model
@@ -27,12 +34,6 @@ SHAPES = ((8, 1), (40, 1), (40, 5))  # steps, chunks
 # What others published for an H100: bfloat16, B 16, T 1024, 768 units; milliseconds.
 PUBLISHED = {"hidden": 768, "batch": 16, "steps": 1024, "inputs": 768}
 PUBLISHED_MS = {"cudnn": (2.01, 5.19), "flashrnn, without the input's product": (4.87, 13.61)}
-PRECISIONS = {
-    "bfloat16": torch.bfloat16,
-    "tf32": torch.float32,
-    "float32": torch.float32,
-    "float16": torch.float16,
-}
 PATHS = ("auto", "steps", "on chip")
 RATE, UNREAD = 1e-4, 4096
 
@@ -119,72 +120,6 @@ class Step:
     def joined(self, parts: Tensor) -> Tensor:
         """[B, 2 H], h then c, of [2, 1, B, H]."""
         return parts.squeeze(1).transpose(0, 1).flatten(1)
-
-
-@contextmanager
-def products_of(precision: str) -> Iterator[None]:
-    """float32 products may use tf32 but where it says float32: in torch, cuDNN's LSTM and ours."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    allowed = precision != "float32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-@contextmanager
-def path_of(name: str) -> Iterator[None]:
-    """How our operator takes its steps."""
-    torch.ops.dnirnn.cuda_path(name)
-    try:
-        yield
-    finally:
-        torch.ops.dnirnn.cuda_path("auto")
-
-
-def captured(call: Callable[[], None]) -> Callable[[], None]:
-    """A CUDA graph of a call that was warmed up."""
-    for _ in range(3):
-        call()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        call()
-    return graph.replay
-
-
-def alternate(
-    sides: dict[str, Callable[[], None]], seconds: float, rounds: int = 7
-) -> dict[str, float]:
-    """Median seconds of one call of each side, by CUDA events around turns of some milliseconds."""
-
-    def turn(call: Callable[[], None], repeats: int) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(repeats):
-            call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3 / repeats
-
-    repeats, times = {}, {name: [] for name in sides}
-    for name, call in sides.items():
-        turn(call, 3)
-        repeats[name] = max(1, min(1000, round(5e-3 / turn(call, 5))))
-    for _ in range(max(rounds, min(100, round(seconds / 5e-3)))):
-        for name, call in sides.items():
-            times[name].append(turn(call, repeats[name]))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def peak_of(call: Callable[[], None]) -> float:
-    """MiB that a call needs at its peak beyond what is there."""
-    torch.cuda.synchronize()
-    held = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - held) / 2**20
 
 
 def step_point(hidden: int, batch: int, precision: str, seconds: float, steps: int = 8) -> dict:
@@ -306,32 +241,6 @@ def floor_of(
         "bytes": moved / rates["bytes"],
         "steps": (steps + steps // chunks) * rates["step"],
     }
-
-
-def ceilings() -> dict[str, float]:
-    """What this GPU reaches: flops a second in products, bytes a second, seconds from step to step.
-
-    A step is a small kernel that waits for the one before, in a graph: what a recurrence pays that
-    is one kernel a step. A kernel that stays on the chip pays a barrier over its blocks.
-    """
-    rates = {}
-    for precision, dtype in PRECISIONS.items():
-        a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=dtype)
-        out = torch.empty_like(a)
-        with products_of(precision):
-            time = alternate({"mm": lambda: torch.mm(a, b, out=out)}, 0.1, 3)["mm"]
-        rates[precision] = 2 * 8192**3 / time
-    large = torch.randn(2**28, device="cuda")
-    into = torch.empty_like(large)
-    rates["bytes"] = 2 * 2**30 / alternate({"copy": lambda: into.copy_(large)}, 0.1)["copy"]
-    small = torch.zeros(32, device="cuda")
-
-    def chain() -> None:
-        for _ in range(200):
-            small.add_(1)
-
-    rates["step"] = alternate({"chain": captured(chain)}, 0.1)["chain"] / 200
-    return rates
 
 
 def report(quick: bool, seconds: float, keep: Callable[[dict], None]) -> dict:

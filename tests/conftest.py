@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from small_texts import text_of
 from strategies import CORES, STRAIGHT_THROUGH
 
 from dnirnn import Core, ops
@@ -42,6 +44,14 @@ def device(request, monkeypatch) -> str:
     torch.set_default_device(request.param)
     yield request.param
     torch.set_default_device(None)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A text file of 4,000 characters over ten letters."""
+    path = tmp_path_factory.mktemp("text") / "tiny.txt"
+    path.write_text(text_of(4000))
+    return path
 
 
 @pytest.fixture(params=["fused", "reference"])

@@ -150,6 +150,20 @@ def assert_equal_runs(folder, reference) -> None:
         assert torch.equal(tensor, expected[name]), name
 
 
+PLAIN = dict(optimizer="SGD", estimator_optimizer="SGD", lr=0.1, estimator_lr=0.1, clip=None)
+
+
+def train(folder, **config):
+    trainer = make_trainer(folder, evaluate=config.pop("evaluate", None), **config)
+    trainer.run()
+    return trainer
+
+
+def assert_same_weights(one, other, **tolerance):
+    for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text: f"{name}: {text}", **tolerance)
+
+
 # The resume law under SIGKILL
 
 UPDATES = 26

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from op_calls import make_call
 from strategies import Clock, Leaky, assert_close
-from test_op import make_call
 
 from dnirnn import (
     GRU,

@@ -5,8 +5,8 @@ The CPU's own laws run there as well: see the fixture `device`. `pytest -m cuda`
 
 import pytest
 import torch
+from op_calls import LARGE, Call, by_op, make_call
 from strategies import assert_close
-from test_op import LARGE, Call, by_op, make_call
 
 from dnirnn import LSTM, SyntheticGradient, Truncated, backward, ops
 

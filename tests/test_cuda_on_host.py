@@ -57,8 +57,9 @@ def library() -> Path:
 
 
 def test_the_laws_of_the_operator(library):
-    """tests/test_op.py, but for what concerns the CPU's threads and vectors, and the estimator."""
-    laws = ["test_op.py", "test_aux.py", "test_dense.py", "cuda_on_host/on_chip.py"]
+    """test_op and test_op_graph, but for the CPU's threads and vectors, and the estimator."""
+    laws = ["test_op.py", "test_op_graph.py", "test_aux.py", "test_dense.py"]
+    laws.append("cuda_on_host/on_chip.py")
     run(library, laws, 150)
 
 

@@ -5,8 +5,8 @@ test_cuda_on_host runs this. The emulated GPU has 12 multiprocessors, so 96 cell
 
 import pytest
 import torch
+from op_calls import FLOOR, assert_equals_the_loop, by_loop, by_op, make_call
 from strategies import assert_close
-from test_op import FLOOR, assert_equals_the_loop, by_loop, by_op, make_call
 
 TILES = {
     "groups of blocks": dict(steps=4, batch=70, inputs=3, hidden_size=24, truncation=2),
