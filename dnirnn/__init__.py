@@ -31,7 +31,7 @@ LATER = {
     "LoadedRun": "dnirnn.config.load",
     "load": "dnirnn.config.load",
     "Trainer": "dnirnn.training.trainer",
-    "TrainerConfig": "dnirnn.training.trainer",
+    "TrainerConfig": "dnirnn.training.config",
     "read_log": "dnirnn.training.log",
 }
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from dnirnn.data import Batch, Stream
 from dnirnn.model import SequenceModel
 from dnirnn.progress import minutes
-from dnirnn.training.trainer import TrainerConfig
+from dnirnn.training.config import TrainerConfig
 
 Measure = Callable[[SequenceModel], dict[str, float]]
 
