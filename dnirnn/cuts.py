@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dnirnn.estimators import GradientEstimator, ZeroGradient
+from dnirnn.estimators.base import tensors_of
 from dnirnn.interface import Interface, accumulate, make_probe
 
 OF_TIME_ONLY = {
@@ -96,6 +97,7 @@ def cut(
         bootstrap=bootstrap,
         context=contexts,
         predicted=predicted,
+        held=tensors_of(estimator),
     )
 
 

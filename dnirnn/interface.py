@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dnirnn.core import Pull
 from dnirnn.estimators import GradientEstimator, ZeroGradient
+from dnirnn.estimators.base import Held, as_held, swapped, tensors_of
 
 
 class Interface(NamedTuple):
@@ -44,6 +45,8 @@ class Interface(NamedTuple):
     steps: time steps of the call.
     predicted: as entered, what the estimator says there, unscaled, where that is known already: its
         regression need not ask again. None where it is not, as at cuts of time.
+    held: the estimator's parameters and buffers in the call: those that are fitted, where
+        ``torch.func.functional_call`` had put others in their place.
     """
 
     sent: Tensor
@@ -61,6 +64,7 @@ class Interface(NamedTuple):
     weight: Tensor | None = None
     steps: int = 1
     predicted: Tensor | None = None
+    held: Held = ()
 
 
 def make_probe(
@@ -170,7 +174,7 @@ def fit(
     errors = [accumulate(cut, unit, jacobians.get(id(cut))) for cut in cuts]
     found = {"estimator_error": mean(errors)}
     ahead = [
-        cut.estimator.ahead.accumulate(*cut.ahead[:2], weight=cut.ahead[2])
+        as_held(cut.held, lambda: cut.estimator.ahead.accumulate(*cut.ahead[:2], weight=cut.ahead[2]))
         for cut in cuts
         if cut.ahead is not None
     ]
@@ -188,11 +192,10 @@ def fit_in_part(
 
     kept: whether what is fitted without a gradient stays as it was where a target is not finite.
     """
-    estimators = {id(cut.estimator): cut.estimator for cut in cuts}.values()
-    parameters = [p for estimator in estimators for p in estimator.parameters()]
-    fitted = [p for p in parameters if p.requires_grad]
-    buffers = [] if not kept else [b for estimator in estimators for b in estimator.buffers()]
-    buffers += [] if not kept else [p for p in parameters if not p.requires_grad]
+    held = [entry for cut in cuts for entry in cut.held or tensors_of(cut.estimator)]
+    tensors = {id(tensor): tensor for _, _, tensor in held}.values()
+    fitted = [t for t in tensors if t.requires_grad]
+    buffers = [t for t in tensors if kept and not t.requires_grad]
     before = [buffer.clone() for buffer in buffers]
     gathered = [p.grad for p in fitted]
     for p in fitted:
@@ -229,6 +232,11 @@ def check_cuts(loss: Tensor, interfaces: Sequence[Interface]) -> list[Interface]
         if not isinstance(cut, Interface):
             raise TypeError(f"interfaces must be dnirnn.Interfaces; got {type(cut).__name__}")
         if cut.synthetic is not None:
+            if swapped(cut.held) and not all(t.is_leaf for _, _, t in cut.held):
+                raise ValueError(
+                    "interfaces has one whose estimator was given tensors that are computed from"
+                    " others (torch.func.functional_call): give it leaves, whose .grad is added to"
+                )
             live.append(cut)
         elif not isinstance(cut.estimator, ZeroGradient):
             raise ValueError(
@@ -354,5 +362,5 @@ def accumulate(cut: Interface, unit: float | Tensor, jacobian: Tensor | None) ->
     more += [] if jacobian is None else [jacobian]
     weighed = {} if weight is None else {"weight": weight}
     if cut.predicted is not None and cut.estimator.takes_predicted and not weighed:
-        return cut.estimator.accumulate(entered, target, predicted=cut.predicted.reshape(-1, *shape))
-    return cut.estimator.accumulate(entered, target, *more, **weighed)
+        more, weighed = [], {"predicted": cut.predicted.reshape(-1, *shape)}
+    return as_held(cut.held, lambda: cut.estimator.accumulate(entered, target, *more, **weighed))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dnirnn import ops
 from dnirnn.core import Core, advance, charging, check_state_is_one, keep_t, known_t, unroll
 from dnirnn.estimators import GradientEstimator, ZeroGradient
+from dnirnn.estimators.base import tensors_of
 from dnirnn.interface import Interface, make_probe
 
 
@@ -212,6 +213,7 @@ class Truncated(nn.Module):
         cut = Interface(
             sent, synthetic, entered, probe, self.estimator, terminal, bootstrap,
             context, pull, ahead, ended, weight=weight, steps=steps,
+            held=tensors_of(estimator),
         )  # fmt: skip
         return output, keep_t(core, sent[-1].detach().clone(), t0, reset, steps), cut
 
