@@ -1,6 +1,5 @@
 """A cut anywhere: the interface of time, between any two parts of any network."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +7,8 @@ from torch import Tensor
 
 from dnirnn.estimators import GradientEstimator, ZeroGradient
 from dnirnn.estimators.base import tensors_of
-from dnirnn.interface import Interface, accumulate, make_probe
+from dnirnn.interface import Interface, accumulate, guard, make_probe
+from dnirnn.loss import check_unit
 
 OF_TIME_ONLY = {
     "dense": "fits at the states within a chunk",
@@ -67,6 +67,7 @@ def cut(
         return onward, Interface(sent[None], None, entered[None], None, estimator)
     probe = make_probe(1, *h.shape, dtype=sent.dtype, device=h.device)
     onward = ((sent if through else entered) + probe.view(h.shape)).to(h.dtype)
+    guard(onward, probe)
     if through or not h.requires_grad:
         # What is sent back ends here: in nobody's gradient.
         sent = entered.detach().requires_grad_()
@@ -183,8 +184,3 @@ def receive(interface: Interface, unit: float = 1.0) -> Tensor:
         return interface.entered.new_zeros(())
     # The estimator may have stepped since it predicted.
     return accumulate(interface._replace(predicted=None), unit, None)
-
-
-def check_unit(unit: float) -> None:
-    if not 0 < unit < math.inf:
-        raise ValueError(f"unit must be positive and finite; got {unit!r}")

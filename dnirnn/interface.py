@@ -1,6 +1,5 @@
 """The cut between two chunks, and the one backward pass that serves every cut."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from torch import Tensor
 from dnirnn.core import Pull
 from dnirnn.estimators import GradientEstimator, ZeroGradient
 from dnirnn.estimators.base import Held, as_held, swapped, tensors_of
+from dnirnn.loss import unit_of
 
 
 class Interface(NamedTuple):
@@ -70,25 +70,43 @@ class Interface(NamedTuple):
 def make_probe(
     *shape: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Tensor:
-    """Zeros that require grad, for an Interface's probe.
+    """Zeros that require grad, for an Interface's probe."""
+    return torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
 
-    A backward pass that reaches them raises RuntimeError, unless it is that of :func:`backward` with
-    the probe's interface: any other one leaves the synthetic gradients out.
+
+def guard(output: Tensor, probe: Tensor) -> None:
+    """Sees to it that gradients reach ``output`` by :func:`backward`, with the probe's interface.
+
+    Any other backward pass leaves the synthetic gradients out: RuntimeError; a ``torch.autograd.grad``
+    is warned of, unless it asks for the probe's own.
     """
-    probe = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
-    probe.register_post_accumulate_grad_hook(refuse_other_backward)
-    return probe
 
-
-def refuse_other_backward(probe: Tensor) -> None:
-    if not getattr(probe, "reached", False):
-        raise RuntimeError(
-            "a backward pass went through a cut whose interface was not given to dnirnn.backward, so"
-            " no synthetic gradient was sent and no estimator fitted. In the place of"
-            " loss.backward() write dnirnn.backward(loss, interfaces), with the interfaces of every"
-            " call that the loss depends on; checkpoint with use_reentrant=False; or take"
-            " dnirnn.ZeroGradient() as the estimator, for plain truncation"
+    def check(_: Tensor) -> None:
+        if getattr(probe, "reached", False):
+            return
+        node = torch.autograd.graph.get_gradient_edge(probe).node
+        try:
+            whole = torch._C._will_engine_execute_node(node)
+        except RuntimeError:  # the probe's gradient is what is asked for
+            return
+        if whole:
+            raise RuntimeError(OTHER_BACKWARD)
+        warnings.warn(
+            "torch.autograd.grad, or backward(inputs=...), went through a cut: no synthetic gradient is"
+            " in what it returns. dnirnn.backward(loss, interfaces) adds those of the cuts to .grad",
+            stacklevel=2,
         )
+
+    output.register_hook(check)
+
+
+OTHER_BACKWARD = (
+    "a backward pass went through a cut whose interface was not given to dnirnn.backward, so no"
+    " synthetic gradient was sent and no estimator fitted. In the place of loss.backward() write"
+    " dnirnn.backward(loss, interfaces), with the interfaces of every call that the loss depends on;"
+    " checkpoint with use_reentrant=False; or take dnirnn.ZeroGradient() as the estimator, for plain"
+    " truncation"
+)
 
 
 def backward(
@@ -135,7 +153,8 @@ def backward(
     Source: Jaderberg et al. 2017, section 2.1 (the update and its bootstrapped target).
     """
     live = check_cuts(loss, interfaces)
-    unit = unit_of(loss, interfaces, unit, reduction, live)
+    sizes = [cut.steps * cut.sent.shape[1] for cut in interfaces]
+    unit = unit_of(loss, unit, reduction, sizes, fits=bool(live))
     if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
         raise ValueError(f"micro_batches must be an int of at least 1; got {micro_batches!r}")
     loss = charged(loss, interfaces, unit)
@@ -246,48 +265,6 @@ def check_cuts(loss: Tensor, interfaces: Sequence[Interface]) -> list[Interface]
     if len({id(cut.probe) for cut in live}) < len(live):
         raise ValueError("interfaces has one of them twice: give each once")
     return live
-
-
-def unit_of(
-    loss: Tensor,
-    interfaces: Sequence[Interface],
-    unit: float | None,
-    reduction: str | None,
-    live: list[Interface],
-) -> float:
-    """The unit that was given, or that of the reduction."""
-    if unit is not None:
-        if reduction is not None:
-            raise ValueError(f"unit and reduction say the same: give one; got {unit!r}, {reduction!r}")
-        if isinstance(unit, bool) or not isinstance(unit, (int, float)):
-            raise TypeError(f"unit must be a number; got {unit!r}")
-        if not 0 < unit < math.inf:
-            raise ValueError(f"unit must be positive and finite; got {unit!r}")
-        return unit
-    if reduction not in (None, "sum", "mean"):
-        raise ValueError(f'reduction must be "sum" or "mean"; got {reduction!r}')
-    if reduction == "mean" and interfaces:
-        sizes = {cut.steps * cut.sent.shape[1] for cut in interfaces}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"reduction of calls of different sizes {sorted(sizes)} (steps times rows): give unit"
-            )
-        return 1 / sizes.pop()
-    if reduction is None and live and is_mean(loss) and live[0].steps * live[0].sent.shape[1] > 1:
-        warnings.warn(
-            "the loss looks like a mean over steps and rows, and is taken as their sum: write"
-            ' dnirnn.backward(loss, interfaces, reduction="mean"), or "sum" where it is one',
-            stacklevel=3,
-        )
-    return 1.0
-
-
-def is_mean(loss: Tensor) -> bool:
-    """Whether the loss's last operation is a mean; a loss of torch keeps its reduction, 1 of them."""
-    made_by = loss.grad_fn
-    if made_by is None:
-        return False
-    return made_by.name().startswith("MeanBackward") or getattr(made_by, "_saved_reduction", 0) == 1
 
 
 def mean(errors: list[Tensor]) -> Tensor:

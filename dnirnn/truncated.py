@@ -9,7 +9,7 @@ from dnirnn import ops
 from dnirnn.core import Core, advance, charging, check_state_is_one, keep_t, known_t, unroll
 from dnirnn.estimators import GradientEstimator, ZeroGradient
 from dnirnn.estimators.base import tensors_of
-from dnirnn.interface import Interface, make_probe
+from dnirnn.interface import Interface, guard, make_probe
 
 
 class Truncated(nn.Module):
@@ -111,6 +111,8 @@ class Truncated(nn.Module):
         """
         with charging() as charges:
             output, state, cut = self.unroll(x_TBI, state_BS, t0, final, reset, context)
+        if cut.probe is not None:
+            guard(output, cut.probe)
         return output, state, [cut._replace(charge=sum(charges)) if charges else cut]
 
     def unroll(

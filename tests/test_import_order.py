@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     {"version"},
     {"files", "progress", "fakes"},
-    {"ops", "data", "device", "masks"},
+    {"ops", "data", "device", "masks", "loss"},
     {"core", "estimators", "interface", "true_gradient", "cuts", "decoupled"},
     {"lstm", "from_torch", "truncated", "feedforward"},
     {"cells"},
