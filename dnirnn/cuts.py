@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dnirnn.checks import check_flags, check_positive, check_tensors
 from dnirnn.estimators import GradientEstimator, ZeroGradient
 from dnirnn.estimators.base import tensors_of
-from dnirnn.interface import Interface, accumulate, guard, make_probe
-from dnirnn.loss import check_unit
+from dnirnn.interface import Interface, accumulate, check_interface, guard, make_probe
 
 OF_TIME_ONLY = {
     "dense": "fits at the states within a chunk",
@@ -57,6 +57,7 @@ def cut(
     section 2.
     """
     check(h, estimator, context)
+    check_flags(through=through)
     half = h.dtype in (torch.float16, torch.bfloat16)
     sent = h.float() if half else h
     entered = sent.detach()
@@ -132,6 +133,7 @@ def check(h: Tensor, estimator: GradientEstimator, context: Tensor | None) -> No
         raise ValueError(f"context must {must}; got {context if context is None else 'one'}")
     if context is None:
         return
+    check_tensors(context=context)
     asked = getattr(estimator, "context_size", context.shape[-1])
     if context.dim() != 2 or context.shape != (len(h), asked):
         raise ValueError(
@@ -152,7 +154,12 @@ def send(interface: Interface, below: Sequence[Interface] = (), unit: float = 1.
     below: the interfaces of the next cuts below, if there are any.
     unit: as of :func:`dnirnn.backward`.
     """
-    check_unit(unit)
+    check_positive(unit=unit)
+    check_interface(interface)
+    if not isinstance(below, (list, tuple)) or isinstance(below, Interface):
+        raise TypeError(f"below must be a list of interfaces; got {type(below).__name__}")
+    for lower in below:
+        check_interface(lower, "below")
     if interface.synthetic is None:
         return
     for lower in below:
@@ -179,7 +186,8 @@ def receive(interface: Interface, unit: float = 1.0) -> Tensor:
     The target meets the activations it belongs to, those of the interface. Returns the regression
     error, a detached 0-d tensor; 0 with ZeroGradient. Raises RuntimeError where nothing came back.
     """
-    check_unit(unit)
+    check_positive(unit=unit)
+    check_interface(interface)
     if interface.probe is None:
         return interface.entered.new_zeros(())
     # The estimator may have stepped since it predicted.

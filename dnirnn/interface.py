@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dnirnn.checks import check_sizes, shown
 from dnirnn.core import Pull
 from dnirnn.estimators import GradientEstimator, ZeroGradient
 from dnirnn.estimators.base import Held, as_held, swapped, tensors_of
@@ -155,8 +156,9 @@ def backward(
     live = check_cuts(loss, interfaces)
     sizes = [cut.steps * cut.sent.shape[1] for cut in interfaces]
     unit = unit_of(loss, unit, reduction, sizes, fits=bool(live))
-    if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
-        raise ValueError(f"micro_batches must be an int of at least 1; got {micro_batches!r}")
+    check_sizes(micro_batches=micro_batches)
+    if scaler is not None and not hasattr(scaler, "scale"):
+        raise TypeError(f"scaler must be a torch.amp.GradScaler; got {shown(scaler)}")
     loss = charged(loss, interfaces, unit)
     # What multiplies the loss beyond what the caller did; the estimators' gradients too.
     factor: float | Tensor = 1.0
@@ -236,10 +238,7 @@ def fit_in_part(
 
 def check_cuts(loss: Tensor, interfaces: Sequence[Interface]) -> list[Interface]:
     """The interfaces with an estimator, or an error that says what does not fit."""
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"loss must be a scalar tensor; got {type(loss).__name__}")
-    if loss.numel() != 1:
-        raise ValueError(f"loss must be a scalar; got shape {tuple(loss.shape)}")
+    check_scalar(loss)
     # An Interface is a tuple itself.
     if isinstance(interfaces, Interface) or not isinstance(interfaces, (list, tuple)):
         raise TypeError(
@@ -248,8 +247,7 @@ def check_cuts(loss: Tensor, interfaces: Sequence[Interface]) -> list[Interface]
         )
     live = []
     for cut in interfaces:
-        if not isinstance(cut, Interface):
-            raise TypeError(f"interfaces must be dnirnn.Interfaces; got {type(cut).__name__}")
+        check_interface(cut, "interfaces")
         if cut.synthetic is not None:
             if swapped(cut.held) and not all(t.is_leaf for _, _, t in cut.held):
                 raise ValueError(
@@ -265,6 +263,20 @@ def check_cuts(loss: Tensor, interfaces: Sequence[Interface]) -> list[Interface]
     if len({id(cut.probe) for cut in live}) < len(live):
         raise ValueError("interfaces has one of them twice: give each once")
     return live
+
+
+def check_scalar(loss: Tensor) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss must be a scalar tensor; got {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise ValueError(f"loss must be a scalar; got shape {tuple(loss.shape)}")
+    if not loss.requires_grad:
+        raise ValueError("loss must have a gradient; got one that requires none")
+
+
+def check_interface(cut: Interface, name: str = "interface") -> None:
+    if not isinstance(cut, Interface):
+        raise TypeError(f"{name} must be of dnirnn.Interface; got {type(cut).__name__}")
 
 
 def mean(errors: list[Tensor]) -> Tensor:

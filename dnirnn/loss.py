@@ -1,9 +1,10 @@
 """The unit of a loss: what it multiplies a sequence's own loss by, and how a mistake in it shows."""
 
-import math
 import warnings
 
 from torch import Tensor, float32
+
+from dnirnn.checks import check_positive, shown
 
 
 def unit_of(
@@ -19,10 +20,10 @@ def unit_of(
     if unit is not None:
         if reduction is not None:
             raise ValueError(f"unit and reduction say the same: give one; got {unit!r}, {reduction!r}")
-        check_unit(unit)
+        check_positive(unit=unit)
         return unit
-    if reduction not in (None, "sum", "mean"):
-        raise ValueError(f'reduction must be "sum" or "mean"; got {reduction!r}')
+    if reduction is not None and reduction not in ("sum", "mean"):
+        raise ValueError(f'reduction must be "sum" or "mean"; got {shown(reduction)}')
     if fits and is_scaled(loss):
         warnings.warn(
             "the loss looks scaled by a GradScaler, and its scale would be taken for the gradients':"
@@ -43,13 +44,6 @@ def unit_of(
             stacklevel=3,
         )
     return 1.0
-
-
-def check_unit(unit: float) -> None:
-    if isinstance(unit, bool) or not isinstance(unit, (int, float)):
-        raise TypeError(f"unit must be a number; got {unit!r}")
-    if not 0 < unit < math.inf:
-        raise ValueError(f"unit must be positive and finite; got {unit!r}")
 
 
 def is_mean(loss: Tensor) -> bool:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 # Each module may import those before its line, and, without a cycle, those on it.
 ORDER = [
-    {"version"},
+    {"version", "checks"},
     {"files", "progress", "fakes"},
     {"ops", "data", "device", "masks", "loss"},
     {"core", "estimators", "interface", "true_gradient", "cuts", "decoupled"},
