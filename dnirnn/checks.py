@@ -104,6 +104,13 @@ def check_tensors(**tensors: Tensor) -> None:
             raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
 
 
+def check_instances(kind: type, **given: object) -> None:
+    """Raises TypeError naming what is none of that kind."""
+    for name, value in given.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}; got {shown(value)}")
+
+
 def check_paths(**paths: str | os.PathLike) -> None:
     """Raises TypeError naming what is no path."""
     for name, value in paths.items():

@@ -159,7 +159,7 @@ CALLS = {
         dnirnn.ConvSyntheticGradient,
         dict(channels=3),
         KNOBS
-        | dict(channels=SIZE, hidden=WIDTHS, kernel_size=[2, *SIZE], context_size=COUNT, normalise=FLAG),
+        | dict(channels=SIZE, hidden=WIDTHS, kernel_size=[2, *SIZE], context_size=COUNT, normalise=FLAG, batch_norm=FLAG),
     ),
     "LeastSquares": (
         dnirnn.LeastSquares,
@@ -308,10 +308,10 @@ CALLS = {
         dict.fromkeys(("chunks", "log_every"), SIZE)
         | dict.fromkeys(
             ("updates", "micro_batch", "evaluate_every", "fidelity_every", "checkpoint_every",
-             "patience", "symbols"), [size for size in SIZE if size is not None],
+             "patience"), [size for size in SIZE if size is not None],
         )
         | dict.fromkeys(
-            ("minutes", "clip", "estimator_clip", "lift", "estimator_lift", "checkpoint_seconds"),
+            ("minutes", "symbols", "clip", "estimator_clip", "lift", "estimator_lift", "checkpoint_seconds"),
             [0, *(value for value in AMOUNT if value not in (None, math.inf))],
         )
         | dict.fromkeys(("lr", "estimator_lr"), [0, *AMOUNT])

@@ -55,7 +55,7 @@ class ConvSyntheticGradient(GradientEstimator):
         check_sequences(hidden=hidden)
         check_sizes(0, context_size=context_size)
         check_knobs(scale=scale, discount=discount)
-        check_flags(normalise=normalise)
+        check_flags(normalise=normalise, batch_norm=batch_norm)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, to keep the maps' size; got {kernel_size}")
         if batch_norm and not len(hidden):
