@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dnirnn.checks import check_sizes, shown
+from dnirnn.scanned import scanned
 
 Pull = Callable[[int, Tensor], Tensor]
 
@@ -63,8 +64,14 @@ class Core(nn.Module, abc.ABC):
             if t0 is not None:
                 check_t0(t0, batch)
         t0 = known_t(self, state_BS) if t0 is None else t0
+        if torch.compiler.is_exporting() and not self.exports_whole(x_TBI, reset):
+            return scanned(self, x_TBI, state_BS, t0, reset)
         output, ended = super().__call__(x_TBI, state_BS, t0, reset)
         return output, keep_t(self, ended, t0, reset, x_TBI.shape[0])
+
+    def exports_whole(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
+        """Whether ``forward`` is one graph for every length; else torch.export takes a scan of ``step``."""
+        return False
 
     def charge(self, amount: Tensor) -> None:
         """Adds to the loss that :func:`dnirnn.backward` goes back from.
@@ -72,7 +79,7 @@ class Core(nn.Module, abc.ABC):
         amount: 0-d, what the sequences' own losses grow by, summed over rows; attached to the
             graph. Outside of a call of :class:`dnirnn.Truncated` nobody takes it.
         """
-        charges = CHARGES.get()
+        charges = None if torch.compiler.is_exporting() else CHARGES.get()
         if charges is not None:
             charges.append(amount)
 
@@ -83,7 +90,8 @@ class Core(nn.Module, abc.ABC):
         parameter ``start`` [S]. What is given to a call as its state, and what a ``reset`` puts in a
         row, sends its gradient back there.
         """
-        check_sizes(batch_size=batch_size)
+        if not torch.compiler.is_compiling():
+            check_sizes(batch_size=batch_size)
         parameter = next(self.parameters(), None)
         if parameter is None:
             raise NotImplementedError(f"{type(self).__name__} has no parameters: write initial_state")

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# A truncation longer than any sequence: a number, where the length would be another graph of torch's.
+UNCUT = 2**31 - 1
+
 
 def register() -> None:
     """Tells torch of them, once the operators are loaded."""
@@ -22,8 +25,11 @@ def register() -> None:
 def sizes(x: Tensor, weights: list[Tensor], truncation: int) -> tuple[int, ...]:
     """(T, B, I, H, L, K, N) of a call."""
     steps, batch, inputs = x.shape
-    length = min(truncation, steps)
-    chunks = -(-steps // length)
+    if truncation == UNCUT:  # whatever the length: no graph is to ask
+        length, chunks = steps, 1
+    else:
+        length = min(truncation, steps)
+        chunks = -(-steps // length)
     return steps, batch, inputs, weights[1].shape[1], len(weights) // 4, length, chunks
 
 

@@ -34,6 +34,13 @@ def refuse_options(kind: type, options: dict[str, object]) -> None:
             raise TypeError(f"{kind.__name__} has no {name}: {how}; got {name}={value!r}")
 
 
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+FUNCTIONS = {
+    "LSTM": torch.lstm,
+    "GRU": torch.gru,
+    "RNN_TANH": torch.rnn_tanh,
+    "RNN_RELU": torch.rnn_relu,
+}
 SUPPORTED = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",
     torch.float16: "_is_mkldnn_fp16_supported",
@@ -98,8 +105,19 @@ class FromTorch(Core):
         given = x_TBI, tuple(parts) if self.parts == 2 else parts[0]
         if x_TBI.is_cpu and torch.is_autocast_enabled("cpu") and self.parts == 2:
             output, ended = self.reduced(*given)
+        elif torch.compiler.is_exporting():  # which a module that gathers its weights refuses
+            output, ended = functional(module, *given)
         else:
             output, ended = module(*given)
         ended = ended if self.parts == 2 else (ended,)
         state = torch.stack(ended, 1).permute(2, 0, 1, 3)
         return output, state.reshape(len(state_BS), self.state_size).to(state_BS.dtype)
+
+
+def functional(module: nn.RNNBase, x: Tensor, state: Tensor | tuple[Tensor, Tensor]) -> tuple:
+    """module(x, state), of its attributes' weights."""
+    names = NAMES if module.bias else NAMES[:2]
+    weights = [getattr(module, f"{name}_l{i}") for i in range(module.num_layers) for name in names]
+    options = (module.bias, module.num_layers, 0.0, module.training, False, False)
+    output, *ended = FUNCTIONS[module.mode](x, state, weights, *options)
+    return output, tuple(ended) if len(ended) > 1 else ended[0]

@@ -9,9 +9,7 @@ from torch.nn import functional as F
 from dnirnn import ops
 from dnirnn.checks import check_sizes, check_tensors
 from dnirnn.core import Core, Pull, between_resets, resets_to
-from dnirnn.from_torch import refuse_options
-
-NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+from dnirnn.from_torch import NAMES, refuse_options
 
 
 class LSTM(Core):
@@ -169,6 +167,9 @@ class LSTM(Core):
         if reset is not None or not ops.fused_for(x_TBI):
             return super().unroll_dense(x_TBI, state_BS, probe_TBS, truncation, t0, reset)
         return ops.lstm_dense(x_TBI, state_BS, probe_TBS, self.weights, truncation)
+
+    def exports_whole(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
+        return self.fused_for(x_TBI, reset)
 
     def fused_for(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
         """Whether all chunks go through the operator in one call."""

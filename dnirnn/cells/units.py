@@ -7,17 +7,14 @@ from torch.nn import functional as F
 from dnirnn import ops
 from dnirnn.checks import check_sizes
 from dnirnn.core import has_hooks
-from dnirnn.from_torch import FromTorch
-from dnirnn.lstm import NAMES
+from dnirnn.from_torch import NAMES, FromTorch, functional
 
 
 class Layers(nn.RNNBase):
     """torch.nn.GRU, or torch.nn.RNN with tanh, under another class: torch.compile refuses those."""
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        run = torch.gru if self.mode == "GRU" else torch.rnn_tanh
-        options = (self.bias, self.num_layers, 0.0, self.training, False, False)
-        return run(x, h, self.weights, *options)
+        return functional(self, x, h)
 
     @property
     def weights(self) -> list[Tensor]:
@@ -44,6 +41,9 @@ class Units(FromTorch):
     def weights(self) -> list[Tensor]:
         """Those of the layers, as LSTM's."""
         return self.module.weights
+
+    def exports_whole(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
+        return reset is None and x_TBI.device.type == "cpu" and ops.fused_for(x_TBI)
 
     def run(self, x_TBI: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         module = self.module

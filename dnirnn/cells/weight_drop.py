@@ -109,6 +109,9 @@ class WeightDrop(Core):
             return super().unroll_pulling(x_TBI, state_BS, probe_NBS, truncation, t0, reset)
         return self.dropped("unroll_pulling", x_TBI, state_BS, probe_NBS, truncation, t0, reset)
 
+    def exports_whole(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
+        return resets_to(self, WeightDrop, reset)
+
     def dropped(self, method: str, *arguments):
         """``core.method(*arguments)``, with the weights that a mask has gone over."""
         if not self.training:

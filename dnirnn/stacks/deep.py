@@ -159,6 +159,9 @@ class Deep(Core):
         output, sent = self.through(x_TBI, t0, reset, run)
         return output, sent, torch.cat(entered, 2)
 
+    def exports_whole(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
+        return resets_to(self, Deep, reset)
+
     def through(
         self,
         x_TBI: Tensor,
