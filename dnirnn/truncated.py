@@ -22,6 +22,12 @@ from dnirnn.estimators import GradientEstimator, ZeroGradient
 from dnirnn.estimators.base import tensors_of
 from dnirnn.interface import Interface, guard, make_probe
 
+COMPILED = (
+    "a Truncated with an estimator can't be captured whole: its probes require a gradient, which"
+    " torch.compile takes of no tensor that it makes itself. Compile the core, truncated.compile("
+    "fullgraph=True); or leave fullgraph out"
+)
+
 
 class Truncated(nn.Module):
     """Unrolls ``core`` in chunks of ``truncation`` steps; no gradient crosses from chunk to chunk.
@@ -116,11 +122,21 @@ class Truncated(nn.Module):
 
         Raises TypeError or ValueError naming the argument that does not fit.
         """
+        if torch.compiler.is_dynamo_compiling():
+            if torch.is_grad_enabled() and not isinstance(self.estimator, ZeroGradient):
+                torch._dynamo.graph_break(msg=COMPILED)
+            else:
+                output, state, cut = self.unroll(x_TBI, state_BS, t0, final, reset, context)
+                return output, state, [cut]
         with charging() as charges:
             output, state, cut = self.unroll(x_TBI, state_BS, t0, final, reset, context)
         if cut.probe is not None:
             guard(output, cut.probe)
         return output, state, [cut._replace(charge=sum(charges)) if charges else cut]
+
+    def compile(self, *arguments, **options) -> None:
+        """Compiles the core, as ``core.compile`` does; what is around it stays Python's."""
+        self.core.compile(*arguments, **options)
 
     def unroll(
         self,

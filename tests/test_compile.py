@@ -13,6 +13,7 @@ from dnirnn import (
     Dilated,
     SyntheticGradient,
     Truncated,
+    ZeroGradient,
     backward,
     ops,
 )
@@ -169,6 +170,43 @@ def test_truncated_around_a_compiled_core(path):
         gradients = [parameter.grad.clone() for parameter in truncated.parameters()]
         updates.append([output, *gradients, result["estimator_error"]])
     assert_close(updates[1], updates[0], 1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda: LSTM(3, 4), lambda: Clock(3, 4)])
+def test_plain_truncation_compiles_whole(path, make):
+    torch._dynamo.reset()
+    core = make().double()
+    truncated = Truncated(core, 2, ZeroGradient())
+    x, state = torch.randn(5, 2, 3).double(), torch.randn(2, core.state_size).double()
+    found = []
+    for run in (truncated, torch.compile(truncated, fullgraph=True, backend="aot_eager")):
+        output, ended, cuts = run(x, state, 0)
+        backward(output.square().sum(), cuts)
+        found.append([output, ended, *(p.grad for p in core.parameters())])
+        core.zero_grad()
+    assert_close(found[1], found[0])
+
+
+def test_with_an_estimator_the_core_is_what_is_compiled():
+    torch._dynamo.reset()
+    x, state = torch.randn(5, 2, 3), torch.zeros(2, 4)
+    truncated = Truncated(Clock(3, 4), 2, SyntheticGradient(4))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"truncated\.compile\(fullgraph=True\)"):
+        torch.compile(truncated, fullgraph=True, backend="aot_eager")(x, state, 0)
+    expected = truncated(x, state, 0)[0]
+    torch._dynamo.reset()
+    assert_close(torch.compile(truncated, backend="aot_eager")(x, state, 0)[0], expected, 1e-6)
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph
+
+    truncated.compile(fullgraph=True, backend=count)
+    output, _, cuts = truncated(x, state, 0)
+    assert graphs
+    assert_close(output, expected, 1e-6)
+    assert backward(output.square().sum(), cuts)["estimator_error"] > 0
 
 
 @needs_op

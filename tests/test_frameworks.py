@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from strategies import EXAMPLES
+from test_compile import needs_op
 from torch.func import functional_call
 
 from dnirnn import backward
@@ -40,6 +41,12 @@ def test_lightning(plain):
 def test_accelerate(plain):
     pytest.importorskip("accelerate", reason="accelerate is not installed: pip install accelerate")
     assert importlib.import_module("with_accelerate").train() == pytest.approx(plain[1], **CLOSE)
+
+
+@needs_op
+def test_an_exported_program_has_the_network_s_losses():
+    own, program = importlib.import_module("with_export").evaluate()
+    assert program == pytest.approx(own, **CLOSE) and len(own) == 12
 
 
 def share(rank: int, folder) -> None:
