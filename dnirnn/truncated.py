@@ -359,7 +359,7 @@ def check_context(
         raise ValueError(f"context is for an estimator that needs one; {estimator} does not")
     shape = None if context is None else tuple(context.shape)
     size = getattr(estimator, "context_size", None if shape is None else shape[-1])
-    if shape not in ((steps + 1, batch, size), (batch, size)):
+    if context is None or shape not in ((steps + 1, batch, size), (batch, size)):
         raise ValueError(
             f"context must be [{steps + 1}, {batch}, {size}] or [{batch}, {size}] for this x and"
             f" estimator; got {shape}"

@@ -30,7 +30,7 @@ def make_optimizer(
 
     Fused where it can, and such that a CUDA graph can hold its step where the parameters are there.
     """
-    kind = getattr(torch.optim, name, None)
+    kind: Any = getattr(torch.optim, name, None)
     known = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
     if not known or name in ("Optimizer", "LBFGS", "SparseAdam"):
         raise ValueError(
@@ -77,7 +77,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, name: str | None, options: d
             raise ValueError(f"schedule_options need a schedule; got {options!r}")
         return None
     schedules = torch.optim.lr_scheduler
-    kind = getattr(schedules, name, None)
+    kind: Any = getattr(schedules, name, None)
     plain = isinstance(kind, type) and issubclass(kind, schedules.LRScheduler)
     refused = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler")
     if not plain or name in refused:
@@ -115,10 +115,8 @@ def scalars_of(state: dict) -> dict:
 
 
 def norm_of(gradients: list[Tensor]) -> Tensor | float:
-    """The norm of all gradients together."""
-    if not gradients:
-        return 0.0
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    """The norm of all gradients together; 0.0 where there is none."""
+    return nn.utils.get_total_norm(gradients) if gradients else 0.0
 
 
 def rescale(
