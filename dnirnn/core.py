@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dnirnn.checks import check_sizes, shown
+
 Pull = Callable[[int, Tensor], Tensor]
 
 # Of the call of a Truncated at hand, in this thread.
@@ -55,7 +57,12 @@ class Core(nn.Module, abc.ABC):
         t0: int | Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        check_state_is_one(self, state_BS)
+        if torch.compiler.is_compiling():
+            check_state_is_one(self, state_BS)
+        else:
+            _, batch = check_inputs(self, x_TBI, state_BS, reset)
+            if t0 is not None:
+                check_t0(t0, batch)
         t0 = known_t(self, state_BS) if t0 is None else t0
         output, ended = super().__call__(x_TBI, state_BS, t0, reset)
         return output, keep_t(self, ended, t0, reset, x_TBI.shape[0])
@@ -77,6 +84,7 @@ class Core(nn.Module, abc.ABC):
         parameter ``start`` [S]. What is given to a call as its state, and what a ``reset`` puts in a
         row, sends its gradient back there.
         """
+        check_sizes(batch_size=batch_size)
         parameter = next(self.parameters(), None)
         if parameter is None:
             raise NotImplementedError(f"{type(self).__name__} has no parameters: write initial_state")
@@ -210,6 +218,16 @@ def resets_to(core: Core, kind: Any, reset: Tensor | None) -> bool:
     return reset is None or type(core).initial_state is kind.initial_state
 
 
+def check_core(**cores: Core) -> None:
+    """Raises TypeError naming what is no Core."""
+    for name, core in cores.items():
+        if not isinstance(core, Core):
+            torchs = " (wrap an nn.LSTM, nn.GRU or nn.RNN in dnirnn.FromTorch)"
+            how = torchs if isinstance(core, nn.RNNBase) else ""
+            got = type(core).__name__ if isinstance(core, nn.Module) else shown(core)
+            raise TypeError(f"{name} must be a dnirnn.Core; got {got}{how}")
+
+
 def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_pre_hooks
@@ -239,7 +257,61 @@ def check_state_is_one(core: Core, state: Tensor) -> None:
     if isinstance(state, Tensor):
         return
     how = " (core.pack_state(h, c) makes one of torch's)" if hasattr(core, "pack_state") else ""
+    how = " (core.initial_state(B) is where a sequence starts)" if state is None else how
     raise TypeError(f"state must be one tensor [B, {core.state_size}]{how}; got {type(state).__name__}")
+
+
+def check_inputs(
+    core: Core, x: Tensor, state: Tensor, reset: Tensor | None
+) -> tuple[int, int]:
+    """(T, B), or a ValueError or TypeError that names what does not fit."""
+    check_state_is_one(core, state)
+    for name, value in (("x", x), ("reset", reset)):
+        if not isinstance(value, Tensor) and not (name == "reset" and value is None):
+            kind = "a bool tensor [T, B] or None" if name == "reset" else "a tensor"
+            raise TypeError(f"{name} must be {kind}; got {type(value).__name__}")
+    if x.dim() != 3 or x.shape[2] != core.input_size or 0 in x.shape[:2]:
+        raise ValueError(
+            f"x must be [T, B, {core.input_size}] with T and B at least 1; got {tuple(x.shape)}"
+        )
+    steps, batch = x.shape[:2]
+    if tuple(state.shape) != (batch, core.state_size):
+        raise ValueError(
+            f"state must be [{batch}, {core.state_size}] for this x; got {tuple(state.shape)}"
+        )
+    if state.device != x.device:
+        raise ValueError(f"state is on {state.device}, x on {x.device}: they must be on one device")
+    if not (x.is_floating_point() and state.is_floating_point()):
+        raise TypeError(f"x and state must be floating point; got {x.dtype} and {state.dtype}")
+    parameter = next(core.parameters(), x)
+    if parameter.device != x.device:
+        raise ValueError(
+            f"x is on {x.device}, the core on {parameter.device}: they must be on one device"
+        )
+    if parameter.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"x is {x.dtype}, the core's parameters {parameter.dtype}: they must have one dtype"
+        )
+    held = torch.promote_types(parameter.dtype, torch.float32)
+    if state.dtype != held:
+        raise TypeError(
+            f"state must be {held} for a core of {parameter.dtype} parameters; got {state.dtype}"
+        )
+    if reset is not None:
+        if reset.dtype != torch.bool:
+            raise TypeError(f"reset must be a bool tensor; got {reset.dtype}")
+        if tuple(reset.shape) != (steps, batch):
+            raise ValueError(f"reset must be [{steps}, {batch}]; got {tuple(reset.shape)}")
+    return steps, batch
+
+
+def check_t0(t0: int | Tensor, batch: int) -> None:
+    if isinstance(t0, int) and not isinstance(t0, bool):
+        return
+    if not isinstance(t0, Tensor) or t0.dtype != torch.int64:
+        raise TypeError(f"t0 must be an int or a LongTensor [B]; got {t0!r}")
+    if tuple(t0.shape) != (batch,):
+        raise ValueError(f"t0 must be an int or [{batch}]; got {tuple(t0.shape)}")
 
 
 def reads_t(core: Core) -> bool | None:

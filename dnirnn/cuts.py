@@ -1,13 +1,14 @@
 """A cut anywhere: the interface of time, between any two parts of any network."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from dnirnn.checks import check_flags, check_positive, check_tensors
 from dnirnn.estimators import GradientEstimator, ZeroGradient
-from dnirnn.interface import Interface, accumulate, make_probe
+from dnirnn.estimators.base import tensors_of
+from dnirnn.interface import Interface, accumulate, check_interface, guard, make_probe
 
 OF_TIME_ONLY = {
     "dense": "fits at the states within a chunk",
@@ -56,6 +57,7 @@ def cut(
     section 2.
     """
     check(h, estimator, context)
+    check_flags(through=through)
     half = h.dtype in (torch.float16, torch.bfloat16)
     sent = h.float() if half else h
     entered = sent.detach()
@@ -66,6 +68,7 @@ def cut(
         return onward, Interface(sent[None], None, entered[None], None, estimator)
     probe = make_probe(1, *h.shape, dtype=sent.dtype, device=h.device)
     onward = ((sent if through else entered) + probe.view(h.shape)).to(h.dtype)
+    guard(onward, probe)
     if through or not h.requires_grad:
         # What is sent back ends here: in nobody's gradient.
         sent = entered.detach().requires_grad_()
@@ -96,6 +99,7 @@ def cut(
         bootstrap=bootstrap,
         context=contexts,
         predicted=predicted,
+        held=tensors_of(estimator),
     )
 
 
@@ -129,6 +133,7 @@ def check(h: Tensor, estimator: GradientEstimator, context: Tensor | None) -> No
         raise ValueError(f"context must {must}; got {context if context is None else 'one'}")
     if context is None:
         return
+    check_tensors(context=context)
     asked = getattr(estimator, "context_size", context.shape[-1])
     if context.dim() != 2 or context.shape != (len(h), asked):
         raise ValueError(
@@ -149,7 +154,12 @@ def send(interface: Interface, below: Sequence[Interface] = (), unit: float = 1.
     below: the interfaces of the next cuts below, if there are any.
     unit: as of :func:`dnirnn.backward`.
     """
-    check_unit(unit)
+    check_positive(unit=unit)
+    check_interface(interface)
+    if not isinstance(below, (list, tuple)) or isinstance(below, Interface):
+        raise TypeError(f"below must be a list of interfaces; got {type(below).__name__}")
+    for lower in below:
+        check_interface(lower, "below")
     if interface.synthetic is None:
         return
     for lower in below:
@@ -176,13 +186,9 @@ def receive(interface: Interface, unit: float = 1.0) -> Tensor:
     The target meets the activations it belongs to, those of the interface. Returns the regression
     error, a detached 0-d tensor; 0 with ZeroGradient. Raises RuntimeError where nothing came back.
     """
-    check_unit(unit)
+    check_positive(unit=unit)
+    check_interface(interface)
     if interface.probe is None:
         return interface.entered.new_zeros(())
     # The estimator may have stepped since it predicted.
     return accumulate(interface._replace(predicted=None), unit, None)
-
-
-def check_unit(unit: float) -> None:
-    if not 0 < unit < math.inf:
-        raise ValueError(f"unit must be positive and finite; got {unit!r}")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dnirnn.checks import check_positive, check_words, shown
 from dnirnn.cuts import cut, receive, send
 from dnirnn.estimators import GradientEstimator
 from dnirnn.interface import Interface, backward
@@ -20,6 +21,17 @@ class Said(NamedTuple):
     h: Tensor
     y: Tensor
     context: Tensor | None
+
+
+def check_list(name: str, given: Sequence, kind: type | tuple[type, ...]) -> None:
+    """Raises TypeError naming what is no list of such things."""
+    if not isinstance(given, (list, tuple, nn.ModuleList)):
+        raise TypeError(f"{name} must be a list; got {shown(given)}")
+    for one in given:
+        if not isinstance(one, kind):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            words = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+            raise TypeError(f"{name} must be of {words}; got {shown(one)}")
 
 
 class Decoupled(nn.Module):
@@ -68,9 +80,20 @@ class Decoupled(nn.Module):
         synthetic_input_optimizers: Sequence[Optimizer] = (),
     ):
         super().__init__()
-        if update not in UPDATES:
-            raise ValueError(f"update must be one of {', '.join(UPDATES)}; got {update!r}")
-        if not 0 < probability <= 1:
+        check_words(UPDATES, update=update)
+        check_positive(probability=probability)
+        if not callable(loss):
+            raise TypeError(f"loss must be a function of (output, y); got {shown(loss)}")
+        check_list("modules", modules, nn.Module)
+        check_list("estimators", estimators, GradientEstimator)
+        check_list("optimizers", optimizers, (Optimizer, type(None)))
+        check_list("estimator_optimizers", estimator_optimizers, (Optimizer, type(None)))
+        check_list("synthetic_input_optimizers", synthetic_input_optimizers, Optimizer)
+        if synthetic_inputs is not None:
+            check_list("synthetic_inputs", synthetic_inputs, nn.Module)
+        if not modules:
+            raise ValueError("modules must be at least one; got none")
+        if probability > 1:
             raise ValueError(f"probability must be above 0 and at most 1; got {probability!r}")
         if probability != 1 and update != "random":
             raise ValueError(f"probability goes with update random; got {probability} with {update}")

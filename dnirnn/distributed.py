@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dnirnn.checks import check_tensors
 from dnirnn.estimators import BPLambda, LeastSquares, SyntheticGradient
 
 
@@ -92,6 +93,7 @@ def rows_of(batch: Tensor, dim: int = 1, group: dist.ProcessGroup | None = None)
 
     Raises ValueError where the ranks can't have equally many.
     """
+    check_tensors(batch=batch)
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     rows = batch.shape[dim]
     if rows % ranks:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from dnirnn.checks import shown
 from dnirnn.core import Core, between_resets
 
 REFUSED = {
@@ -14,14 +15,24 @@ REFUSED = {
 }
 
 
+# Options of torch.nn's modules that are as they are here: their one value, and what to write for others.
+FIXED = {
+    "bias": (True, "without them, dnirnn.FromTorch of torch.nn's module"),
+    "nonlinearity": ("tanh", 'with relu, dnirnn.FromTorch(torch.nn.RNN(..., nonlinearity="relu"))'),
+}
+
+
 def refuse_options(kind: type, options: dict[str, object]) -> None:
     """Raises TypeError for the options of torch.nn's modules that ``kind`` has none of."""
     for name, value in options.items():
-        why = REFUSED.get(name)
-        if why is None:
+        fixed, how = FIXED.get(name, (False, REFUSED.get(name)))
+        if how is None or (name == "nonlinearity" and kind.__name__ != "RNN"):
             raise TypeError(f"{kind.__name__} has no argument {name}; got {name}={value!r}")
-        if value:
-            raise TypeError(f"{kind.__name__} has no {name}: {why}; got {name}={value!r}")
+        if name in FIXED and value != fixed:
+            raise TypeError(f"{kind.__name__} has {name}={fixed!r}: {how}; got {name}={value!r}")
+        if name in REFUSED and value:
+            raise TypeError(f"{kind.__name__} has no {name}: {how}; got {name}={value!r}")
+
 
 SUPPORTED = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",
@@ -45,7 +56,7 @@ class FromTorch(Core):
         super().__init__()
         if not isinstance(module, nn.RNNBase):
             raise TypeError(
-                f"module must be an nn.LSTM, nn.GRU or nn.RNN; got {type(module).__name__}"
+                f"module must be an nn.LSTM, nn.GRU or nn.RNN; got {shown(module)}"
             )
         for name, why in REFUSED.items():
             if getattr(module, name):

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from dnirnn.core import Core, step, with_t
+from dnirnn.checks import check_sizes, check_words
+from dnirnn.core import Core, check_core, step, with_t
 from dnirnn.estimators import GradientEstimator, SyntheticGradient, ZeroGradient
 from dnirnn.truncated import Truncated
 
@@ -45,13 +46,8 @@ class Hierarchy(Core):
 
     def __init__(self, fast: Core, slow: Core, period: int):
         super().__init__()
-        for name, core in (("fast", fast), ("slow", slow)):
-            if not isinstance(core, Core):
-                raise TypeError(f"{name} must be a dnirnn.Core; got {type(core).__name__}")
-        if isinstance(period, bool) or not isinstance(period, int):
-            raise TypeError(f"period must be an int; got {period!r}")
-        if period < 1:
-            raise ValueError(f"period must be at least 1 step; got {period}")
+        check_core(fast=fast, slow=slow)
+        check_sizes(period=period)
         if slow.input_size != fast.output_size:
             raise ValueError(
                 f"slow must take fast's output of {fast.output_size};"
@@ -122,12 +118,11 @@ class Hierarchy(Core):
 
         Raises ValueError for another way, ticks below 1, or an estimator with a way of none.
         """
-        if training not in ("full", "truncated", "dni"):
-            raise ValueError(f"training must be full, truncated or dni; got {training!r}")
-        if ticks < 1:
-            raise ValueError(f"ticks must be at least 1; got {ticks}")
+        check_words(("full", "truncated", "dni"), training=training)
+        check_sizes(ticks=ticks)
         if training == "dni":
-            return Truncated(self, self.period, estimator or self.linear_estimator())
+            estimator = self.linear_estimator() if estimator is None else estimator
+            return Truncated(self, self.period, estimator)
         if estimator is not None:
             raise ValueError(f"estimator goes with training dni; got one with {training}")
         return Truncated(self, self.period * (ticks if training == "full" else 1), ZeroGradient())

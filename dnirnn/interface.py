@@ -1,6 +1,5 @@
 """The cut between two chunks, and the one backward pass that serves every cut."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,8 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dnirnn.checks import check_sizes, shown
 from dnirnn.core import Pull
 from dnirnn.estimators import GradientEstimator, ZeroGradient
+from dnirnn.estimators.base import Held, as_held, swapped, tensors_of
+from dnirnn.loss import unit_of
 
 
 class Interface(NamedTuple):
@@ -44,6 +46,8 @@ class Interface(NamedTuple):
     steps: time steps of the call.
     predicted: as entered, what the estimator says there, unscaled, where that is known already: its
         regression need not ask again. None where it is not, as at cuts of time.
+    held: the estimator's parameters and buffers in the call: those that are fitted, where
+        ``torch.func.functional_call`` had put others in their place.
     """
 
     sent: Tensor
@@ -61,30 +65,49 @@ class Interface(NamedTuple):
     weight: Tensor | None = None
     steps: int = 1
     predicted: Tensor | None = None
+    held: Held = ()
 
 
 def make_probe(
     *shape: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Tensor:
-    """Zeros that require grad, for an Interface's probe.
+    """Zeros that require grad, for an Interface's probe."""
+    return torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
 
-    A backward pass that reaches them raises RuntimeError, unless it is that of :func:`backward` with
-    the probe's interface: any other one leaves the synthetic gradients out.
+
+def guard(output: Tensor, probe: Tensor) -> None:
+    """Sees to it that gradients reach ``output`` by :func:`backward`, with the probe's interface.
+
+    Any other backward pass leaves the synthetic gradients out: RuntimeError; a ``torch.autograd.grad``
+    is warned of, unless it asks for the probe's own.
     """
-    probe = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
-    probe.register_post_accumulate_grad_hook(refuse_other_backward)
-    return probe
 
-
-def refuse_other_backward(probe: Tensor) -> None:
-    if not getattr(probe, "reached", False):
-        raise RuntimeError(
-            "a backward pass went through a cut whose interface was not given to dnirnn.backward, so"
-            " no synthetic gradient was sent and no estimator fitted. In the place of"
-            " loss.backward() write dnirnn.backward(loss, interfaces), with the interfaces of every"
-            " call that the loss depends on; checkpoint with use_reentrant=False; or take"
-            " dnirnn.ZeroGradient() as the estimator, for plain truncation"
+    def check(_: Tensor) -> None:
+        if getattr(probe, "reached", False):
+            return
+        node = torch.autograd.graph.get_gradient_edge(probe).node
+        try:
+            whole = torch._C._will_engine_execute_node(node)
+        except RuntimeError:  # the probe's gradient is what is asked for
+            return
+        if whole:
+            raise RuntimeError(OTHER_BACKWARD)
+        warnings.warn(
+            "torch.autograd.grad, or backward(inputs=...), went through a cut: no synthetic gradient is"
+            " in what it returns. dnirnn.backward(loss, interfaces) adds those of the cuts to .grad",
+            stacklevel=2,
         )
+
+    output.register_hook(check)
+
+
+OTHER_BACKWARD = (
+    "a backward pass went through a cut whose interface was not given to dnirnn.backward, so no"
+    " synthetic gradient was sent and no estimator fitted. In the place of loss.backward() write"
+    " dnirnn.backward(loss, interfaces), with the interfaces of every call that the loss depends on;"
+    " checkpoint with use_reentrant=False; or take dnirnn.ZeroGradient() as the estimator, for plain"
+    " truncation"
+)
 
 
 def backward(
@@ -131,9 +154,11 @@ def backward(
     Source: Jaderberg et al. 2017, section 2.1 (the update and its bootstrapped target).
     """
     live = check_cuts(loss, interfaces)
-    unit = unit_of(loss, interfaces, unit, reduction, live)
-    if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
-        raise ValueError(f"micro_batches must be an int of at least 1; got {micro_batches!r}")
+    sizes = [cut.steps * cut.sent.shape[1] for cut in interfaces]
+    unit = unit_of(loss, unit, reduction, sizes, fits=bool(live))
+    check_sizes(micro_batches=micro_batches)
+    if scaler is not None and not hasattr(scaler, "scale"):
+        raise TypeError(f"scaler must be a torch.amp.GradScaler; got {shown(scaler)}")
     loss = charged(loss, interfaces, unit)
     # What multiplies the loss beyond what the caller did; the estimators' gradients too.
     factor: float | Tensor = 1.0
@@ -170,7 +195,7 @@ def fit(
     errors = [accumulate(cut, unit, jacobians.get(id(cut))) for cut in cuts]
     found = {"estimator_error": mean(errors)}
     ahead = [
-        cut.estimator.ahead.accumulate(*cut.ahead[:2], weight=cut.ahead[2])
+        as_held(cut.held, lambda: cut.estimator.ahead.accumulate(*cut.ahead[:2], weight=cut.ahead[2]))
         for cut in cuts
         if cut.ahead is not None
     ]
@@ -188,11 +213,10 @@ def fit_in_part(
 
     kept: whether what is fitted without a gradient stays as it was where a target is not finite.
     """
-    estimators = {id(cut.estimator): cut.estimator for cut in cuts}.values()
-    parameters = [p for estimator in estimators for p in estimator.parameters()]
-    fitted = [p for p in parameters if p.requires_grad]
-    buffers = [] if not kept else [b for estimator in estimators for b in estimator.buffers()]
-    buffers += [] if not kept else [p for p in parameters if not p.requires_grad]
+    held = [entry for cut in cuts for entry in cut.held or tensors_of(cut.estimator)]
+    tensors = {id(tensor): tensor for _, _, tensor in held}.values()
+    fitted = [t for t in tensors if t.requires_grad]
+    buffers = [t for t in tensors if kept and not t.requires_grad]
     before = [buffer.clone() for buffer in buffers]
     gathered = [p.grad for p in fitted]
     for p in fitted:
@@ -214,10 +238,7 @@ def fit_in_part(
 
 def check_cuts(loss: Tensor, interfaces: Sequence[Interface]) -> list[Interface]:
     """The interfaces with an estimator, or an error that says what does not fit."""
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"loss must be a scalar tensor; got {type(loss).__name__}")
-    if loss.numel() != 1:
-        raise ValueError(f"loss must be a scalar; got shape {tuple(loss.shape)}")
+    check_scalar(loss)
     # An Interface is a tuple itself.
     if isinstance(interfaces, Interface) or not isinstance(interfaces, (list, tuple)):
         raise TypeError(
@@ -226,9 +247,13 @@ def check_cuts(loss: Tensor, interfaces: Sequence[Interface]) -> list[Interface]
         )
     live = []
     for cut in interfaces:
-        if not isinstance(cut, Interface):
-            raise TypeError(f"interfaces must be dnirnn.Interfaces; got {type(cut).__name__}")
+        check_interface(cut, "interfaces")
         if cut.synthetic is not None:
+            if swapped(cut.held) and not all(t.is_leaf for _, _, t in cut.held):
+                raise ValueError(
+                    "interfaces has one whose estimator was given tensors that are computed from"
+                    " others (torch.func.functional_call): give it leaves, whose .grad is added to"
+                )
             live.append(cut)
         elif not isinstance(cut.estimator, ZeroGradient):
             raise ValueError(
@@ -240,46 +265,18 @@ def check_cuts(loss: Tensor, interfaces: Sequence[Interface]) -> list[Interface]
     return live
 
 
-def unit_of(
-    loss: Tensor,
-    interfaces: Sequence[Interface],
-    unit: float | None,
-    reduction: str | None,
-    live: list[Interface],
-) -> float:
-    """The unit that was given, or that of the reduction."""
-    if unit is not None:
-        if reduction is not None:
-            raise ValueError(f"unit and reduction say the same: give one; got {unit!r}, {reduction!r}")
-        if isinstance(unit, bool) or not isinstance(unit, (int, float)):
-            raise TypeError(f"unit must be a number; got {unit!r}")
-        if not 0 < unit < math.inf:
-            raise ValueError(f"unit must be positive and finite; got {unit!r}")
-        return unit
-    if reduction not in (None, "sum", "mean"):
-        raise ValueError(f'reduction must be "sum" or "mean"; got {reduction!r}')
-    if reduction == "mean" and interfaces:
-        sizes = {cut.steps * cut.sent.shape[1] for cut in interfaces}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"reduction of calls of different sizes {sorted(sizes)} (steps times rows): give unit"
-            )
-        return 1 / sizes.pop()
-    if reduction is None and live and is_mean(loss) and live[0].steps * live[0].sent.shape[1] > 1:
-        warnings.warn(
-            "the loss looks like a mean over steps and rows, and is taken as their sum: write"
-            ' dnirnn.backward(loss, interfaces, reduction="mean"), or "sum" where it is one',
-            stacklevel=3,
-        )
-    return 1.0
+def check_scalar(loss: Tensor) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss must be a scalar tensor; got {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise ValueError(f"loss must be a scalar; got shape {tuple(loss.shape)}")
+    if not loss.requires_grad:
+        raise ValueError("loss must have a gradient; got one that requires none")
 
 
-def is_mean(loss: Tensor) -> bool:
-    """Whether the loss's last operation is a mean; a loss of torch keeps its reduction, 1 of them."""
-    made_by = loss.grad_fn
-    if made_by is None:
-        return False
-    return made_by.name().startswith("MeanBackward") or getattr(made_by, "_saved_reduction", 0) == 1
+def check_interface(cut: Interface, name: str = "interface") -> None:
+    if not isinstance(cut, Interface):
+        raise TypeError(f"{name} must be of dnirnn.Interface; got {type(cut).__name__}")
 
 
 def mean(errors: list[Tensor]) -> Tensor:
@@ -354,5 +351,5 @@ def accumulate(cut: Interface, unit: float | Tensor, jacobian: Tensor | None) ->
     more += [] if jacobian is None else [jacobian]
     weighed = {} if weight is None else {"weight": weight}
     if cut.predicted is not None and cut.estimator.takes_predicted and not weighed:
-        return cut.estimator.accumulate(entered, target, predicted=cut.predicted.reshape(-1, *shape))
-    return cut.estimator.accumulate(entered, target, *more, **weighed)
+        more, weighed = [], {"predicted": cut.predicted.reshape(-1, *shape)}
+    return as_held(cut.held, lambda: cut.estimator.accumulate(entered, target, *more, **weighed))

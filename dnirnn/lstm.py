@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn import ops
+from dnirnn.checks import check_sizes, check_tensors
 from dnirnn.core import Core, Pull, between_resets, resets_to
 from dnirnn.from_torch import refuse_options
 
@@ -48,10 +49,7 @@ class LSTM(Core):
     ):
         super().__init__()
         refuse_options(LSTM, options)
-        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
-        for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be an int of at least 1; got {size!r}")
+        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         self.input_size, self.output_size = input_size, hidden_size
         self.hidden_size, self.num_layers = hidden_size, num_layers
         self.state_size = 2 * num_layers * hidden_size
@@ -78,6 +76,7 @@ class LSTM(Core):
 
     def pack_state(self, h: Tensor, c: Tensor) -> Tensor:
         """The state [B, 2 L H] of torch.nn.LSTM's h and c, each [L, B, H]."""
+        check_tensors(h=h, c=c)
         for name, part in (("h", h), ("c", c)):
             if part.dim() != 3 or part.shape[::2] != (self.num_layers, self.hidden_size):
                 expected = f"[{self.num_layers}, B, {self.hidden_size}]"
@@ -88,6 +87,7 @@ class LSTM(Core):
 
     def unpack_state(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """torch.nn.LSTM's (h, c), each [L, B, H], of a state [B, 2 L H]."""
+        check_tensors(state=state)
         if state.dim() != 2 or state.shape[1] != self.state_size:
             raise ValueError(f"state must be [B, {self.state_size}]; got {tuple(state.shape)}")
         parts = state.view(-1, self.num_layers, 2, self.hidden_size).permute(2, 1, 0, 3)

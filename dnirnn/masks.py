@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dnirnn import ops
+from dnirnn.checks import check_flags, check_probabilities, check_sizes, shown
 
 # Odd constants, and the mixers of splitmix64 (Steele et al. 2014), as signed 64-bit integers.
 STEP, ROW, UNIT = -0x61C8864680B583EB, 0x5851F42D4C957F2D, 0x2545F4914F6CDD1D
@@ -33,8 +34,9 @@ class Masks(nn.Module):
 
     def __init__(self, size: int, drop: float, over_time: bool = False):
         super().__init__()
-        if not 0 <= drop < 1:
-            raise ValueError(f"drop must be a probability in [0, 1); got {drop!r}")
+        check_sizes(size=size)
+        check_probabilities(drop=drop)
+        check_flags(over_time=over_time)
         self.size, self.drop, self.over_time = size, float(drop), over_time
         self.register_buffer("seed", torch.zeros((), dtype=torch.int64))
 
@@ -82,6 +84,8 @@ def draw_masks(module: nn.Module) -> None:
     How long a mask lives is the loop's choice: call it where a sequence begins, and on one long
     text before each update, since one mask for a whole epoch trains one thinned network.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be an nn.Module; got {shown(module)}")
     for part in module.modules():
         if isinstance(part, Masks):
             part.draw()

@@ -1,14 +1,14 @@
 """The exact future: what estimators stand in for, to measure them by, and for small problems."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from dnirnn.checks import check_knobs, check_positive, shown
 from dnirnn.estimators import GradientEstimator
-from dnirnn.interface import Interface, charged
+from dnirnn.interface import Interface, charged, check_interface, check_scalar
 
 
 def true_gradients(
@@ -39,8 +39,7 @@ def true_gradients(
 
     Raises ValueError where an argument does not fit.
     """
-    if lookahead is not None and (isinstance(lookahead, bool) or lookahead < 1):
-        raise ValueError(f"lookahead must be at least 1 chunk, or None; got {lookahead!r}")
+    check_lookahead(lookahead)
     found = by_lookahead(loss, interface, discount, unit)
     *_, last = itertools.islice(found, lookahead)
     return last
@@ -53,8 +52,10 @@ def by_lookahead(
 
     Each takes one more backward pass through the chunks, all of them side by side.
     """
-    if not 0 <= discount < math.inf:
-        raise ValueError(f"discount must be finite and not negative; got {discount!r}")
+    check_knobs(discount=discount)
+    check_positive(unit=unit)
+    check_scalar(loss)
+    check_interface(interface)
     if interface.probe is None or len(interface.probe) != len(interface.sent):
         raise ValueError(
             "interface must have one probe a chunk: from a Truncated whose estimator is neither"
@@ -72,6 +73,14 @@ def by_lookahead(
         )[0]
         found = own + discount * carried
         yield found
+
+
+def check_lookahead(lookahead: int | None) -> None:
+    good = isinstance(lookahead, int) and not isinstance(lookahead, bool) and lookahead >= 1
+    if lookahead is not None and not good:
+        raise ValueError(
+            f"lookahead must be an int of at least 1, chunks, or None; got {shown(lookahead)}"
+        )
 
 
 class TrueGradient(GradientEstimator):
@@ -94,6 +103,8 @@ class TrueGradient(GradientEstimator):
 
     def __init__(self, lookahead: int | None = None, scale: float = 1.0, discount: float = 1.0):
         super().__init__()
+        check_knobs(scale=scale, discount=discount)
+        check_lookahead(lookahead)
         self.lookahead = lookahead
         self.scale, self.discount = float(scale), float(discount)
         self.told: Tensor | None = None

@@ -6,9 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from dnirnn import ops
-from dnirnn.core import Core, advance, charging, check_state_is_one, keep_t, known_t, unroll
+from dnirnn.checks import check_tensors
+from dnirnn.core import (
+    Core,
+    advance,
+    charging,
+    check_core,
+    check_inputs,
+    check_t0,
+    keep_t,
+    known_t,
+    unroll,
+)
 from dnirnn.estimators import GradientEstimator, ZeroGradient
-from dnirnn.interface import Interface, make_probe
+from dnirnn.estimators.base import tensors_of
+from dnirnn.interface import Interface, guard, make_probe
 
 
 class Truncated(nn.Module):
@@ -46,11 +58,7 @@ class Truncated(nn.Module):
         open_cuts: float | None = None,
     ):
         super().__init__()
-        if not isinstance(core, Core):
-            raise TypeError(
-                f"core must be a dnirnn.Core; got {type(core).__name__}"
-                " (wrap an nn.LSTM, nn.GRU or nn.RNN in dnirnn.FromTorch)"
-            )
+        check_core(core=core)
         if isinstance(truncation, bool) or not isinstance(truncation, int):
             raise TypeError(f"truncation must be an int; got {truncation!r}")
         if truncation < 1:
@@ -110,6 +118,8 @@ class Truncated(nn.Module):
         """
         with charging() as charges:
             output, state, cut = self.unroll(x_TBI, state_BS, t0, final, reset, context)
+        if cut.probe is not None:
+            guard(output, cut.probe)
         return output, state, [cut._replace(charge=sum(charges)) if charges else cut]
 
     def unroll(
@@ -212,6 +222,7 @@ class Truncated(nn.Module):
         cut = Interface(
             sent, synthetic, entered, probe, self.estimator, terminal, bootstrap,
             context, pull, ahead, ended, weight=weight, steps=steps,
+            held=tensors_of(estimator),
         )  # fmt: skip
         return output, keep_t(core, sent[-1].detach().clone(), t0, reset, steps), cut
 
@@ -307,56 +318,15 @@ def cut_off(
     return torch.cat([synthetic_NBS[:-1], last])
 
 
-def check_inputs(
-    core: Core, x: Tensor, state: Tensor, reset: Tensor | None
-) -> tuple[int, int]:
-    """(T, B), or a ValueError or TypeError that names what does not fit."""
-    check_state_is_one(core, state)
-    for name, value in (("x", x), ("reset", reset)):
-        if not isinstance(value, Tensor) and not (name == "reset" and value is None):
-            kind = "a bool tensor [T, B] or None" if name == "reset" else "a tensor"
-            raise TypeError(f"{name} must be {kind}; got {type(value).__name__}")
-    if x.dim() != 3 or x.shape[2] != core.input_size or 0 in x.shape[:2]:
-        raise ValueError(
-            f"x must be [T, B, {core.input_size}] with T and B at least 1; got {tuple(x.shape)}"
-        )
-    steps, batch = x.shape[:2]
-    if tuple(state.shape) != (batch, core.state_size):
-        raise ValueError(
-            f"state must be [{batch}, {core.state_size}] for this x; got {tuple(state.shape)}"
-        )
-    if state.device != x.device:
-        raise ValueError(f"state is on {state.device}, x on {x.device}: they must be on one device")
-    if not (x.is_floating_point() and state.is_floating_point()):
-        raise TypeError(f"x and state must be floating point; got {x.dtype} and {state.dtype}")
-    parameter = next(core.parameters(), x)
-    if parameter.device != x.device:
-        raise ValueError(
-            f"x is on {x.device}, the core on {parameter.device}: they must be on one device"
-        )
-    if parameter.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(
-            f"x is {x.dtype}, the core's parameters {parameter.dtype}: they must have one dtype"
-        )
-    held = torch.promote_types(parameter.dtype, torch.float32)
-    if state.dtype != held:
-        raise TypeError(
-            f"state must be {held} for a core of {parameter.dtype} parameters; got {state.dtype}"
-        )
-    if reset is not None:
-        if reset.dtype != torch.bool:
-            raise TypeError(f"reset must be a bool tensor; got {reset.dtype}")
-        if tuple(reset.shape) != (steps, batch):
-            raise ValueError(f"reset must be [{steps}, {batch}]; got {tuple(reset.shape)}")
-    return steps, batch
-
-
 def check_context(
     context: Tensor | None, estimator: GradientEstimator, steps: int, batch: int
 ) -> Tensor:
     """The context as [T + 1, B, C], detached, or a ValueError that says what was expected."""
     if not estimator.needs_context:
-        raise ValueError(f"context is for an estimator that needs one; {estimator} does not")
+        name = type(estimator).__name__
+        raise ValueError(f"context is for an estimator that needs one; this {name} does not")
+    if context is not None:
+        check_tensors(context=context)
     shape = None if context is None else tuple(context.shape)
     size = getattr(estimator, "context_size", None if shape is None else shape[-1])
     if context is None or shape not in ((steps + 1, batch, size), (batch, size)):
@@ -365,15 +335,6 @@ def check_context(
             f" estimator; got {shape}"
         )
     return context.detach().expand(steps + 1, batch, size)
-
-
-def check_t0(t0: int | Tensor, batch: int) -> None:
-    if isinstance(t0, int):
-        return
-    if not isinstance(t0, Tensor) or t0.dtype != torch.int64:
-        raise TypeError(f"t0 must be an int or a LongTensor [B]; got {t0!r}")
-    if tuple(t0.shape) != (batch,):
-        raise ValueError(f"t0 must be an int or [{batch}]; got {tuple(t0.shape)}")
 
 
 def check_final(final: bool | Tensor, batch: int, device: torch.device) -> bool | Tensor:

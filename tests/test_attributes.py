@@ -237,3 +237,37 @@ def test_an_estimator_is_fitted_whatever_holds_its_weights(path, hidden, way):
     assert_close(found[1], found[0])
     held = layer.weight_orig if way == "prune" else layer.parametrizations.weight.original0
     assert held.grad is not None and held.grad.any()
+
+
+@pytest.mark.parametrize("knobs", [{}, dict(hidden=(5,), auxiliary=0.5), dict(normalise=True)], ids=str)
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_an_estimator_is_fitted_where_functional_call_put_its_tensors(path, knobs, micro_batches):
+    torch.manual_seed(0)
+    core = LSTM(3, 4).double()
+    truncated = Truncated(core, 2, SyntheticGradient(8, scale=0.5, discount=0.3, **knobs).double())
+
+    def update(call):
+        output, _, cuts = call(X, core.initial_state(2))
+        backward(output.square().sum(), cuts, reduction="sum", micro_batches=micro_batches)
+
+    expected = copy.deepcopy(truncated)
+    for _ in range(2):
+        update(expected)
+    entries = dict(truncated.named_parameters()) | dict(truncated.named_buffers())
+    given = {name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in entries.items()}
+    for _ in range(2):
+        update(lambda *arguments: functional_call(truncated, given, arguments))
+    assert all(p.grad is None for p in truncated.parameters())
+    for name, parameter in expected.named_parameters():
+        assert_close(given[name].grad, parameter.grad)
+    for name, buffer in expected.named_buffers():
+        assert_close(given[name], buffer)
+
+
+def test_an_estimator_is_not_given_tensors_that_are_computed():
+    truncated = Truncated(LSTM(3, 4).double(), 2, SyntheticGradient(8).double())
+    given = {"estimator.layers.0.bias": 2 * torch.zeros(8, dtype=torch.float64, requires_grad=True)}
+    output, _, cuts = functional_call(truncated, given, (X, truncated.core.initial_state(2)))
+    with pytest.raises(ValueError, match="functional_call.*leaves"):
+        backward(output.square().sum(), cuts, reduction="sum")
+    assert all(p.grad is None for p in truncated.parameters())

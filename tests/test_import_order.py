@@ -14,9 +14,9 @@ ROOT = Path(__file__).parent.parent
 
 # Each module may import those before its line, and, without a cycle, those on it.
 ORDER = [
-    {"version"},
+    {"version", "checks"},
     {"files", "progress", "fakes"},
-    {"ops", "data", "device", "masks"},
+    {"ops", "data", "device", "masks", "loss"},
     {"core", "estimators", "interface", "true_gradient", "cuts", "decoupled"},
     {"lstm", "from_torch", "truncated", "feedforward"},
     {"cells"},

@@ -77,6 +77,7 @@ def test_16_bits_with_every_estimator(make, name, autocast, dtype):
         (dict(bidirectional=True), "bidirectional.*future"),
         (dict(dropout=0.5), r"dropout.*dnirnn\.Deep"),
         (dict(proj_size=2), r"proj_size.*nn\.Linear"),
+        (dict(bias=False), r"bias=True.*FromTorch"),
         (dict(hidden=3), "no argument hidden"),
     ],
 )
@@ -84,7 +85,13 @@ def test_16_bits_with_every_estimator(make, name, autocast, dtype):
 def test_torchs_options_are_told_what_to_write(kind, options, words):
     with pytest.raises(TypeError, match=f"{kind.__name__}.*{words}"):
         kind(3, 4, **options)
-    kind(3, 4, batch_first=False, dropout=0.0)
+    kind(3, 4, batch_first=False, dropout=0.0, bias=True)
+
+
+def test_an_rnn_has_torchs_first_nonlinearity():
+    RNN(3, 4, nonlinearity="tanh")
+    with pytest.raises(TypeError, match="tanh.*FromTorch.*got nonlinearity='relu'"):
+        RNN(3, 4, nonlinearity="relu")
 
 
 def test_a_state_of_two_tensors_is_told_of_pack_state():

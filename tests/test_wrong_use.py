@@ -50,6 +50,22 @@ def test_a_plain_backward_is_refused_with_every_kind_of_target(knobs):
         loss.backward()
 
 
+@pytest.mark.parametrize("knobs", [{}, dict(dense=True), dict(trace_decay=0.5)], ids=str)
+def test_gradients_asked_for_without_the_cut_are_warned_of(knobs, recwarn):
+    truncated, case = make(estimator=SyntheticGradient(6, **knobs).double())
+    weights = list(truncated.core.parameters())
+    for ask in (
+        lambda loss: torch.autograd.grad(loss, weights, retain_graph=True),
+        lambda loss: loss.backward(inputs=weights, retain_graph=True),
+    ):
+        loss, interfaces = call(truncated, case)
+        with pytest.warns(UserWarning, match="no synthetic gradient is in what it returns"):
+            ask(loss)
+        torch.autograd.grad(loss, interfaces[0].probe, retain_graph=True)  # who knows of it
+        backward(loss, interfaces, reduction="sum")
+    assert not recwarn.list
+
+
 def test_one_interface_of_several_forgotten_is_refused():
     (first, case), (second, _) = make(0), make(1)
     loss, interfaces = call(first, case)
@@ -161,6 +177,10 @@ def test_a_loss_that_is_seen_to_be_a_mean_is_not_silently_a_sum(recwarn):
         output, _, cuts = truncated(case.x, case.state)
         symbols = torch.zeros(output.shape[:2], dtype=torch.int64).flatten()
         yield torch.nn.functional.cross_entropy(output.flatten(0, 1), symbols), cuts
+        output, _, cuts = truncated(case.x, case.state)
+        yield output.square().mean() / 4, cuts
+        output, _, cuts = truncated(case.x, case.state)
+        yield 0.5 * output.square().mean() + truncated.core.weight_hh_l0.square().sum(), cuts
 
     for loss, cuts in losses():
         with pytest.warns(UserWarning, match='reduction="mean"'):
@@ -169,6 +189,20 @@ def test_a_loss_that_is_seen_to_be_a_mean_is_not_silently_a_sum(recwarn):
         backward(loss, cuts, reduction="mean")
     for loss, cuts in losses():
         backward(loss, cuts, unit=1 / 15)
+    assert not recwarn.list
+
+
+def test_a_loss_that_is_seen_to_be_scaled_is_not_silently_taken(recwarn):
+    truncated, case = make()
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    for reduction in ("sum", "mean"):
+        loss, cuts = call(truncated, case)
+        with pytest.warns(UserWarning, match="the loss looks scaled.*scaler=scaler"):
+            backward(scaler.scale(loss), cuts, reduction=reduction)
+    loss, cuts = call(truncated, case)
+    backward(scaler.scale(loss), cuts, unit=16.0)
+    loss, cuts = call(truncated, case)
+    backward(0.5 * loss, cuts, reduction="sum")
     assert not recwarn.list
 
 

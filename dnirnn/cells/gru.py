@@ -16,9 +16,9 @@ class GRU(Units):
     torch.nn.GRU's, under ``module.``; ``load_state_dict(torch.nn.GRU(...).state_dict())``
     works strictly.
 
-    input_size, hidden_size, num_layers: I, H, L; torch.nn.GRU's errors where one is below 1.
+    input_size, hidden_size, num_layers: I, H, L, each at least 1.
 
-    Raises TypeError for an option of torch.nn.GRU's that there is none of here, saying what to
+    Raises ValueError where one of them is not, and TypeError for an option of torch.nn.GRU's that there is none of here, saying what to
     write.
 
     Source: Cho et al. 2014, with the reset gate behind the product, as cuDNN has it.

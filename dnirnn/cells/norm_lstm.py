@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn.cells.gated import GatedLSTM
+from dnirnn.checks import check_flags, check_probabilities, check_sizes
 from dnirnn.masks import Masks, draw_masks
 
 
@@ -63,17 +64,14 @@ class NormLSTM(GatedLSTM):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be an int of at least 1; got {size!r}")
+        check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check_flags(layer_norm=layer_norm)
         drops = {
             "zoneout_h": zoneout_h,
             "zoneout_c": zoneout_c,
             "recurrent_dropout": recurrent_dropout,
         }
-        for name, drop in drops.items():
-            if not 0 <= drop < 1:
-                raise ValueError(f"{name} must be a probability in [0, 1); got {drop!r}")
+        check_probabilities(**drops)
         self.input_size, self.output_size = input_size, hidden_size
         self.hidden_size, self.state_size = hidden_size, 2 * hidden_size
         self.layer_norm, self.drops = layer_norm, drops

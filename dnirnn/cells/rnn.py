@@ -13,9 +13,9 @@ class RNN(Units):
     torch.nn.RNN's, under ``module.``; ``load_state_dict(torch.nn.RNN(...).state_dict())``
     works strictly.
 
-    input_size, hidden_size, num_layers: I, H, L; torch.nn.RNN's errors where one is below 1.
+    input_size, hidden_size, num_layers: I, H, L, each at least 1.
 
-    Raises TypeError for an option of torch.nn.RNN's that there is none of here, saying what to
+    Raises ValueError where one of them is not, and TypeError for an option of torch.nn.RNN's that there is none of here, saying what to
     write.
 
     Source: Elman 1990.

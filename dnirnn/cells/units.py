@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn import ops
+from dnirnn.checks import check_sizes
 from dnirnn.core import has_hooks
 from dnirnn.from_torch import FromTorch
 from dnirnn.lstm import NAMES
@@ -35,6 +36,7 @@ class Units(FromTorch):
     """
 
     def __init__(self, mode: str, input_size: int, hidden_size: int, num_layers: int, **options):
+        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         super().__init__(Layers(mode, input_size, hidden_size, num_layers, **options))
         self.register_load_state_dict_pre_hook(take_from_torch)
 

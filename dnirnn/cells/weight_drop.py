@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dnirnn.core import Core, Pull, resets_to, step, unroll
+from dnirnn.checks import check_probabilities, shown
+from dnirnn.core import Core, Pull, check_core, resets_to, step, unroll
 from dnirnn.masks import Masks, draw_masks
 
 
@@ -31,11 +32,13 @@ class WeightDrop(Core):
 
     def __init__(self, core: Core, drop: float, names: Sequence[str] | None = None):
         super().__init__()
-        if not isinstance(core, Core):
-            raise TypeError(f"core must be a dnirnn.Core; got {type(core).__name__}")
+        check_core(core=core)
+        check_probabilities(drop=drop)
         parameters = dict(core.named_parameters())
         if names is None:
             names = [name for name in parameters if "weight_hh" in name]
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise TypeError(f"names must be a list of the core's parameters; got {shown(names)}")
         if not names or not set(names) <= set(parameters):
             raise ValueError(
                 "names must be one or more of the core's parameters, by default those with"

@@ -8,6 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from dnirnn.checks import check_paths
 from dnirnn.config.network import device_of, unroll
 from dnirnn.config.registry import TASKS
 from dnirnn.data import Vocabulary
@@ -97,6 +98,7 @@ def load(run: str | Path, weights: str = "best", device: str = "cpu") -> LoadedR
     Raises ValueError where ``run`` is no run folder, holds no weights or is of a task that is not
     installed; CheckpointError (a ValueError too) where the weights are damaged.
     """
+    check_paths(run=run)
     folder, place = Path(run), find_device(device)
     config = read_config(folder)
     name = config.get("task")

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnirnn.checks import check_flags, check_sizes, shown
+
 
 class Batch(NamedTuple):
     """What one call of a model sees: T steps of B rows.
@@ -156,10 +158,8 @@ class TextStream(Stream):
         if not known:
             got = getattr(symbols, "dtype", type(symbols).__name__)
             raise TypeError(f"symbols must be a LongTensor [n], or of smaller ints; got {got}")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be an int of at least 1; got {batch_size!r}")
-        if isinstance(first_input, bool) or not isinstance(first_input, int) or first_input < 0:
-            raise ValueError(f"first_input must be a symbol, an int of at least 0; got {first_input!r}")
+        check_sizes(batch_size=batch_size)
+        check_sizes(0, first_input=first_input)
         if len(symbols) < batch_size:
             raise ValueError(
                 f"symbols must hold at least one symbol for each of batch_size={batch_size} rows;"
@@ -233,6 +233,9 @@ class Vocabulary:
     """
 
     def __init__(self, characters: str, unknown: bool = False):
+        if not isinstance(characters, str):
+            raise TypeError(f"characters must be one string; got {shown(characters)}")
+        check_flags(unknown=unknown)
         if len(set(characters)) != len(characters) or not characters:
             raise ValueError(f"characters must be distinct, at least one; got {characters!r}")
         self.characters = characters

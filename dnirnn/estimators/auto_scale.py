@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from dnirnn.checks import check_probabilities, check_sizes, shown
 from dnirnn.estimators.base import GradientEstimator
-from dnirnn.estimators.synthetic import check_sizes
 
 
 class AutoScale(GradientEstimator):
@@ -56,11 +56,10 @@ class AutoScale(GradientEstimator):
             )
         for name in ("auxiliary", "needs_jacobian"):
             if getattr(estimator, name):
-                raise ValueError(f"estimator must have no {name}; got {estimator}")
+                raise ValueError(f"estimator must have no {name}; got {shown(estimator)}")
         if next(estimator.parameters(), None) is None:
-            raise ValueError(f"estimator must be one that is fitted; got {estimator}")
-        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < 1:
-            raise ValueError(f"decay must be a number from 0 to below 1; got {decay!r}")
+            raise ValueError(f"estimator must be one that is fitted; got {shown(estimator)}")
+        check_probabilities(decay=decay)
         check_sizes(look_every=look_every, patience=patience)
         self.estimator, self.decay = estimator, float(decay)
         self.look_every, self.patience = look_every, patience

@@ -1,6 +1,7 @@
 """What every estimator is, and the one that predicts nothing."""
 
 import abc
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -91,3 +92,40 @@ class ZeroGradient(GradientEstimator):
         self, entered: Tensor, target: Tensor, weight: Tensor | None = None
     ) -> Tensor:
         return target.new_zeros(())
+
+
+# The place that a module keeps a tensor in, its name there, and the tensor.
+Held = Sequence[tuple[dict[str, Tensor | None], str, Tensor]]
+
+
+def tensors_of(module: nn.Module) -> Held:
+    """The parameters and buffers of a module and of its parts at this moment."""
+    found = [
+        (place, name, tensor)
+        for place in (module._parameters, module._buffers)
+        for name, tensor in place.items()
+        if tensor is not None
+    ]
+    for part in module._modules.values():
+        found += tensors_of(part)
+    return found
+
+
+def swapped(held: Held) -> bool:
+    """Whether other tensors are there now, as after a ``torch.func.functional_call``."""
+    return any(place.get(name, tensor) is not tensor for place, name, tensor in held)
+
+
+def as_held(held: Held, function: Callable[[], Tensor]) -> Tensor:
+    """function(), with those tensors in their places."""
+    if not swapped(held):
+        return function()
+    now = [(place, name, place[name]) for place, name, _ in held if name in place]
+    try:
+        for place, name, tensor in held:
+            if name in place:
+                place[name] = tensor
+        return function()
+    finally:
+        for place, name, tensor in now:
+            place[name] = tensor

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dnirnn.checks import check_flags, check_knobs, check_sizes
 from dnirnn.estimators.base import GradientEstimator
-from dnirnn.estimators.synthetic import check_knobs, check_sizes
 
 
 class BPLambda(GradientEstimator):
@@ -56,8 +56,9 @@ class BPLambda(GradientEstimator):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        check_sizes(state_size=state_size, batch_size=batch_size)
+        check_sizes(state_size=state_size, batch_size=batch_size, memory_limit=memory_limit)
         check_knobs(scale=scale, discount=discount, trace_decay=trace_decay)
+        check_flags(terminal_target=terminal_target)
         shape = (batch_size, state_size, state_size * (state_size + 1))
         dtype = dtype or torch.get_default_dtype()
         size = shape[0] * shape[1] * shape[2] * dtype.itemsize

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dnirnn.checks import check_flags, check_knobs, check_sequences, check_sizes
 from dnirnn.estimators.base import GradientEstimator
-from dnirnn.estimators.synthetic import NORM_DECAY, check_knobs, check_sizes
+from dnirnn.estimators.synthetic import NORM_DECAY
 
 
 class ConvSyntheticGradient(GradientEstimator):
@@ -50,13 +51,11 @@ class ConvSyntheticGradient(GradientEstimator):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        if not isinstance(hidden, Sequence):
-            raise TypeError(f"hidden must be a sequence of widths, () for none; got {hidden!r}")
         check_sizes(channels=channels, kernel_size=kernel_size)
-        for width in hidden:
-            check_sizes(hidden=width)
+        check_sequences(hidden=hidden)
         check_sizes(0, context_size=context_size)
         check_knobs(scale=scale, discount=discount)
+        check_flags(normalise=normalise, batch_norm=batch_norm)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, to keep the maps' size; got {kernel_size}")
         if batch_norm and not len(hidden):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dnirnn.checks import check_flags, check_knobs, check_sizes
 from dnirnn.estimators.base import GradientEstimator
-from dnirnn.estimators.synthetic import check_knobs, check_sizes
 
 
 class LeastSquares(GradientEstimator):
@@ -69,6 +69,7 @@ class LeastSquares(GradientEstimator):
             scale=scale, discount=discount, trace_decay=trace_decay, forgetting=forgetting,
             ridge=ridge,
         )  # fmt: skip
+        check_flags(dense=dense, terminal_target=terminal_target)
         if forgetting >= 1:
             raise ValueError(f"forgetting must be below 1; got {forgetting!r}")
         if ridge == 0:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dnirnn.checks import check_flags, check_knobs, check_sequences, check_sizes
 from dnirnn.estimators.base import GradientEstimator
-from dnirnn.estimators.synthetic import check_knobs, check_sizes
 
 NORM_DECAY = 0.99  # of the running mean norm of the targets, a fit
 
@@ -58,11 +58,9 @@ class Reader(GradientEstimator):
     ):
         super().__init__()
         check_sizes(state_size=state_size, reads=reads, step_size=step_size, units=units)
-        if not isinstance(hidden, Sequence):
-            raise TypeError(f"hidden must be a sequence of widths, () for none; got {hidden!r}")
-        for width in hidden:
-            check_sizes(hidden=width)
+        check_sequences(hidden=hidden)
         check_knobs(scale=scale, discount=discount)
+        check_flags(dense=dense, terminal_target=terminal_target)
         if clip is not None:
             check_knobs(clip=clip)
             if not clip:

@@ -1,6 +1,5 @@
 """SyntheticGradient: a linear map or an MLP that predicts the gradient of the future."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dnirnn import ops
+from dnirnn.checks import check_flags, check_knobs, check_sequences, check_sizes
 from dnirnn.core import has_hooks
 from dnirnn.estimators.base import GradientEstimator
 
@@ -90,13 +90,13 @@ class SyntheticGradient(GradientEstimator):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        if not isinstance(hidden, Sequence):
-            raise TypeError(f"hidden must be a sequence of widths, () for none; got {hidden!r}")
         check_sizes(state_size=state_size)
-        for width in hidden:
-            check_sizes(hidden=width)
+        check_sequences(hidden=hidden)
         check_sizes(0, context_size=context_size)
         check_knobs(scale=scale, discount=discount, auxiliary=auxiliary, trace_decay=trace_decay)
+        check_flags(
+            normalise=normalise, dense=dense, batch_norm=batch_norm, terminal_target=terminal_target
+        )
         if dense and trace_decay:
             raise ValueError(f"dense targets have no trace_decay; got {trace_decay!r}")
         if batch_norm and not len(hidden):
@@ -242,24 +242,3 @@ def over_rows(norm: nn.Module, value: Tensor) -> Tensor:
     if norm.training and len(rows) < 2:
         raise ValueError("batch_norm takes calls of at least 2 rows in training; got 1")
     return norm(rows).view_as(value)
-
-
-def check_sizes(least: int = 1, **sizes: int) -> None:
-    """Raises ValueError naming the size that is no int of at least ``least``."""
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < least:
-            raise ValueError(f"{name} must be at least {least}, an int; got {size!r}")
-
-
-def check_knobs(**knobs: float) -> None:
-    """Raises TypeError or ValueError naming the number that is none, or negative or not finite.
-
-    A trace_decay is at most 1.
-    """
-    for name, value in knobs.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number; got {value!r}")
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be finite and not negative; got {value!r}")
-        if name == "trace_decay" and value > 1:
-            raise ValueError(f"trace_decay must be at most 1; got {value!r}")

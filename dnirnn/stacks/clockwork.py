@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dnirnn import ops
 from dnirnn.cells import RNN
+from dnirnn.checks import check_sequences, check_sizes, check_words
 from dnirnn.core import Core, has_hooks, step
 from dnirnn.lstm import LSTM
 
@@ -56,18 +57,18 @@ class Clockwork(Core):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check_sequences(periods=periods)
+        check_words(tuple(CELLS), cell=cell)
         periods = tuple(periods)
-        whole = all(isinstance(p, int) and not isinstance(p, bool) and p >= 1 for p in periods)
-        if not periods or not whole or list(periods) != sorted(set(periods)):
+        if not periods or list(periods) != sorted(set(periods)):
             raise ValueError(
                 f"periods must be distinct ints of at least 1, ascending; got {list(periods)}"
             )
-        if hidden_size < 1 or hidden_size % len(periods):
+        if hidden_size % len(periods):
             raise ValueError(
                 f"hidden_size must be a multiple of the {len(periods)} periods; got {hidden_size}"
             )
-        if cell not in CELLS:
-            raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {cell!r}")
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, hidden_size
         self.periods, self.cell = periods, cell
         self.size = hidden_size // len(periods)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from dnirnn.checks import check_flags, check_probabilities, shown
 from dnirnn.core import Core, resets_to, step, unroll, with_t
 from dnirnn.from_torch import FromTorch
 from dnirnn.masks import Masks, draw_masks
@@ -47,14 +48,16 @@ class Deep(Core):
         same_mask: bool = False,
     ):
         super().__init__()
+        check_flags(residual=residual, skip=skip, same_mask=same_mask)
+        check_probabilities(dropout=dropout)
+        if not isinstance(cores, (Sequence, nn.ModuleList)):
+            raise TypeError(f"cores must be a list of dnirnn.Cores; got {shown(cores)}")
         cores = [FromTorch(core) if isinstance(core, nn.RNNBase) else core for core in cores]
         for core in cores:
             if not isinstance(core, Core):
                 raise TypeError(f"cores must be dnirnn.Cores; got a {type(core).__name__}")
         if not cores:
             raise ValueError("cores must be at least one; got none")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be a probability in [0, 1); got {dropout!r}")
         for layer, (below, core) in enumerate(zip(cores, cores[1:]), 1):
             expected = below.output_size + (cores[0].input_size if skip else 0)
             if core.input_size != expected:

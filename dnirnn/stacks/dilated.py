@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dnirnn.cells.gru import GRU
 from dnirnn.cells.rnn import RNN
+from dnirnn.checks import check_sequences, check_sizes, check_words
 from dnirnn.core import Core, step
 from dnirnn.lstm import LSTM
 from dnirnn.stacks.deep import Deep
@@ -43,9 +44,10 @@ class Dilated(Deep):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if cell not in CELLS:
-            raise ValueError(f"cell must be one of {[*CELLS]}; got {cell!r}")
-        if not dilations or not all(isinstance(d, int) and d >= 1 for d in dilations):
+        check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check_words(tuple(CELLS), cell=cell)
+        check_sequences(dilations=dilations)
+        if not dilations:
             raise ValueError(f"dilations must be ints of at least 1, one a layer; got {dilations}")
         widths = [input_size] + [hidden_size] * (len(dilations) - 1)
         super().__init__(

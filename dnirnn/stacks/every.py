@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from dnirnn.core import Core, step, with_t
+from dnirnn.checks import check_sizes, check_words
+from dnirnn.core import Core, check_core, step, with_t
 
 
 class Every(Core):
@@ -37,12 +38,9 @@ class Every(Core):
 
     def __init__(self, core: Core, period: int, gather: str = "last"):
         super().__init__()
-        if not isinstance(core, Core):
-            raise TypeError(f"core must be a dnirnn.Core; got {type(core).__name__}")
-        if isinstance(period, bool) or not isinstance(period, int) or period < 1:
-            raise ValueError(f"period must be an int of at least 1; got {period!r}")
-        if gather not in ("last", "mean", "concat"):
-            raise ValueError(f'gather must be "last", "mean" or "concat"; got {gather!r}')
+        check_core(core=core)
+        check_sizes(period=period)
+        check_words(("last", "mean", "concat"), gather=gather)
         if gather == "concat" and core.input_size % period:
             raise ValueError(
                 f"core must have an input_size that is a multiple of the period, {period};"

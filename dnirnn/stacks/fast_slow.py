@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn.cells import NormLSTM
+from dnirnn.checks import check_probabilities, check_sizes
 from dnirnn.core import Core, has_hooks
 from dnirnn.masks import Masks, draw_masks
 
@@ -56,14 +57,9 @@ class FastSlow(Core):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        sizes = {"input_size": input_size, "fast_size": fast_size, "slow_size": slow_size}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1; got {size}")
-        if fast_cells < 2:
-            raise ValueError(f"fast_cells must be at least 2; got {fast_cells}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be a probability in [0, 1); got {dropout!r}")
+        check_sizes(input_size=input_size, fast_size=fast_size, slow_size=slow_size)
+        check_sizes(2, fast_cells=fast_cells)
+        check_probabilities(zoneout_h=zoneout_h, zoneout_c=zoneout_c, dropout=dropout)
 
         def cell(width: int, size: int) -> NormLSTM:
             return NormLSTM(

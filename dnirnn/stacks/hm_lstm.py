@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dnirnn.checks import check_flags, check_positive, check_sizes
 from dnirnn.core import Core
 
 
@@ -73,17 +74,10 @@ class HMLSTM(Core):
     ):
         super().__init__()
         output_size = hidden_size if output_size is None else output_size
-        sizes = {
-            "input_size": (input_size, 1),
-            "hidden_size": (hidden_size, 1),
-            "num_layers": (num_layers, 2),
-            "output_size": (output_size, 1),
-        }
-        for name, (size, least) in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < least:
-                raise ValueError(f"{name} must be an int of at least {least}; got {size!r}")
-        if not 0 < slope < math.inf:
-            raise ValueError(f"slope must be positive and finite; got {slope!r}")
+        check_sizes(input_size=input_size, hidden_size=hidden_size, output_size=output_size)
+        check_sizes(2, num_layers=num_layers)
+        check_positive(slope=slope)
+        check_flags(layer_norm=layer_norm)
         self.input_size, self.output_size = input_size, output_size
         self.hidden_size, self.num_layers, self.layer_norm = hidden_size, num_layers, layer_norm
         self.state_size = 2 * num_layers * hidden_size + num_layers - 1

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn.cells.gated import GatedLSTM
+from dnirnn.checks import check_knobs, check_positive, check_sizes, is_number, shown
 from dnirnn.masks import times
 
 
@@ -55,16 +56,15 @@ class PhasedLSTM(GatedLSTM):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1; got {size}")
+        check_sizes(input_size=input_size, hidden_size=hidden_size)
+        check_positive(open_ratio=open_ratio)
+        check_knobs(leak=leak)
+        two = isinstance(periods, (tuple, list)) and len(periods) == 2 and all(map(is_number, periods))
+        if not two or not 0 < periods[0] <= periods[1] < math.inf:
+            raise ValueError(f"periods must be (shortest, longest), positive; got {shown(periods)}")
         shortest, longest = periods
-        if not 0 < shortest <= longest < math.inf:
-            raise ValueError(f"periods must be (shortest, longest), positive; got {periods}")
-        if not 0 < open_ratio <= 1:
+        if open_ratio > 1:
             raise ValueError(f"open_ratio must be in (0, 1]; got {open_ratio}")
-        if not 0 <= leak < math.inf:
-            raise ValueError(f"leak must be at least 0; got {leak}")
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, hidden_size
         self.state_size = 2 * hidden_size
         self.periods, self.open_ratio, self.leak = (shortest, longest), open_ratio, leak

@@ -1,6 +1,5 @@
 """Skip: a core that learns at which steps to update its state, and keeps it at the others."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -8,7 +7,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from dnirnn.core import Core, step, with_t
+from dnirnn.checks import check_knobs, check_numbers
+from dnirnn.core import Core, check_core, step, with_t
 
 # Of every Skip that is recorded in this thread, by its id; replaced, never changed in place.
 RECORDED: ContextVar[dict[int, list[Tensor]]] = ContextVar("RECORDED", default={})  # noqa: B039
@@ -62,8 +62,9 @@ class Skip(Core):
 
     def __init__(self, core: Core, bias: float = 1.0, cost: float = 0.0):
         super().__init__()
-        if not 0 <= cost < math.inf:
-            raise ValueError(f"cost must be finite and not negative; got {cost!r}")
+        check_core(core=core)
+        check_numbers(bias=bias)
+        check_knobs(cost=cost)
         like = core.initial_state(1)
         dtype = next(core.parameters(), like).dtype
         self.core, self.bias, self.cost = core, bias, float(cost)

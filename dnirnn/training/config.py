@@ -2,7 +2,17 @@
 
 from dataclasses import dataclass, field
 
-from dnirnn.training.optimizers import DECAYS
+from dnirnn.checks import (
+    check_flags,
+    check_instances,
+    check_positive,
+    check_sizes,
+    check_words,
+    is_int,
+    is_number,
+    shown,
+)
+from dnirnn.training.optimizers import DECAYS, optimizer_of, schedule_of
 
 
 @dataclass(frozen=True)
@@ -81,29 +91,35 @@ class TrainerConfig:
             value = getattr(self, name)
             if (name in whole and value is None) or (name == "chunks" and value == "sequence"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_int(value, 1):
                 other = ' or "sequence"' if name == "chunks" else ""
-                raise ValueError(f"{name} must be an int of at least 1{other}; got {value!r}")
-        for name in ("warm_up", "blend"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be an int of at least 0; got {value!r}")
+                raise ValueError(f"{name} must be an int of at least 1{other}; got {shown(value)}")
+        for name in ("warm_up", "blend", "seed"):
+            check_sizes(0, **{name: getattr(self, name)})
         norms = ("clip", "estimator_clip", "lift", "estimator_lift")
         positive = ("minutes", "symbols", *norms, "checkpoint_seconds")
         for name in (*positive, "lr", "estimator_lr"):
             value = getattr(self, name)
             if name in positive and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise ValueError(f"{name} must be positive; got {value!r}")
+            if not is_number(value) or not value > 0:
+                raise ValueError(f"{name} must be positive; got {shown(value)}")
+        check_positive(lr=self.lr, estimator_lr=self.estimator_lr)
+        for prefix in ("", "estimator_"):
+            optimizer_of(prefix, getattr(self, f"{prefix}optimizer"))
+        for name in ("options", "estimator_options", "schedule_options"):
+            check_instances(dict, **{name: getattr(self, name)})
+        check_flags(tensorboard=self.tensorboard)
         for prefix in ("", "estimator_"):
             largest, smallest = (getattr(self, f"{prefix}{name}") for name in ("clip", "lift"))
             if None not in (largest, smallest) and smallest > largest:
                 raise ValueError(
                     f"{prefix}lift must be at most {prefix}clip, {largest}; got {smallest}"
                 )
-        if self.decay not in (None, *DECAYS):
-            raise ValueError(f"decay must be one of {', '.join(DECAYS)} or None; got {self.decay!r}")
+        if self.schedule is not None:
+            schedule_of(self.schedule)
+        if self.decay is not None:
+            check_words(tuple(DECAYS), decay=self.decay)
         if self.decay is not None and self.schedule is not None:
             raise ValueError(
                 f"decay and schedule can't both drive lr; got {self.decay!r} and {self.schedule!r}"

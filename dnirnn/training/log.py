@@ -6,6 +6,7 @@ import os
 import warnings
 from pathlib import Path
 
+from dnirnn.checks import check_paths
 from dnirnn.files import writing
 
 WALL_CLOCK = ("seconds", "symbols_per_second")  # fields that two equal runs don't share
@@ -98,6 +99,7 @@ def read_log(path: str | Path, kind: str | None = None) -> list[dict]:
     A last line without its end (a killed run's) is left out. Raises ValueError naming the line of
     one that is no JSON object, FileNotFoundError where there is no log.
     """
+    check_paths(path=path)
     *lines, _ = Path(path).read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dnirnn.checks import shown
+
 # What is left of a learning rate when a share of the budget is used up.
 DECAYS = {
     "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
@@ -30,13 +32,7 @@ def make_optimizer(
 
     Fused where it can, and such that a CUDA graph can hold its step where the parameters are there.
     """
-    kind: Any = getattr(torch.optim, name, None)
-    known = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
-    if not known or name in ("Optimizer", "LBFGS", "SparseAdam"):
-        raise ValueError(
-            f"{prefix}optimizer must be the name of a class in torch.optim that steps on dense"
-            f" gradients without a closure, such as Adam; got {name!r}"
-        )
+    kind = optimizer_of(prefix, name)
     takes = inspect.signature(kind).parameters
     own = {}
     if "fused" in takes and not (options.get("foreach") or options.get("differentiable")):
@@ -47,6 +43,18 @@ def make_optimizer(
         return kind(parameters, lr=lr, **own | options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{prefix}options do not fit {name}: {error}") from None
+
+
+def optimizer_of(prefix: str, name: str) -> type[torch.optim.Optimizer]:
+    """The class of that name in torch.optim; ``prefix`` names the field."""
+    kind: Any = getattr(torch.optim, name, None) if isinstance(name, str) else None
+    known = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    if not known or name in ("Optimizer", "LBFGS", "SparseAdam"):
+        raise ValueError(
+            f"{prefix}optimizer must be the name of a class in torch.optim that steps on dense"
+            f" gradients without a closure, such as Adam; got {shown(name)}"
+        )
+    return kind
 
 
 def can_skip(optimizer: torch.optim.Optimizer) -> bool:
@@ -76,19 +84,25 @@ def make_schedule(optimizer: torch.optim.Optimizer, name: str | None, options: d
         if options:
             raise ValueError(f"schedule_options need a schedule; got {options!r}")
         return None
+    kind = schedule_of(name)
+    try:
+        return kind(optimizer, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"schedule_options do not fit {name}: {error}") from None
+
+
+def schedule_of(name: str) -> type:
+    """The class of that name in torch.optim.lr_scheduler."""
     schedules = torch.optim.lr_scheduler
-    kind: Any = getattr(schedules, name, None)
+    kind: Any = getattr(schedules, name, None) if isinstance(name, str) else None
     plain = isinstance(kind, type) and issubclass(kind, schedules.LRScheduler)
     refused = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler")
     if not plain or name in refused:
         raise ValueError(
             "schedule must be the name of a class in torch.optim.lr_scheduler that takes plain"
-            f" numbers, such as CosineAnnealingLR; got {name!r}"
+            f" numbers, such as CosineAnnealingLR; got {shown(name)}"
         )
-    try:
-        return kind(optimizer, **options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"schedule_options do not fit {name}: {error}") from None
+    return kind
 
 
 def check_length(schedule: Any, updates: int | None) -> None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dnirnn.checks import check_instances, check_paths
 from dnirnn.data import Batch, Stream
 from dnirnn.device import find_device, own_stream
 from dnirnn.masks import draw_masks
@@ -128,6 +129,10 @@ class Trainer:
         may_change: Collection[str] = (),
         restart: bool = False,
     ):
+        check_instances(SequenceModel, model=model)
+        check_instances(Stream, stream=stream)
+        check_instances(TrainerConfig, config=config)
+        check_paths(folder=folder)
         if device is not None:
             model.to(find_device(device))
         self.model, self.stream, self.config = model, stream, config
