@@ -20,6 +20,8 @@ bench: $(VENV)/.installed
 # What CI checks without building anything.
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -type f)
 
 docs: $(VENV)/.installed $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -40,9 +42,10 @@ $(VENV)/.installed: $(VENV)/.requirements setup.py pyproject.toml dnirnn/version
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	touch $@
 
-$(VENV)/.lint:
+$(VENV)/.lint: Makefile
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "ruff==0.17.6"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		"ruff==0.17.6" "mypy==2.4.1" "clang-format==23.1.5"
 	touch $@
 
 $(VENV)/.docs:

@@ -22,12 +22,11 @@ using BackwardResult = LstmBackwardResult;
 ForwardResult call_forward(const Tensor& x, const Tensor& state, const OptionalTensor& probe,
                            at::TensorList weights, at::TensorList estimator, int64_t truncation,
                            double scale, const OptionalTensor& reset) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("dnirnn::lstm_tbptt", "")
-                             .typed<ForwardResult(const Tensor&, const Tensor&,
-                                                  const OptionalTensor&, at::TensorList,
-                                                  at::TensorList, int64_t, double,
-                                                  const OptionalTensor&)>();
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("dnirnn::lstm_tbptt", "")
+          .typed<ForwardResult(const Tensor&, const Tensor&, const OptionalTensor&, at::TensorList,
+                               at::TensorList, int64_t, double, const OptionalTensor&)>();
   return op.call(x, state, probe, weights, estimator, truncation, scale, reset);
 }
 
@@ -82,16 +81,16 @@ struct LstmTbptt : torch::autograd::Function<LstmTbptt> {
     // those of forward's tensors, an optional one's where it is there.
     const size_t first = ctx->saved_data["with_probe"].toBool() ? 3 : 2;
     bool with_grad_weights = false;
-    for (size_t i = 0; i < weights.size(); i++) with_grad_weights |= ctx->needs_input_grad(first + i);
+    for (size_t i = 0; i < weights.size(); i++)
+      with_grad_weights |= ctx->needs_input_grad(first + i);
     const bool with_grad_x = ctx->needs_input_grad(0), with_grad_state = ctx->needs_input_grad(1);
     const size_t rest = ctx->saved_data["estimator"].toInt() + 3;  // and truncation, scale, reset
     variable_list result(3 + weights.size() + rest);
     if (!grads[0].defined() && !grads[1].defined()) return result;
-    auto [grad_x, grad_state, grad_probe, grad_weights] =
-        call_backward(optional(grads[0]), optional(grads[1]), saved[0], saved[1], saved[2],
-                      saved[3], saved[4], weights, optional(saved[5]),
-                      ctx->saved_data["truncation"].toInt(), probe_rows, with_grad_x, with_grad_state,
-                      with_grad_weights);
+    auto [grad_x, grad_state, grad_probe, grad_weights] = call_backward(
+        optional(grads[0]), optional(grads[1]), saved[0], saved[1], saved[2], saved[3], saved[4],
+        weights, optional(saved[5]), ctx->saved_data["truncation"].toInt(), probe_rows, with_grad_x,
+        with_grad_state, with_grad_weights);
     if (with_grad_x) result[0] = grad_x;
     if (with_grad_state) result[1] = grad_state;
     if (probe_rows) result[2] = grad_probe;

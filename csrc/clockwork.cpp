@@ -61,8 +61,7 @@ struct Module {
   }
   // What comes back to each tick from the rows that hold it: [count, B, n].
   Tensor sum(const Tensor& grad_said) const {
-    if (period == 1)
-      return rows(grad_said, 1, T, 1, m * n, n).clone(at::MemoryFormat::Contiguous);
+    if (period == 1) return rows(grad_said, 1, T, 1, m * n, n).clone(at::MemoryFormat::Contiguous);
     if (whole == count) return held(grad_said).sum(1);
     Tensor sums = at::empty({count, B, n}, grad_said.options());
     if (whole) sums.slice(0, 0, whole).copy_(held(grad_said).sum(1));
@@ -146,8 +145,9 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
-    TORCH_CHECK(!torch::autograd::compute_requires_grad(grads, saved),
-                "dnirnn::clockwork has no second derivative: call backward without create_graph=True");
+    TORCH_CHECK(
+        !torch::autograd::compute_requires_grad(grads, saved),
+        "dnirnn::clockwork has no second derivative: call backward without create_graph=True");
     at::AutoDispatchBelowADInplaceOrView below;
     const auto periods = ctx->saved_data["periods"].toIntVector();
     const auto sizes = ctx->saved_data["sizes"].toIntVector();
@@ -181,16 +181,17 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
         const bool with_grad_in = with_grad_x || m + 1 < M;
         Tensor grad_in;
         if (lstm) {
-          auto [of_in, of_state, of_probe, of_weights] = call_backward(
-              grad, last.defined() ? std::optional(last.unsqueeze(0)) : std::nullopt, in, kept[1],
-              kept[2], kept[3], kept[4], w, std::nullopt, T, 0, with_grad_in, with_grad_state, true);
+          auto [of_in, of_state, of_probe, of_weights] =
+              call_backward(grad, last.defined() ? std::optional(last.unsqueeze(0)) : std::nullopt,
+                            in, kept[1], kept[2], kept[3], kept[4], w, std::nullopt, T, 0,
+                            with_grad_in, with_grad_state, true);
           grad_in = of_in;
           grad_states[m] = of_state;
           std::copy(of_weights.begin(), of_weights.end(), result.begin() + 2 + 4 * m);
         } else {
           if (last.defined()) grad.select(0, module.count - 1).add_(last);
-          auto [of_in, of_h, of_w_ih, of_w_hh, of_b_ih, of_b_hh] = call_backward(
-              grad, in, kept[1], kept[2], kept[3], w[0], w[1], false, with_grad_in);
+          auto [of_in, of_h, of_w_ih, of_w_hh, of_b_ih, of_b_hh] =
+              call_backward(grad, in, kept[1], kept[2], kept[3], w[0], w[1], false, with_grad_in);
           grad_in = of_in;
           grad_states[m] = cast(of_h, state_type);
           const Tensor of_weights[] = {of_w_ih, of_w_hh, of_b_ih, of_b_hh};
@@ -199,8 +200,9 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
         if (with_grad_x) module.ticks(grad_x).add_(grad_in.slice(2, 0, I));
         if (m + 1 < M) module.heard(grad_said).add_(grad_in.slice(2, I));
       } else if (with_grad_state) {
-        grad_states[m] = last.defined() ? last.clone()
-                                        : at::zeros({B, lstm ? 2 * n : n}, options.dtype(state_type));
+        grad_states[m] = last.defined()
+                             ? last.clone()
+                             : at::zeros({B, lstm ? 2 * n : n}, options.dtype(state_type));
       }
       if (with_grad_state) grad_states[m].narrow(1, 0, n).add_(module.before(grad_said).sum(0));
     }

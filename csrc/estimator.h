@@ -20,8 +20,8 @@ inline void check_estimator(at::TensorList estimator, int64_t size) {
                       "estimator[", i, "] must be [", last ? std::to_string(size) : "any", ", ",
                       width, "]; got ", w.sizes());
     width = w.size(0);
-    TORCH_CHECK_VALUE(b.dim() == 1 && b.size(0) == width, "estimator[", i + 1, "] must be [",
-                      width, "]; got ", b.sizes());
+    TORCH_CHECK_VALUE(b.dim() == 1 && b.size(0) == width, "estimator[", i + 1, "] must be [", width,
+                      "]; got ", b.sizes());
   }
 }
 

@@ -31,13 +31,15 @@ GatedForwardResult call_forward(const Tensor& x, const Tensor& state, const Opti
   return op.call(x, state, probe, weights, norm, open_h, open_c, factor, truncation, reset);
 }
 
-GatedBackwardResult call_backward(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_sent, const Tensor& x,
-    const Tensor& h, const Tensor& c, const Tensor& gates, const Tensor& normed,
-    const Tensor& scales, TensorList weights, TensorList norm, const OptionalTensor& open_h,
-    const OptionalTensor& open_c, const OptionalTensor& factor, const OptionalTensor& reset,
-    int64_t truncation, bool with_grad_x, bool with_grad_state, bool with_grad_probe,
-    bool with_grad_weights, bool with_grad_open_h, bool with_grad_open_c) {
+GatedBackwardResult call_backward(const OptionalTensor& grad_output,
+                                  const OptionalTensor& grad_sent, const Tensor& x, const Tensor& h,
+                                  const Tensor& c, const Tensor& gates, const Tensor& normed,
+                                  const Tensor& scales, TensorList weights, TensorList norm,
+                                  const OptionalTensor& open_h, const OptionalTensor& open_c,
+                                  const OptionalTensor& factor, const OptionalTensor& reset,
+                                  int64_t truncation, bool with_grad_x, bool with_grad_state,
+                                  bool with_grad_probe, bool with_grad_weights,
+                                  bool with_grad_open_h, bool with_grad_open_c) {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("dnirnn::gated_lstm_backward", "")
@@ -58,11 +60,19 @@ struct GatedLstm : torch::autograd::Function<GatedLstm> {
                                const OptionalTensor& factor, int64_t truncation,
                                const OptionalTensor& reset) {
     at::AutoDispatchBelowADInplaceOrView below;
-    auto [output, sent, h, c, gates, normed, scales] = call_forward(
-        x, state, probe, weights, norm, open_h, open_c, factor, truncation, reset);
+    auto [output, sent, h, c, gates, normed, scales] =
+        call_forward(x, state, probe, weights, norm, open_h, open_c, factor, truncation, reset);
     const auto present = [](const OptionalTensor& tensor) { return tensor.value_or(Tensor()); };
-    variable_list saved{x,     h,      c, gates, normed, scales, present(open_h), present(open_c),
-                        present(factor), present(reset)};
+    variable_list saved{x,
+                        h,
+                        c,
+                        gates,
+                        normed,
+                        scales,
+                        present(open_h),
+                        present(open_c),
+                        present(factor),
+                        present(reset)};
     saved.insert(saved.end(), weights.begin(), weights.end());
     saved.insert(saved.end(), norm.begin(), norm.end());
     ctx->save_for_backward(std::move(saved));
@@ -94,9 +104,8 @@ struct GatedLstm : torch::autograd::Function<GatedLstm> {
     auto [grad_x, grad_state, grad_probe, grad_weights, grad_norm, grad_open_h, grad_open_c] =
         call_backward(optional(grads[0]), optional(grads[1]), saved[0], saved[1], saved[2],
                       saved[3], saved[4], saved[5], weights, norm, open_h, open_c,
-                      optional(saved[8]), optional(saved[9]),
-                      ctx->saved_data["truncation"].toInt(), with_x, with_state, with_probe,
-                      with_weights, with_open_h, with_open_c);
+                      optional(saved[8]), optional(saved[9]), ctx->saved_data["truncation"].toInt(),
+                      with_x, with_state, with_probe, with_weights, with_open_h, with_open_c);
     if (with_x) result[0] = grad_x;
     if (with_state) result[1] = grad_state;
     if (with_probe) result[2] = grad_probe;
@@ -118,8 +127,8 @@ GatedForwardResult gated_lstm(const Tensor& x, const Tensor& state, const Option
   }
   TORCH_CHECK_VALUE(!factor || !factor->requires_grad(),
                     "factor must not require a gradient: gated_lstm has none for it");
-  const variable_list out = GatedLstm::apply(x, state, probe, weights, norm, open_h, open_c, factor,
-                                             truncation, reset);
+  const variable_list out =
+      GatedLstm::apply(x, state, probe, weights, norm, open_h, open_c, factor, truncation, reset);
   return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
 }
 
@@ -130,12 +139,12 @@ GatedBackwardResult gated_lstm_backward(
     const OptionalTensor& open_c, const OptionalTensor& factor, const OptionalTensor& reset,
     int64_t truncation, bool with_grad_x, bool with_grad_state, bool with_grad_probe,
     bool with_grad_weights, bool with_grad_open_h, bool with_grad_open_c) {
-  TORCH_CHECK(!torch::autograd::compute_requires_grad(
-                  grad_output.value_or(Tensor()), grad_sent.value_or(Tensor()), x, h, c, gates,
-                  normed, scales, weights, norm, open_h.value_or(Tensor()),
-                  open_c.value_or(Tensor())),
-              "dnirnn::gated_lstm has no second derivative: call backward without "
-              "create_graph=True");
+  TORCH_CHECK(
+      !torch::autograd::compute_requires_grad(
+          grad_output.value_or(Tensor()), grad_sent.value_or(Tensor()), x, h, c, gates, normed,
+          scales, weights, norm, open_h.value_or(Tensor()), open_c.value_or(Tensor())),
+      "dnirnn::gated_lstm has no second derivative: call backward without "
+      "create_graph=True");
   at::AutoDispatchBelowADInplaceOrView below;
   return call_backward(grad_output, grad_sent, x, h, c, gates, normed, scales, weights, norm,
                        open_h, open_c, factor, reset, truncation, with_grad_x, with_grad_state,

@@ -16,13 +16,12 @@ struct GatedOptions {
 };
 
 // (output, sent, and the histories h, c, gates, normed, scales)
-using GatedForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-                                      at::Tensor, at::Tensor>;
+using GatedForwardResult =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 // (grad_x, grad_state, grad_probe, grad_weights, grad_norm, grad_open_h, grad_open_c), each empty
 // where it is not asked for.
-using GatedBackwardResult =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>,
-               std::vector<at::Tensor>, at::Tensor, at::Tensor>;
+using GatedBackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>,
+                                       std::vector<at::Tensor>, at::Tensor, at::Tensor>;
 
 inline void check_options(const Sizes& s, const at::Tensor& x, const GatedOptions& with) {
   const auto type = state_type(x.scalar_type());

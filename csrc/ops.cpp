@@ -51,8 +51,9 @@ TORCH_LIBRARY(dnirnn, m) {
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.def("vector_path", [] { return std::string(dnirnn::cpu::kernels<float>().name); },
-        "The vector path in use on this CPU.");
+  m.def(
+      "vector_path", [] { return std::string(dnirnn::cpu::kernels<float>().name); },
+      "The vector path in use on this CPU.");
   m.def("multiplies_bfloat16", &dnirnn::cpu::multiplies_bfloat16,
         "Whether this CPU multiplies bfloat16 numbers itself, for lstm_tbptt.");
 }

@@ -14,11 +14,11 @@ using torch::autograd::variable_list;
 UnitForwardResult call_forward(const Tensor& x, const Tensor& h, const Tensor& w_ih,
                                const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh,
                                bool gated) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("dnirnn::recurrent", "")
-                             .typed<UnitForwardResult(const Tensor&, const Tensor&, const Tensor&,
-                                                      const Tensor&, const Tensor&, const Tensor&,
-                                                      bool)>();
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("dnirnn::recurrent", "")
+          .typed<UnitForwardResult(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                   const Tensor&, const Tensor&, bool)>();
   return op.call(x, h, w_ih, w_hh, b_ih, b_hh, gated);
 }
 
@@ -71,9 +71,8 @@ UnitForwardResult recurrent(const Tensor& x, const Tensor& h, const Tensor& w_ih
 }
 
 UnitBackwardResult recurrent_backward(const Tensor& grad_output, const Tensor& x, const Tensor& h,
-                                      const Tensor& output, const Tensor& gates,
-                                      const Tensor& w_ih, const Tensor& w_hh, bool gated,
-                                      bool with_grad_x) {
+                                      const Tensor& output, const Tensor& gates, const Tensor& w_ih,
+                                      const Tensor& w_hh, bool gated, bool with_grad_x) {
   TORCH_CHECK(!torch::autograd::compute_requires_grad(grad_output, x, h, output, gates, w_ih, w_hh),
               "dnirnn::recurrent has no second derivative: call backward without "
               "create_graph=True, or use dnirnn.FromTorch(torch.nn.GRU(...))");

@@ -30,15 +30,16 @@ inline Sizes sizes_of(const at::Tensor& x, at::TensorList weights, int64_t trunc
     const at::Tensor& w = weights[i];
     const bool matrix = i % 4 < 2;
     const int64_t columns = i % 4 == 1 ? s.H : s.input(i / 4);
-    TORCH_CHECK_VALUE(w.dim() == (matrix ? 2 : 1) && w.size(0) == 4 * s.H &&
-                          (!matrix || w.size(1) == columns),
-                      "weights[", i, "] must be [", 4 * s.H, matrix ? ", " : "",
-                      matrix ? std::to_string(columns) : "", "]; got ", w.sizes());
-    TORCH_CHECK_TYPE(w.scalar_type() == x.scalar_type() ||
-                         (w.scalar_type() == at::kFloat &&
-                          (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf)),
-                     "weights[", i, "] is ", w.scalar_type(), ", x is ", x.scalar_type(),
-                     ": they must have one dtype, or the weights be float32 beside an x of 16 bits");
+    TORCH_CHECK_VALUE(
+        w.dim() == (matrix ? 2 : 1) && w.size(0) == 4 * s.H && (!matrix || w.size(1) == columns),
+        "weights[", i, "] must be [", 4 * s.H, matrix ? ", " : "",
+        matrix ? std::to_string(columns) : "", "]; got ", w.sizes());
+    TORCH_CHECK_TYPE(
+        w.scalar_type() == x.scalar_type() ||
+            (w.scalar_type() == at::kFloat &&
+             (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf)),
+        "weights[", i, "] is ", w.scalar_type(), ", x is ", x.scalar_type(),
+        ": they must have one dtype, or the weights be float32 beside an x of 16 bits");
     TORCH_CHECK_VALUE(w.device() == x.device(), "weights[", i, "] is on ", w.device(), ", x on ",
                       x.device(), ": they must be on one device");
   }

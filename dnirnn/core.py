@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -212,14 +213,15 @@ class Core(nn.Module, abc.ABC):
 @contextmanager
 def charging() -> Iterator[list[Tensor]]:
     """Gathers what cores charge inside, in this thread."""
-    token = CHARGES.set([])
+    charges: list[Tensor] = []
+    token = CHARGES.set(charges)
     try:
-        yield CHARGES.get()
+        yield charges
     finally:
         CHARGES.reset(token)
 
 
-def resets_to(core: Core, kind: type[Core], reset: Tensor | None) -> bool:
+def resets_to(core: Core, kind: Any, reset: Tensor | None) -> bool:
     """Whether ``reset`` puts ``kind``'s own initial state in a row, if any: nobody overrode it."""
     return reset is None or type(core).initial_state is kind.initial_state
 

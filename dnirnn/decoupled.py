@@ -205,6 +205,7 @@ class Decoupled(nn.Module):
         return None if loss is None else loss.detach(), error
 
     def fit_synthetic_input(self, i: int, x: Any, h: Tensor) -> None:
+        assert self.synthetic_inputs is not None
         error = 0.5 * (self.synthetic_inputs[i](x) - h).square().sum() / len(h)
         error.backward()
         step(self.synthetic_input_optimizers[i])

@@ -93,7 +93,8 @@ def horizon(model: SequenceModel, batch: Batch, lookahead: int = 40) -> Horizon:
         for span, part in sorted(found.items())
     ]  # fmt: skip
     marks = torch.tensor([0.5, 0.99, 1.0], dtype=norm.dtype, device=norm.device)
-    return Horizon(reaches, tuple(quantiles(norm, marks)), len(norm))
+    median, high, largest = quantiles(norm, marks)
+    return Horizon(reaches, (median, high, largest), len(norm))
 
 
 def truncation_bias(model: SequenceModel, batch: Batch, truncations: Sequence[int]) -> list[Bias]:

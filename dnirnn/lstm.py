@@ -135,7 +135,7 @@ class LSTM(Core):
                 x_TBI, state_BS, probe_NBS, truncation, t0, reset, estimator
             )
         emitted = getattr(estimator, "weights", [])
-        scale = estimator.scale if emitted else 0.0
+        scale = estimator.scale if estimator is not None and emitted else 0.0
         output, sent, synthetic = ops.lstm_tbptt(
             x_TBI, state_BS, probe_NBS, self.weights, emitted, truncation, scale, reset
         )

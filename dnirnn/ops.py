@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ def load_extension():
     Raises ImportError where it was built for another torch: it would crash or compute nonsense.
     """
     found = importlib.util.find_spec("dnirnn._C")
-    if found is None:
+    if found is None or found.origin is None:
         warnings.warn(
             "dnirnn runs without its fused operators (same results, slower): it was installed"
             " where there was no C++ compiler. `dnirnn doctor` says what to do.",
@@ -275,7 +275,7 @@ def recurrent(
 
 
 def clockwork(
-    x: Tensor, state: Tensor, weights: list[Tensor], periods: list[int], t0: int, lstm: bool
+    x: Tensor, state: Tensor, weights: list[Tensor], periods: Sequence[int], t0: int, lstm: bool
 ) -> tuple[Tensor, Tensor]:
     """M modules of n units each, a period each, over T steps: dnirnn.Clockwork's equations.
 

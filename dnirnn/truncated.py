@@ -345,7 +345,7 @@ def check_context(
         check_tensors(context=context)
     shape = None if context is None else tuple(context.shape)
     size = getattr(estimator, "context_size", None if shape is None else shape[-1])
-    if shape not in ((steps + 1, batch, size), (batch, size)):
+    if context is None or shape not in ((steps + 1, batch, size), (batch, size)):
         raise ValueError(
             f"context must be [{steps + 1}, {batch}, {size}] or [{batch}, {size}] for this x and"
             f" estimator; got {shape}"

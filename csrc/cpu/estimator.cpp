@@ -183,7 +183,8 @@ struct Regression {
           for (int64_t lane = 0; lane < W; lane++) {
             const int64_t j = column + i * W + lane;
             const bool through = j < layer.K && input[r * layer.K + j] > 0;
-            to[(v + i) * block() + r * W + lane] = through ? product[r * wide + i * W + lane] : T(0);
+            to[(v + i) * block() + r * W + lane] =
+                through ? product[r * wide + i * W + lane] : T(0);
           }
         }
       }
@@ -232,7 +233,8 @@ std::tuple<Tensor, std::vector<Tensor>> regression_as(const Tensor& entered, con
   for (const Tensor& tensor : mlp.held) result.push_back(empty(tensor.sizes(), tensor.options()));
   T* values = value_scratch.get(mlp.layers.size() * rows * widest);
   T* deltas = delta_scratch.get(2 * (rows + 1) * widest);
-  Regression<T> pass{kernel, mlp, rows, goal.const_data_ptr<T>(), {}, {}, {}, nullptr, nullptr, panel};
+  Regression<T> pass{kernel,  mlp,     rows, goal.const_data_ptr<T>(), {}, {}, {},
+                     nullptr, nullptr, panel};
   pass.values.push_back(const_cast<T*>(in.const_data_ptr<T>()));
   for (size_t d = 0; d < mlp.layers.size(); d++) pass.values.push_back(values + d * rows * widest);
   for (const Tensor& tensor : result) pass.gradients.push_back(tensor.mutable_data_ptr<T>());

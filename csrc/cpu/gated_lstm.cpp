@@ -187,9 +187,8 @@ struct Backward {
       kernel.put_weights(0, 4 * s.H, w + column, width, columns, panels + column * 4 * s.H,
                          padded(columns, W));
     };
-    panels_of(me, s.H, W, [&](int64_t column, int64_t columns) {
-      pack(w_hh, s.H, panels_h, column, columns);
-    });
+    panels_of(me, s.H, W,
+              [&](int64_t column, int64_t columns) { pack(w_hh, s.H, panels_h, column, columns); });
     // Those of w_ih are for all members, which share the rows.
     const int64_t of_x = grad_x ? (s.I + 4 * W - 1) / (4 * W) : 0;
     for (int64_t p = me.first(of_x); p < me.last(of_x); p++)
@@ -286,8 +285,8 @@ struct Backward {
         for (int64_t n = 0; n < s.N; n++, to += s.B * count * W) {
           // The gate gradients of what a short chunk does not have are zero: any row will do.
           const int64_t there = n < s.chunks(k) ? n : 0;
-          const T* from = of_x ? x + (there * s.K + k) * s.B * s.I
-                               : kept.h + kept.row(k, there, 0) * s.H;
+          const T* from =
+              of_x ? x + (there * s.K + k) * s.B * s.I : kept.h + kept.row(k, there, 0) * s.H;
           kernel.put_rows(0, s.B, from + column, width, columns, to, count * W);
         }
       }
@@ -334,7 +333,9 @@ struct HeldOptions {
     for (const Tensor& tensor : with.norm) norm.push_back(tensor.contiguous());
   }
   Options<T> options() const {
-    const auto data = [&](size_t i) { return norm.empty() ? nullptr : norm[i].const_data_ptr<T>(); };
+    const auto data = [&](size_t i) {
+      return norm.empty() ? nullptr : norm[i].const_data_ptr<T>();
+    };
     return {data(0), data(1), data(2), Gate<T>(open_h), Gate<T>(open_c), Gate<T>(factor)};
   }
 };
@@ -370,24 +371,24 @@ GatedForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
   static thread_local Scratch<T> zx, zh, panels;
   const Kernels<T>& kernel = kernels<T>();
   const int64_t W = kernel.lanes;
-  const Forward<T> pass{s,
-                        kernel,
-                        x_in.const_data_ptr<T>(),
-                        state_in.const_data_ptr<T>(),
-                        probe ? probe_in.const_data_ptr<T>() : nullptr,
-                        reset ? reset_in.const_data_ptr<bool>() : nullptr,
-                        w_ih.const_data_ptr<T>(),
-                        w_hh.const_data_ptr<T>(),
-                        bias.const_data_ptr<T>(),
-                        held.options(),
-                        output.mutable_data_ptr<T>(),
-                        sent.mutable_data_ptr<T>(),
-                        {h.mutable_data_ptr<T>(), c.mutable_data_ptr<T>(),
-                         gates.mutable_data_ptr<T>(), normed.mutable_data_ptr<T>(),
-                         scales.mutable_data_ptr<T>(), s},
-                        zx.get(Forward<T>::steps_of_x(s) * s.B * 4 * s.H),
-                        zh.get(s.B * 4 * s.H),
-                        panels.get(padded(4 * s.H, W) * (s.I + s.H))};
+  const Forward<T> pass{
+      s,
+      kernel,
+      x_in.const_data_ptr<T>(),
+      state_in.const_data_ptr<T>(),
+      probe ? probe_in.const_data_ptr<T>() : nullptr,
+      reset ? reset_in.const_data_ptr<bool>() : nullptr,
+      w_ih.const_data_ptr<T>(),
+      w_hh.const_data_ptr<T>(),
+      bias.const_data_ptr<T>(),
+      held.options(),
+      output.mutable_data_ptr<T>(),
+      sent.mutable_data_ptr<T>(),
+      {h.mutable_data_ptr<T>(), c.mutable_data_ptr<T>(), gates.mutable_data_ptr<T>(),
+       normed.mutable_data_ptr<T>(), scales.mutable_data_ptr<T>(), s},
+      zx.get(Forward<T>::steps_of_x(s) * s.B * 4 * s.H),
+      zh.get(s.B * 4 * s.H),
+      panels.get(padded(4 * s.H, W) * (s.I + s.H))};
   run_team(threads_of(s, s.B, W), [&](const Member& me) { pass.run(me); });
   return {output.to(x.scalar_type()), sent, h, c, gates, normed, scales};
 }
@@ -402,7 +403,9 @@ GatedBackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
                              bool with_grad_open_c) {
   const auto type = c10::CppTypeToScalarType<T>::value;
   const auto dense = [&](const Tensor& tensor) { return tensor.to(type).contiguous(); };
-  const auto maybe = [&](const OptionalTensor& tensor) { return tensor ? dense(*tensor) : Tensor(); };
+  const auto maybe = [&](const OptionalTensor& tensor) {
+    return tensor ? dense(*tensor) : Tensor();
+  };
   const Tensor x_in = dense(x), w_ih = dense(weights[0]), w_hh = dense(weights[1]);
   const Tensor out_in = maybe(grad_output), sent_in = maybe(grad_sent);
   const Tensor reset_in = reset ? reset->contiguous() : Tensor();
@@ -474,7 +477,11 @@ GatedBackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
   const auto reduced = [](bool yes, const Tensor& grad, const OptionalTensor& gate) {
     return yes ? at::sum_to(grad, gate->sizes()) : grad;
   };
-  return {grad_x.to(x.scalar_type()), grad_state, grad_probe, grad_weights, grad_norm,
+  return {grad_x.to(x.scalar_type()),
+          grad_state,
+          grad_probe,
+          grad_weights,
+          grad_norm,
           reduced(with_grad_open_h, d_open_h, with.open_h),
           reduced(with_grad_open_c, d_open_c, with.open_c)};
 }
@@ -485,7 +492,8 @@ GatedForwardResult gated_lstm(const Tensor& x, const Tensor& state, const Option
                               const OptionalTensor& factor, int64_t truncation,
                               const OptionalTensor& reset) {
   const Sizes s = sizes_of(x, weights, truncation);
-  TORCH_CHECK_VALUE(s.L == 1, "weights must be those of one layer; got ", weights.size(), " tensors");
+  TORCH_CHECK_VALUE(s.L == 1, "weights must be those of one layer; got ", weights.size(),
+                    " tensors");
   check_state(s, x, state, probe, reset);
   TORCH_CHECK_VALUE(!probe || probe->size(0) == s.N, "probe must be [", s.N, " chunks, ", s.B, ", ",
                     s.S, "]; got ", probe->sizes());

@@ -15,9 +15,9 @@ const Kernels<T>& kernels() {
     // ATen's choice follows the CPU and ATEN_CPU_CAPABILITY, and is made once a process.
     const std::string capability = at::get_cpu_capability();
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
-                            __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const bool has_avx512 =
+        has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (has_avx512 && capability.rfind("AVX512", 0) == 0) return avx512::table<T>();
     if (has_avx2 && capability.rfind("AVX", 0) == 0) return avx2::table<T>();
     return generic::table<T>();

@@ -47,17 +47,17 @@ struct Rows {
 // One step of one unit, for M rows: where everything is. Strides are between rows.
 template <typename E, typename T = Wide<E>>
 struct CellForward {
-  const T* c;       // c before the step, stride `width`
-  E* gates;         // [M][4][lanes]: the gates, kept for the backward pass
-  E* output;        // h', stride `width`
-  E* h_next;        // h' again, where the next step reads it, stride `next`; or null, and then
-  T* h_sent;        // h', as the state that a chunk ends in
-  T* c_next;        // c', stride `next`
+  const T* c;         // c before the step, stride `width`
+  E* gates;           // [M][4][lanes]: the gates, kept for the backward pass
+  E* output;          // h', stride `width`
+  E* h_next;          // h' again, where the next step reads it, stride `next`; or null, and then
+  T* h_sent;          // h', as the state that a chunk ends in
+  T* c_next;          // c', stride `next`
   const T* products;  // [M][4 W]: x P_x, where it was computed before, or null
-  int64_t width;    // H
+  int64_t width;      // H
   int64_t next;
-  int64_t lanes;    // how many cells of the unit exist
-  bool round;       // h' is rounded to bfloat16 in output (and in h_next where round_next)
+  int64_t lanes;  // how many cells of the unit exist
+  bool round;     // h' is rounded to bfloat16 in output (and in h_next where round_next)
   bool round_next;
 };
 
@@ -78,16 +78,16 @@ struct CellBackward {
 // Pointers are to the first of the columns; strides are between rows.
 template <typename T>
 struct UnitForward {
-  const T* zx;     // products of the input, gate after gate `gate` apart, stride `wide`
-  const T* zh;     // products of h, likewise
-  const T* bias_x; // gate after gate `width` apart
+  const T* zx;      // products of the input, gate after gate `gate` apart, stride `wide`
+  const T* zh;      // products of h, likewise
+  const T* bias_x;  // gate after gate `width` apart
   const T* bias_h;
-  const T* h;      // h before the step, stride `width`; gated units only
-  T* output;       // h', stride `width`
-  T* gates;        // [M, 4, H]: r, z, n, zh_n, kept for the backward pass; gated units only
+  const T* h;  // h before the step, stride `width`; gated units only
+  T* output;   // h', stride `width`
+  T* gates;    // [M, 4, H]: r, z, n, zh_n, kept for the backward pass; gated units only
   int64_t gate;
   int64_t wide;
-  int64_t width;   // H
+  int64_t width;  // H
   int64_t columns;
 };
 
@@ -99,9 +99,9 @@ struct UnitBackward {
   const T* grad_output;  // stride `width`
   const T* back;         // what came back to h' through the products, stride `width`
   T* carry;              // gated units: in: what came back to h' by z; out: the same for h
-  T* d;                  // blocks [rows][W] of each unit, `block` apart: plain dz; gated n, r, z, zh_n
+  T* d;  // blocks [rows][W] of each unit, `block` apart: plain dz; gated n, r, z, zh_n
   int64_t block;
-  int64_t gate;          // from a gate's blocks to the next gate's
+  int64_t gate;  // from a gate's blocks to the next gate's
   int64_t width;
   int64_t columns;
 };
@@ -113,8 +113,8 @@ struct UnitBackward {
 //   c' = open_c c~ + (1 - open_c) c;  h' = open_h h~ + (1 - open_h) h
 template <typename T>
 struct LstmOptions {
-  const T *gain, *gain_c, *bias_c;             // [4, H], [H], [H], all or none
-  const T *open_h, *open_c, *factor;           // [H]
+  const T *gain, *gain_c, *bias_c;    // [4, H], [H], [H], all or none
+  const T *open_h, *open_c, *factor;  // [H]
 };
 
 template <typename T>
@@ -125,20 +125,20 @@ struct LstmRowForward {
   T* gates;                 // [4, H]: i, f, g, o, kept for the backward pass
   T *normed, *scale;        // [4, H]: norm(a_k); [4]: 1 / sqrt(var + 1e-5); where there is a gain
   T *h_next, *c_next;
-  int64_t width;            // H
+  int64_t width;  // H
 };
 
 template <typename T>
 struct LstmRowBackward {
   LstmOptions<T> options;
   const T *h, *c, *gates, *normed, *scale;
-  const T* grad_output;  // or null
-  const T* back;         // what came back to h' through the products
-  T *carry_h, *carry_c;  // in: what else came back to h' and c'; out: the same for h and c
-  T* d;                  // [4, H]: the gradient of the products zx and zh
-  T* sums;               // bias [4, H], gain [4, H], gain_c, bias_c: their gradients are added
+  const T* grad_output;    // or null
+  const T* back;           // what came back to h' through the products
+  T *carry_h, *carry_c;    // in: what else came back to h' and c'; out: the same for h and c
+  T* d;                    // [4, H]: the gradient of the products zx and zh
+  T* sums;                 // bias [4, H], gain [4, H], gain_c, bias_c: their gradients are added
   T *d_open_h, *d_open_c;  // [H], or null
-  T* work;               // [H]
+  T* work;                 // [H]
   int64_t width;
 };
 

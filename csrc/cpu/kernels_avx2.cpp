@@ -13,7 +13,7 @@
 #define PATH avx2
 #define NAME "AVX2"
 #define BYTES 32
-#define ROWS 2         // rows of a tile: ROWS * 4 accumulators and 4 vectors of the panel fit the registers
+#define ROWS 2  // of a tile: ROWS * 4 accumulators and 4 vectors of the panel fit the registers
 #define WEIGHT_ROWS 4  // rows of a tile of a weight gradient: WEIGHT_ROWS * 3 accumulators
 #include "cpu/kernels_impl.h"
 

@@ -236,8 +236,7 @@ void pack_rows(const Wide<T>* w, int64_t group, int64_t groups, int64_t lanes, i
       transpose_stage<W<T>, W<T> / 2>(rows);
 #pragma GCC unroll 16
       for (int i = 0; i < W<T>; i++)
-        if (i * M::rows < left)
-          M::put(at + i * groups * W<T> * M::rows, rows[i]);
+        if (i * M::rows < left) M::put(at + i * groups * W<T> * M::rows, rows[i]);
     }
   }
 }
@@ -357,15 +356,15 @@ void cell_forward_tile(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* p
   constexpr int64_t rows = Multiplied<T>::rows;
   const T* panel_h = panel + (x.depth + rows - 1) / rows * rows * 4 * W<T>;
   multiply<T, R, 4>(acc, from_row(h, m), panel_h, 4);
-  for (int r = 0; r < R; r++) finish_cell<T>({acc[r][0], acc[r][1], acc[r][2], acc[r][3]}, m + r, cell);
+  for (int r = 0; r < R; r++)
+    finish_cell<T>({acc[r][0], acc[r][1], acc[r][2], acc[r][3]}, m + r, cell);
 }
 
 template <typename T>
 void cell_forward_rows(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel,
                        const Wide<T>* bias, const CellForward<T>& cell) {
   int64_t row = 0;
-  for (; row + ROWS <= m; row += ROWS)
-    cell_forward_tile<T, ROWS>(row, x, h, panel, bias, cell);
+  for (; row + ROWS <= m; row += ROWS) cell_forward_tile<T, ROWS>(row, x, h, panel, bias, cell);
   const int64_t left = m - row;
 #if ROWS > 4
   if (left == 5) return cell_forward_tile<T, 5>(row, x, h, panel, bias, cell);
@@ -405,7 +404,7 @@ void cell_forward_direct(const Rows<T>& x, const Rows<T>& h, const Wide<T>* w_ih
     }
   }
   finish_cell<T>({load(sums), load(sums + W<T>), load(sums + 2 * W<T>), load(sums + 3 * W<T>)}, 0,
-              cell);
+                 cell);
 }
 
 template <typename T>
@@ -414,14 +413,13 @@ void cell_backward_rows(int64_t m, const CellBackward<T>& cell) {
   for (int64_t row = 0; row < m; row++) {
     const int64_t at = row * cell.width;
     const T* from = cell.gates + row * 4 * cell.lanes;
-    const CellGates<Vec<T>> gates{
-        load(from, cell.lanes), load(from + cell.lanes, cell.lanes),
-        load(from + 2 * cell.lanes, cell.lanes), load(from + 3 * cell.lanes, cell.lanes)};
+    const CellGates<Vec<T>> gates{load(from, cell.lanes), load(from + cell.lanes, cell.lanes),
+                                  load(from + 2 * cell.lanes, cell.lanes),
+                                  load(from + 3 * cell.lanes, cell.lanes)};
     Vec<T> dh = load(cell.dh + at, cell.lanes);
     if (cell.grad_output) dh += load(cell.grad_output + at, cell.lanes);
     Vec<T> dc = load(cell.dc + at, cell.lanes);
-    const CellGates<Vec<T>> d =
-        cell_backward<M>(gates, load(cell.c + at, cell.lanes), dh, dc);
+    const CellGates<Vec<T>> d = cell_backward<M>(gates, load(cell.c + at, cell.lanes), dh, dc);
     store(cell.dc + at, dc, cell.lanes);
     // Padded lanes are zero: their gates, dh and dc were loaded as zeros.
     T* to = cell.d_gates + row * W<T>;
@@ -465,17 +463,22 @@ void product_rows(int64_t m, const Rows<T>& a, const T* panel, C* c, int64_t ldc
 template <typename T, typename C>
 void product(int64_t m, const Rows<T>& a, const T* panel, C* c, int64_t ldc, int64_t columns) {
   switch ((columns + W<T> - 1) / W<T>) {
-    case 4: return product_rows<T, 4>(m, a, panel, c, ldc, columns);
-    case 3: return product_rows<T, 3>(m, a, panel, c, ldc, columns);
-    case 2: return product_rows<T, 2>(m, a, panel, c, ldc, columns);
-    default: return product_rows<T, 1>(m, a, panel, c, ldc, columns);
+    case 4:
+      return product_rows<T, 4>(m, a, panel, c, ldc, columns);
+    case 3:
+      return product_rows<T, 3>(m, a, panel, c, ldc, columns);
+    case 2:
+      return product_rows<T, 2>(m, a, panel, c, ldc, columns);
+    default:
+      return product_rows<T, 1>(m, a, panel, c, ldc, columns);
   }
 }
 
 // tile [R][V W] = A^T P. Apart from what becomes of the tile: with that in one function, gcc spills
 // the accumulators.
 template <typename T, int R, int V>
-__attribute__((noinline)) void transposed_tile(int64_t k, const T* a, const T* panel, Vec<T>* tile) {
+__attribute__((noinline)) void transposed_tile(int64_t k, const T* a, const T* panel,
+                                               Vec<T>* tile) {
   Vec<T> acc[R][V] = {};
   constexpr int rows = Multiplied<T>::rows;
   for (int64_t i = 0; i < k; i += rows, panel += V * W<T> * rows, a += W<T> * rows)
@@ -488,8 +491,8 @@ __attribute__((noinline)) void transposed_tile(int64_t k, const T* a, const T* p
 }
 
 template <typename T, int V>
-void transposed_tiles(int64_t k, const T* a, const T* panel, Wide<T>* c, int64_t ldc,
-                      int64_t rows, int64_t columns, bool accumulate) {
+void transposed_tiles(int64_t k, const T* a, const T* panel, Wide<T>* c, int64_t ldc, int64_t rows,
+                      int64_t columns, bool accumulate) {
   constexpr int R = WEIGHT_ROWS < W<T> ? WEIGHT_ROWS : W<T>;
   for (int64_t first = 0; first < rows; first += R) {
     const int64_t left = rows - first < R ? rows - first : R;
@@ -514,9 +517,12 @@ template <typename T>
 void transposed_product(int64_t k, const T* a, const T* panel, Wide<T>* c, int64_t ldc,
                         int64_t rows, int64_t columns, bool accumulate) {
   switch ((columns + W<T> - 1) / W<T>) {
-    case 3: return transposed_tiles<T, 3>(k, a, panel, c, ldc, rows, columns, accumulate);
-    case 2: return transposed_tiles<T, 2>(k, a, panel, c, ldc, rows, columns, accumulate);
-    default: return transposed_tiles<T, 1>(k, a, panel, c, ldc, rows, columns, accumulate);
+    case 3:
+      return transposed_tiles<T, 3>(k, a, panel, c, ldc, rows, columns, accumulate);
+    case 2:
+      return transposed_tiles<T, 2>(k, a, panel, c, ldc, rows, columns, accumulate);
+    default:
+      return transposed_tiles<T, 1>(k, a, panel, c, ldc, rows, columns, accumulate);
   }
 }
 
@@ -560,8 +566,8 @@ void gated_forward(int64_t m, const UnitForward<T>& unit) {
                load(unit.bias_h + gate * unit.width + j, lanes);
       };
       UnitGates<Vec<T>> gates{x(0) + h(0), x(1) + h(1), x(2), h(2)};
-      const Vec<T> out = unit_forward<typename MathOf<T>::type>(
-          gates, load(unit.h + row * unit.width + j, lanes));
+      const Vec<T> out =
+          unit_forward<typename MathOf<T>::type>(gates, load(unit.h + row * unit.width + j, lanes));
       store(unit.output + row * unit.width + j, out, lanes);
       T* to = unit.gates + row * 4 * unit.width + j;
       store(to, gates.r, lanes);
@@ -584,8 +590,7 @@ void gated_backward(int64_t m, const UnitBackward<T>& unit) {
                                     load(kept + 3 * unit.width, lanes)};
       Vec<T> dh = load(unit.grad_output + from, lanes) + load(unit.back + from, lanes) +
                   load(unit.carry + from, lanes);
-      const auto d =
-          unit_backward<typename MathOf<T>::type>(gates, load(unit.h + from, lanes), dh);
+      const auto d = unit_backward<typename MathOf<T>::type>(gates, load(unit.h + from, lanes), dh);
       store(unit.carry + from, dh, lanes);
       store(to, d.n, W<T>);
       store(to + unit.gate, d.r, W<T>);
@@ -622,8 +627,7 @@ DNIRNN_INLINE T normalise(T* to, Vec<T> sum, int64_t H) {
     squares += d * d;
   }
   const T scale = 1 / root(lane_sum<T>(squares) / H + T(1e-5));
-  for (int64_t j = 0; j < H; j += W<T>)
-    store(to + j, (load(to + j, H - j) - mean) * scale, H - j);
+  for (int64_t j = 0; j < H; j += W<T>) store(to + j, (load(to + j, H - j) - mean) * scale, H - j);
   return scale;
 }
 
@@ -674,7 +678,8 @@ void lstm_row_forward(const LstmRowForward<T>& row) {
     store(row.gates + H + j, f, lanes);
     store(row.gates + 2 * H + j, g, lanes);
     store(row.gates + 3 * H + j, o, lanes);
-    const Vec<T> c = load(row.c + j, lanes), in = with.factor ? g * load(with.factor + j, lanes) : g;
+    const Vec<T> c = load(row.c + j, lanes),
+                 in = with.factor ? g * load(with.factor + j, lanes) : g;
     const Vec<T> fresh = f * c + i * in;
     store(row.c_next + j, blend(with.open_c ? with.open_c + j : nullptr, fresh, c, lanes), lanes);
     // Where c~ is normalised, h_next holds it meanwhile.
@@ -682,8 +687,10 @@ void lstm_row_forward(const LstmRowForward<T>& row) {
       store(row.h_next + j, fresh, lanes);
       sum += real<T>(fresh, lanes);
     } else {
-      store(row.h_next + j, blend(with.open_h ? with.open_h + j : nullptr, o * M::tanh(fresh),
-                                  load(row.h + j, lanes), lanes), lanes);
+      store(row.h_next + j,
+            blend(with.open_h ? with.open_h + j : nullptr, o * M::tanh(fresh),
+                  load(row.h + j, lanes), lanes),
+            lanes);
     }
   }
   if (!with.gain) return;

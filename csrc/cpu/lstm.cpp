@@ -130,8 +130,7 @@ struct Forward {
     T* c = kept.c + kept.row(layer, k, n) * s.H;
     const T* from = n == 0 ? state : sent + (n - 1) * s.B * s.S;
     const T* add = nullptr;
-    if (probe && (k == 0 || probe_every_step))
-      add = probe + (probe_every_step ? t : n) * s.B * s.S;
+    if (probe && (k == 0 || probe_every_step)) add = probe + (probe_every_step ? t : n) * s.B * s.S;
     for (int64_t b = 0; b < s.B; b++) {
       const int64_t row = b * s.S + at;
       const bool fresh = reset && reset[t * s.B + b];
@@ -247,7 +246,7 @@ struct Backward {
   E* grad_x;      // null where it is not wanted
   T* grad_probe;  // [N or T, B, S], null where it is not wanted
   bool probe_every_step;
-  T* grad_state;  // null where it is not wanted
+  T* grad_state;                // null where it is not wanted
   std::vector<Layer<T>> grads;  // const only in name; empty where they are not wanted
   int64_t group_steps;
   // Work: the gradients on their way back [N B, H]; those of the gates, 4 U blocks [group rows][W],
@@ -324,8 +323,7 @@ struct Backward {
       for (int64_t n = 0; n < s.N; n++) {
         E* to = d_gates + u * 4 * block + ((k - low) * rows + n * s.B) * W;
         if (n >= s.chunks(k)) {
-          for (int64_t gate = 0; gate < 4; gate++)
-            std::fill_n(to + gate * block, s.B * W, E{});
+          for (int64_t gate = 0; gate < 4; gate++) std::fill_n(to + gate * block, s.B * W, E{});
           continue;
         }
         const int64_t row = kept.row(layer, k, n), here = n * s.B * s.H + j;
@@ -432,8 +430,8 @@ struct Backward {
           kernel.put_rows(row, s.B, zeros, 0, columns, panel, wide);
           continue;
         }
-        const E* from = of_x ? below + (n * s.K + k) * s.B * width
-                             : kept.h + kept.row(layer, k, n) * width;
+        const E* from =
+            of_x ? below + (n * s.K + k) * s.B * width : kept.h + kept.row(layer, k, n) * width;
         kernel.put_rows(row, s.B, from + column, width, columns, panel, wide);
       }
     }
@@ -455,7 +453,8 @@ struct Backward {
       const Rows<E> a{d_gates + row * W, W, block(), 4 * U * W};
       E* c = to + ((n * s.K + k) * s.B + r0) * I;
       for (int64_t j = 0; j < I; j += 4 * W)
-        kernel.narrow_product(r1 - r0, a, panels_x + j * 4 * U * W, c + j, I, std::min(4 * W, I - j));
+        kernel.narrow_product(r1 - r0, a, panels_x + j * 4 * U * W, c + j, I,
+                              std::min(4 * W, I - j));
     }
   }
 };
@@ -536,8 +535,7 @@ ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
 
   Tensor synthetic = estimator.empty() ? at::empty({0}, options) : predict(sent, estimator, scale);
   const auto dtype = x.scalar_type();
-  return {output.to(dtype), sent,            synthetic, h.to(dtype), c,
-          gates.to(dtype),  between.to(dtype)};
+  return {output.to(dtype), sent, synthetic, h.to(dtype), c, gates.to(dtype), between.to(dtype)};
 }
 
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;

@@ -50,8 +50,8 @@ struct Forward {
   const T *x, *h;
   Weights<T> w;
   T *output, *gates;
-  T *zx, *zh;      // work: [T, B, G, H] and [B, G, H]
-  T *panels;       // [U][G][I + H][W], of a panel together
+  T *zx, *zh;  // work: [T, B, G, H] and [B, G, H]
+  T* panels;   // [U][G][I + H][W], of a panel together
 
   void run(const Member& me) const {
     const Share mine(me, s.H, kernel.lanes);
@@ -218,8 +218,8 @@ struct Backward {
         std::fill(to + columns, to + count * W, T(0));
       }
       for (int64_t gate = 0; gate < s.G; gate++) {
-        const T* blocks = (of_x ? d : d_h()) +
-                          (of_x ? order_x(gate) : order_h(gate)) * units() * block();
+        const T* blocks =
+            (of_x ? d : d_h()) + (of_x ? order_x(gate) : order_h(gate)) * units() * block();
         for (int64_t u = 0; u < units(); u++)
           kernel.transposed_product(rows(), blocks + u * block(), panel,
                                     grad + (gate * s.H + u * W) * width + column, width,
@@ -338,9 +338,8 @@ UnitForwardResult recurrent(const Tensor& x, const Tensor& h, const Tensor& w_ih
 }
 
 UnitBackwardResult recurrent_backward(const Tensor& grad_output, const Tensor& x, const Tensor& h,
-                                      const Tensor& output, const Tensor& gates,
-                                      const Tensor& w_ih, const Tensor& w_hh, bool gated,
-                                      bool with_grad_x) {
+                                      const Tensor& output, const Tensor& gates, const Tensor& w_ih,
+                                      const Tensor& w_hh, bool gated, bool with_grad_x) {
   const UnitSizes s{x.size(0), x.size(1), x.size(2), w_hh.size(1), gated ? 3 : 1};
   return x.scalar_type() == at::kDouble
              ? backward<double>(s, grad_output, x, h, output, gates, w_ih, w_hh, with_grad_x)

@@ -80,8 +80,8 @@ class Pool {
       }
     }
     const size_t size = (std::max(bytes, kSlab) + kHugePage - 1) / kHugePage * kHugePage;
-    void* mapped = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* mapped =
+        mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     TORCH_CHECK(mapped != MAP_FAILED, "out of memory for ", bytes, " bytes");
     char* start = static_cast<char*>(mapped);
     const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(start) % kHugePage) % kHugePage;
@@ -102,8 +102,8 @@ class Pool {
 // Never destroyed: tensors may outlive everything else in the process.
 Pool& pool() {
   static Pool& only = *new Pool;
-  static const int forks_safely = pthread_atfork(
-      [] { only.hold(); }, [] { only.let_go(); }, [] { only.let_go(); });
+  static const int forks_safely =
+      pthread_atfork([] { only.hold(); }, [] { only.let_go(); }, [] { only.let_go(); });
   TORCH_CHECK(forks_safely == 0, "pthread_atfork: out of memory");
   return only;
 }
@@ -120,8 +120,7 @@ at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
   for (const int64_t size : sizes) bytes *= size;
   if (bytes < kSmall) return at::empty(sizes, options);
   void* data = take(bytes);
-  return at::from_blob(
-      data, sizes, [bytes](void* p) { give_back(p, bytes); }, options);
+  return at::from_blob(data, sizes, [bytes](void* p) { give_back(p, bytes); }, options);
 }
 
 }  // namespace dnirnn::cpu

@@ -65,7 +65,8 @@ __device__ Done<S> take(const Forward& p, int64_t t, int64_t b, int64_t j, const
                         const CellGates<S>& bias, const CellGates<S>& more) {
   Done<S> done{{begun.sums.i + bias.i + more.i, begun.sums.f + bias.f + more.f,
                 begun.sums.g + bias.g + more.g, begun.sums.o + bias.o + more.o},
-               0, begun.c};
+               0,
+               begun.c};
   done.h = cell_forward<Math<S>>(done.gates, done.c);
   if (t + 1 < p.s.T) enter<V>(p, t + 1, b, j, done.h, done.c);
   return done;
@@ -162,8 +163,7 @@ __device__ StateGradient<S> take_back(const Backward& p, int64_t k, int64_t n, i
   StateGradient<S> back{0, begun.dc};
   if (!begun.last) back = came_back(p, n * s.K + k + 1, b, product, begun.dc);
   dc = back.c;
-  const CellGates<S> found =
-      cell_backward<Math<S>>(begun.gates, begun.c, begun.dh + back.h, dc);
+  const CellGates<S> found = cell_backward<Math<S>>(begun.gates, begun.c, begun.dh + back.h, dc);
   d[0] = narrow<V>(found.i);
   d[s.H] = narrow<V>(found.f);
   d[2 * s.H] = narrow<V>(found.g);

@@ -47,7 +47,8 @@ inline void add_product(at::Tensor& out, const at::Tensor& a, const at::Tensor& 
 class Beside {
  public:
   Beside() : main_(c10::cuda::getCurrentCUDAStream()), side_(c10::cuda::getStreamFromPool()) {
-    capturing_ = c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+    capturing_ =
+        c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
     if (capturing_) wait(side_, main_);
   }
   ~Beside() {

@@ -134,9 +134,9 @@ __device__ inline uint32_t rest_of(uint32_t value, uint32_t rounded) {
 template <typename V>
 __device__ inline void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if DNIRNN_HAS_MMA
-#define DNIRNN_MMA(name)                                                                       \
+#define DNIRNN_MMA(name)                                                                          \
   asm("mma.sync.aligned." name " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                 \
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                    \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
   if constexpr (std::is_same_v<V, BFloat16>)
     DNIRNN_MMA("m16n8k16.row.col.f32.bf16.bf16.f32");

@@ -45,7 +45,8 @@ std::tuple<Tensor, std::vector<Tensor>> regression(const Tensor& entered, const 
   std::vector<Tensor> gradients(estimator.size());
   for (size_t i = estimator.size(); i > 0; i -= 2) {
     const Tensor &w = estimator[i - 2], &input = values[i / 2 - 1];
-    Tensor of_w = at::empty(w.sizes(), delta.options()), of_b = at::empty({w.size(0)}, delta.options());
+    Tensor of_w = at::empty(w.sizes(), delta.options()),
+           of_b = at::empty({w.size(0)}, delta.options());
     Tensor below;
     {
       Beside side;
@@ -53,8 +54,7 @@ std::tuple<Tensor, std::vector<Tensor>> regression(const Tensor& entered, const 
         at::mm_out(of_w, delta.t(), input);
         at::sum_out(of_b, delta, {0});
       });
-      if (i > 2)
-        below = at::threshold_backward(at::mm(delta, w.to(delta.scalar_type())), input, 0);
+      if (i > 2) below = at::threshold_backward(at::mm(delta, w.to(delta.scalar_type())), input, 0);
     }
     gradients[i - 2] = of_w.to(w.scalar_type());
     gradients[i - 1] = of_b.to(w.scalar_type());

@@ -58,8 +58,8 @@ __device__ float factor_of(const Rule& rule, float norm) {
 }
 
 // Adam's step of one element (Kingma and Ba 2015; AdamW: Loshchilov and Hutter 2019).
-__device__ void adam(const Rule& rule, float rate, float correction1, float correction2, float gradient,
-                     float& parameter, float& first, float& second) {
+__device__ void adam(const Rule& rule, float rate, float correction1, float correction2,
+                     float gradient, float& parameter, float& first, float& second) {
   if (rule.decoupled)
     parameter -= rate * rule.decay * parameter;
   else
@@ -69,7 +69,8 @@ __device__ void adam(const Rule& rule, float rate, float correction1, float corr
   parameter -= rate / correction1 * first / (sqrtf(second) / correction2 + rule.epsilon);
 }
 
-__global__ void __launch_bounds__(Update::kThreads, 1) finish_kernel(const __grid_constant__ Update u, int blocks) {
+__global__ void __launch_bounds__(Update::kThreads, 1)
+    finish_kernel(const __grid_constant__ Update u, int blocks) {
   double* shared = reinterpret_cast<double*>(shared_memory());
   const int chunks = u.begins[u.tensors];
 
@@ -107,11 +108,13 @@ __global__ void __launch_bounds__(Update::kThreads, 1) finish_kernel(const __gri
       const float steps = *u.step[of] + 1;
       const float correction1 = -expm1f(steps * rule.log1);
       const float correction2 = sqrtf(-expm1f(steps * rule.log2));
-      const int64_t at = int64_t(chunk - u.begins[of]) * Update::kChunk + 4 * thread(), size = u.size[of];
+      const int64_t at = int64_t(chunk - u.begins[of]) * Update::kChunk + 4 * thread(),
+                    size = u.size[of];
       const bool aligned = u.aligned[of];
       const Four gradient = read(u.gradient[of], at, size, aligned);
       Four parameter = read(u.parameter[of], at, size, aligned);
-      Four first = read(u.first[of], at, size, aligned), second = read(u.second[of], at, size, aligned);
+      Four first = read(u.first[of], at, size, aligned),
+           second = read(u.second[of], at, size, aligned);
       for (int i = 0; i < 4; i++)
         adam(rule, rate, correction1, correction2, factor * gradient.of[i], parameter.of[i],
              first.of[i], second.of[i]);
@@ -148,7 +151,8 @@ int blocks_of(const Update& update) {
 
 void finish(const Update& update, CUstream_st* stream) {
   const int blocks = blocks_of(update);
-  start_together(blocks, Update::kThreads, Update::kThreads * sizeof(double), stream, finish_kernel, update, blocks);
+  start_together(blocks, Update::kThreads, Update::kThreads * sizeof(double), stream, finish_kernel,
+                 update, blocks);
 }
 
 }  // namespace dnirnn::cuda

@@ -33,13 +33,17 @@ using OptionalTensor = std::optional<Tensor>;
 
 Type type_of(at::ScalarType type) {
   switch (type) {
-    case at::kFloat: return Type::kFloat;
-    case at::kDouble: return Type::kDouble;
-    case at::kBFloat16: return Type::kBFloat16;
-    case at::kHalf: return Type::kHalf;
+    case at::kFloat:
+      return Type::kFloat;
+    case at::kDouble:
+      return Type::kDouble;
+    case at::kBFloat16:
+      return Type::kBFloat16;
+    case at::kHalf:
+      return Type::kHalf;
     default:
-      C10_THROW_ERROR(TypeError, c10::str("x must be float32, float64, bfloat16 or float16; got ",
-                                          type));
+      C10_THROW_ERROR(TypeError,
+                      c10::str("x must be float32, float64, bfloat16 or float16; got ", type));
   }
 }
 
@@ -72,7 +76,8 @@ bool on_chip(const Sizes& s, Type type, int64_t rows, int64_t depth) {
 }
 
 Products products() {
-  return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN) ? Products::kTf32 : Products::kExact;
+  return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN) ? Products::kTf32
+                                                                : Products::kExact;
 }
 
 Tensor waits_of(const Sizes& s, const Tensor& x) {
@@ -290,9 +295,7 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
 }  // namespace
 }  // namespace dnirnn::cuda
 
-TORCH_LIBRARY_FRAGMENT(dnirnn, m) {
-  m.def("cuda_path(str path) -> ()", &dnirnn::cuda::choose);
-}
+TORCH_LIBRARY_FRAGMENT(dnirnn, m) { m.def("cuda_path(str path) -> ()", &dnirnn::cuda::choose); }
 
 TORCH_LIBRARY_IMPL(dnirnn, DNIRNN_DEVICE, m) {
   m.impl("lstm_tbptt", &dnirnn::cuda::lstm_tbptt);

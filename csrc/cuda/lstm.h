@@ -24,8 +24,8 @@ struct Forward {
   const void* state;     // [B, S], S
   const void* probe;     // [N or T, B, S], S; or null
   const bool* reset;     // [T, B], or null
-  const void* w_hh;         // [4 H, H], V
-  const void* bias;         // [4 H], S: both together
+  const void* w_hh;      // [4 H, H], V
+  const void* bias;      // [4 H], S: both together
   void* h;               // by chunk, [.., H], V: what a step starts from
   void* c;               // the same, S
   void* gates;           // by chunk, [.., 4, H], S: a step turns sums of products into gates
@@ -44,15 +44,15 @@ struct Backward {
   Type type;
   int64_t layer;
   bool probe_every_step;
-  const void* grad_output;  // by time, [.., H], V; or null
-  const void* grad_above;   // by chunk, [.., H], S; or null
-  const void* grad_sent;    // [N, B, S], S; or null
-  const bool* reset;        // [T, B], or null
+  const void* grad_output;       // by time, [.., H], V; or null
+  const void* grad_above;        // by chunk, [.., H], S; or null
+  const void* grad_sent;         // [N, B, S], S; or null
+  const bool* reset;             // [T, B], or null
   const void *w_hh, *c, *gates;  // as in Forward
-  void* d;                  // by chunk, [.., 4, H], V: the gradients of the gates' sums
-  void* dc;                 // [N, B, H], S: on its way back
-  void* grad_probe;         // [N or T, B, S], S; or null
-  void* grad_state;         // [B, S], S; or null
+  void* d;                       // by chunk, [.., 4, H], V: the gradients of the gates' sums
+  void* dc;                      // [N, B, H], S: on its way back
+  void* grad_probe;              // [N or T, B, S], S; or null
+  void* grad_state;              // [B, S], S; or null
 };
 
 // Step k of every chunk: writes d. dh: [N, B, H], S: d of step k + 1 times w_hh; not read at a

@@ -130,7 +130,8 @@ __device__ float sum_of(const float* partial, int row, int column) {
 }
 
 template <typename V, Products kProducts, int kBlocks>
-__global__ void __launch_bounds__(kThreads, 1) steps_kernel(Forward p, int groups, unsigned* waits) {
+__global__ void __launch_bounds__(kThreads, 1)
+    steps_kernel(Forward p, int groups, unsigned* waits) {
   const Sizes& s = p.s;
   float* partial = shared_memory();
   const int blocks = (s.H + kUnits - 1) / kUnits, group = block() / blocks;
@@ -270,9 +271,11 @@ bool faster_on_chip(const Sizes& s, Type type, int64_t rows, int64_t depth) {
   const bool wide = type == Type::kFloat, back = depth > s.H;
   const double H = s.H, cells = H * rows;
   const int64_t groups = groups_of(s, rows), tiles = (rows + kRows - 1) / kRows;
-  const double tile = wide ? (back ? 3.0 + H / 90 : 2.6 + H / 220) : (back ? 2.7 + H / 350 : 2.5 + H / 512);
+  const double tile =
+      wide ? (back ? 3.0 + H / 90 : 2.6 + H / 220) : (back ? 2.7 + H / 350 : 2.5 + H / 512);
   const double here = (tiles + groups - 1) / groups * tile, thousands = H / 1024 * H / 1024;
-  const double apart = wide ? 7.0 + 4.0 * thousands + 6.6e-5 * cells : 5.4 + 1.7 * thousands + 2.4e-5 * cells;
+  const double apart =
+      wide ? 7.0 + 4.0 * thousands + 6.6e-5 * cells : 5.4 + 1.7 * thousands + 2.4e-5 * cells;
   return here < apart;
 }
 

@@ -59,8 +59,8 @@ void step(const Forward& pass, int64_t t, CUstream_st* stream) {
 
 void step_back(const Backward& pass, int64_t k, const void* dh, CUstream_st* stream) {
   with_type(pass.type, [&](auto v, auto s) {
-    for_each(pass.s.N * pass.s.B * pass.s.H, stream, step_back_kernel<decltype(v), decltype(s)>, pass,
-             k, dh);
+    for_each(pass.s.N * pass.s.B * pass.s.H, stream, step_back_kernel<decltype(v), decltype(s)>,
+             pass, k, dh);
   });
 }
 

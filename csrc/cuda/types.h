@@ -10,10 +10,14 @@ namespace dnirnn::cuda {
 template <typename Call>
 void with_type(Type type, Call call) {
   switch (type) {
-    case Type::kFloat: return call(float{}, float{});
-    case Type::kDouble: return call(double{}, double{});
-    case Type::kBFloat16: return call(BFloat16{}, float{});
-    case Type::kHalf: return call(Half{}, float{});
+    case Type::kFloat:
+      return call(float{}, float{});
+    case Type::kDouble:
+      return call(double{}, double{});
+    case Type::kBFloat16:
+      return call(BFloat16{}, float{});
+    case Type::kHalf:
+      return call(Half{}, float{});
   }
 }
 

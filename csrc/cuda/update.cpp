@@ -35,8 +35,10 @@ void finish_update(at::TensorList parameters, at::TensorList gradients, at::Tens
                     " tensors; got ", count);
   for (const auto& list : {gradients, first, second, steps})
     TORCH_CHECK_VALUE(static_cast<int64_t>(list.size()) == count,
-                      "gradients and Adam's state must be of ", count, " tensors; got ", list.size());
-  TORCH_CHECK_VALUE(of_core >= 0 && of_core <= count, "of_core must be 0 to ", count, "; got ", of_core);
+                      "gradients and Adam's state must be of ", count, " tensors; got ",
+                      list.size());
+  TORCH_CHECK_VALUE(of_core >= 0 && of_core <= count, "of_core must be 0 to ", count, "; got ",
+                    of_core);
   TORCH_CHECK_VALUE(rates.size() == 2 && settings.size() == 14,
                     "rates and settings must be of two parts; got ", rates.size(), " and ",
                     settings.size());
@@ -62,9 +64,16 @@ void finish_update(at::TensorList parameters, at::TensorList gradients, at::Tens
   }
   for (int part = 0; part < 2; part++) {
     const double* set = settings.data() + 7 * part;
-    u.rules[part] = {float(std::log(set[0])), float(std::log(set[1])), float(1 - set[0]),
-                     float(1 - set[1]), float(set[2]), float(set[3]), set[4] != 0, float(set[5]),
-                     float(set[6]), at_float(rates[part], "a rate", 1)};
+    u.rules[part] = {float(std::log(set[0])),
+                     float(std::log(set[1])),
+                     float(1 - set[0]),
+                     float(1 - set[1]),
+                     float(set[2]),
+                     float(set[3]),
+                     set[4] != 0,
+                     float(set[5]),
+                     float(set[6]),
+                     at_float(rates[part], "a rate", 1)};
   }
   u.nats = at_float(nats, "nats", 1);
   u.error = error ? at_float(*error, "error", 1) : nullptr;

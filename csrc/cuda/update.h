@@ -28,8 +28,8 @@ struct Update {
   int begins[kMost + 1];  // the first chunk of kChunk elements of each
   bool aligned[kMost];    // to 16 bytes, all of them
   Rule rules[2];
-  const float *nats, *error;     // error: or null
-  const float* ended;            // [state_size]: what becomes of the state
+  const float *nats, *error;  // error: or null
+  const float* ended;         // [state_size]: what becomes of the state
   float* state;
   int64_t state_size;
   double* told;     // [capacity, 4]: nats, error, norms of the core's and the estimator's gradients

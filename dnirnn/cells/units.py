@@ -53,8 +53,9 @@ class Units(FromTorch):
             return super().run(x_TBI, state_BS)
         output, states, weights = x_TBI, [], self.weights
         for layer, h in enumerate(state_BS.chunk(module.num_layers, 1)):
-            own = weights[4 * layer : 4 * layer + 4]
-            output = ops.recurrent(output, h.to(output.dtype), *own, module.mode == "GRU")
+            w_ih, w_hh, b_ih, b_hh = weights[4 * layer : 4 * layer + 4]
+            h = h.to(output.dtype)
+            output = ops.recurrent(output, h, w_ih, w_hh, b_ih, b_hh, module.mode == "GRU")
             states.append(output[-1])
         return output, torch.cat(states, 1).to(state_BS.dtype)
 

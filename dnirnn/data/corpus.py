@@ -3,7 +3,7 @@
 import codecs
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +91,7 @@ class Corpus(NamedTuple):
     """A text in three splits, and by what convention its symbols are counted."""
 
     name: str
-    splits: "dict[str, str | FileText]"
+    splits: "Mapping[str, str | FileText]"
     convention: str
 
     def describe(self) -> str:
@@ -178,9 +178,9 @@ def load(
             f"--valid-file and --test-file go with a text file only; got --corpus {corpus}"
         )
     if corpus == "ptb":
-        splits = penn_treebank(data_dir) if data_dir else penn_treebank_from_hub()
+        treebank = penn_treebank(data_dir) if data_dir else penn_treebank_from_hub()
         convention = "a space is one symbol, a line end one newline, <unk> five characters"
-        return Corpus("Penn Treebank", splits, convention)
+        return Corpus("Penn Treebank", treebank, convention)
     if corpus == "builtin":
         text = builtin()
         return Corpus("builtin", divide(text, "builtin"), "every character of Python's help topics")
@@ -252,7 +252,7 @@ def builtin() -> str:
 
 def text_file(
     path: str | Path, valid_file: str | None = None, test_file: str | None = None
-) -> dict[str, str]:
+) -> dict[str, str | FileText]:
     """A UTF-8 text file in three splits: see :func:`divide`; validation and test from own files."""
     text = text_of(path, "--corpus", "must be ptb, builtin or the path of a text file")
     valid = text_of(valid_file, "--valid-file") if valid_file else None
@@ -277,9 +277,9 @@ def divide(
     test: str | FileText | None = None,
 ) -> dict[str, str | FileText]:
     """Cuts validation and test, 5 % of the text each, from its end, unless they are given."""
-    part = len(text) // 20
-    end = len(text) if test is not None else len(text) - part
-    middle = end if valid is not None else end - part
+    share = len(text) // 20
+    end = len(text) if test is not None else len(text) - share
+    middle = end if valid is not None else end - share
 
     def part(start: int, end: int) -> str | FileText:
         return text[start:end] if isinstance(text, str) else text.part(start, end)

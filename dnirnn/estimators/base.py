@@ -65,7 +65,7 @@ class GradientEstimator(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def accumulate(
-        self, entered: Tensor, target: Tensor, weight: Tensor | None = None
+        self, entered: Tensor, target: Tensor, *context: Tensor, weight: Tensor | None = None
     ) -> Tensor:
         """Adds the gradient of the regression of forward(entered) on target to the parameters' .grad.
 

@@ -1,6 +1,7 @@
 """SyntheticGradient: a linear map or an MLP that predicts the gradient of the future."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ class SyntheticGradient(GradientEstimator):
         self.scale, self.discount = float(scale), float(discount)
         self.dense, self.trace_decay = dense, float(trace_decay)
         self.terminal_target, self.needs_context = terminal_target, context_size > 0
-        made = {"device": device, "dtype": dtype}
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         widths = [state_size + context_size, *hidden, state_size]
         self.layers = nn.ModuleList(nn.Linear(i, o, **made) for i, o in zip(widths, widths[1:]))
         nn.init.zeros_(self.layers[-1].weight)

@@ -62,8 +62,10 @@ class FastSlow(Core):
         check_probabilities(zoneout_h=zoneout_h, zoneout_c=zoneout_c, dropout=dropout)
 
         def cell(width: int, size: int) -> NormLSTM:
-            options = dict(layer_norm=layer_norm, zoneout_h=zoneout_h, zoneout_c=zoneout_c)
-            return NormLSTM(width, size, **options, device=device, dtype=dtype)
+            return NormLSTM(
+                width, size, layer_norm=layer_norm, zoneout_h=zoneout_h, zoneout_c=zoneout_c,
+                device=device, dtype=dtype,
+            )  # fmt: skip
 
         self.input_size, self.output_size = input_size, fast_size
         self.fast_size, self.slow_size, self.dropout = fast_size, slow_size, dropout

@@ -160,7 +160,8 @@ class HMLSTM(Core):
         layers, size = self.num_layers, self.hidden_size
         parts = state_BS.split([size] * (2 * layers) + [1] * (layers - 1), 1)
         hs, cs, zs = parts[: 2 * layers : 2], parts[1 : 2 * layers : 2], parts[2 * layers :]
-        state, detected = [], []
+        state: list[Tensor] = []
+        detected: list[Tensor] = []
         for layer, (h, c) in enumerate(zip(hs, cs)):
             bottom, top = layer == 0, layer == layers - 1
             z = torch.zeros_like(zs[0]) if top else zs[layer]

@@ -50,7 +50,7 @@ def check_estimator(
     cases = []
     for rows in (1, 2, 5):
         entered, target = torch.randn(2, rows, state_size, dtype=torch.float64, generator=draw)
-        context = ()
+        context: tuple[Tensor, ...] = ()
         if estimator.needs_context:
             context = (torch.randn(rows, context_size, dtype=torch.float64, generator=draw),)
         cases.append(Rows(estimator, f"R={rows}, S={state_size}", entered, target, context))

@@ -156,8 +156,8 @@ def flatten(tree: Any) -> tuple[dict[str, Tensor], Any]:
             plain = all(isinstance(key, str) and not key.startswith("$") for key in items)
             return items if plain else {"$items": [[key, item] for key, item in items.items()]}
         if isinstance(value, (list, tuple)):
-            items = [encode(item, f"{path}.{i}") for i, item in enumerate(value)]
-            return {"$tuple": items} if isinstance(value, tuple) else items
+            each = [encode(item, f"{path}.{i}") for i, item in enumerate(value)]
+            return {"$tuple": each} if isinstance(value, tuple) else each
         if value is None or type(value) in (bool, int, float, str):
             return value
         raise TypeError(f"{path} can't be kept in a checkpoint: it is a {type(value).__name__}")
@@ -198,11 +198,11 @@ def difference(found: bytes, contents: dict[str, bytes]) -> str:
     """What a manifest says that the files don't."""
     expected = json.loads(manifest(contents))
     try:
-        found = json.loads(found)
-        if found["format"] != FORMAT:
-            return f"its format is {found['format']}, this version reads {FORMAT}"
+        written = json.loads(found)
+        if written["format"] != FORMAT:
+            return f"its format is {written['format']}, this version reads {FORMAT}"
         for name, is_now in expected["files"].items():
-            was = found["files"][name]
+            was = written["files"][name]
             if was["bytes"] != is_now["bytes"]:
                 return f"{name} has {is_now['bytes']} bytes, {was['bytes']} were written"
             if was["sha256"] != is_now["sha256"]:

@@ -64,7 +64,8 @@ class Evaluation:
         set_rng(rng, self.training.device)
         self.write("fidelity", **found)
 
-    def measure(self, what: Measure) -> dict[str, float]:
+    def measure(self, what: Measure | None) -> dict[str, float]:
+        assert what is not None
         model = self.training.model
         model.eval()
         with torch.no_grad():

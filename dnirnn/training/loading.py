@@ -34,7 +34,7 @@ def load_checkpoint(path: Path, model: SequenceModel, run: Path | None = None) -
     with ckpt.reading(path):
         ckpt.check_fit(path, tree["model"], model.state_dict())
         config = None if run is None else read_json(run / CONFIG)
-        if config is not None:
+        if run is not None and config is not None:
             check_owner(run, path, tree, config)
         for name in ("update", "symbols"):
             if type(tree[name]) is not int:

@@ -47,7 +47,7 @@ def make_optimizer(
 
 def optimizer_of(prefix: str, name: str) -> type[torch.optim.Optimizer]:
     """The class of that name in torch.optim; ``prefix`` names the field."""
-    kind = getattr(torch.optim, name, None) if isinstance(name, str) else None
+    kind: Any = getattr(torch.optim, name, None) if isinstance(name, str) else None
     known = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
     if not known or name in ("Optimizer", "LBFGS", "SparseAdam"):
         raise ValueError(
@@ -94,7 +94,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, name: str | None, options: d
 def schedule_of(name: str) -> type:
     """The class of that name in torch.optim.lr_scheduler."""
     schedules = torch.optim.lr_scheduler
-    kind = getattr(schedules, name, None) if isinstance(name, str) else None
+    kind: Any = getattr(schedules, name, None) if isinstance(name, str) else None
     plain = isinstance(kind, type) and issubclass(kind, schedules.LRScheduler)
     refused = ("LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler")
     if not plain or name in refused:
@@ -129,10 +129,8 @@ def scalars_of(state: dict) -> dict:
 
 
 def norm_of(gradients: list[Tensor]) -> Tensor | float:
-    """The norm of all gradients together."""
-    if not gradients:
-        return 0.0
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    """The norm of all gradients together; 0.0 where there is none."""
+    return nn.utils.get_total_norm(gradients) if gradients else 0.0
 
 
 def rescale(

@@ -45,7 +45,13 @@ class Saver:
         self.folder, self.state = folder, state
         self.run_config, self.may_change = run_config, may_change
         self.every, self.seconds = every, seconds
-        self.log: Log | None = None
+        self.opened: Log | None = None
+
+    @property
+    def log(self) -> Log:
+        """The run's log, from begin to close."""
+        assert self.opened is not None
+        return self.opened
 
     @property
     def checkpoint(self) -> Path:
@@ -60,7 +66,9 @@ class Saver:
     @property
     def best(self) -> Path:
         """Where the best model so far is."""
-        return self.folder / BEST / ckpt.name_of(self.state.progress.best["update"])
+        best = self.state.progress.best
+        assert best is not None
+        return self.folder / BEST / ckpt.name_of(best["update"])
 
     # Beginning and going on
 
@@ -75,7 +83,7 @@ class Saver:
         update = self.state.progress.update
         if known is not None and known != self.run_config:
             take_down_change(self.folder, update, known, self.run_config)
-        self.log = Log(self.folder / LOG, end, tensorboard, update, digest)
+        self.opened = Log(self.folder / LOG, end, tensorboard, update, digest)
         self.check_best()
         for best in ckpt.checkpoints(self.folder / BEST):
             if ckpt.update_of(best) > update:
@@ -101,9 +109,9 @@ class Saver:
             return tree["log"], tree.get("log_sha256")
 
     def close(self) -> None:
-        if self.log is not None:
-            self.log.close()
-            self.log = None
+        if self.opened is not None:
+            self.opened.close()
+            self.opened = None
 
     # Checkpoints
 
@@ -153,6 +161,7 @@ class Saver:
     def keep_best(self) -> None:
         """Saves the model, which is the best so far."""
         best, model = self.state.progress.best, self.state.model.state_dict()
+        assert best is not None
         kept = {**best, "config": self.run_config, "model": model}
         ckpt.save(self.best, *ckpt.flatten(kept))
 

@@ -151,8 +151,8 @@ class Trainer:
             raise ValueError(
                 f"chunks must be 1 with open_cuts, which draws them; got {config.chunks}"
             )
-        whole = config.chunks == "sequence"
-        self.steps = None if whole else model.truncated.truncation * config.chunks
+        length, chunks = model.truncated.truncation, config.chunks
+        self.steps = None if isinstance(chunks, str) else length * chunks
         self.core = model.core_parameters()
         self.device = self.core[0].device
         stream.to(self.device)

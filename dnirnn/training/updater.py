@@ -161,6 +161,7 @@ class Updater:
 
     def unwatched(self, batch: Batch) -> None:
         """The update from ``self.state`` at ``self.t``, without a word to the host."""
+        assert self.state is not None
         kept = [buffer.clone() for buffer in self.buffers]
         ended, gradients, figures = self.add_gradients(batch, self.state, self.t)
         if self.fused and all_float32(ended, *figures):
@@ -216,10 +217,12 @@ class Updater:
             self.unwatched(batch)
             return
         self.graphs.move_to_end(kind)
-        if self.graphs[kind] is None:
-            fixed = replaced(batch, Tensor.clone)
-            self.graphs[kind] = fixed, self.capture(lambda: self.unwatched(fixed))
-        fixed, replay = self.graphs[kind]
+        graph = self.graphs[kind]
+        if graph is None:
+            assert self.capture is not None
+            copied = replaced(batch, Tensor.clone)
+            graph = self.graphs[kind] = copied, self.capture(lambda: self.unwatched(copied))
+        fixed, replay = graph
         for into, part in zip(tensors_of(fixed), tensors_of(batch)):
             into.copy_(part)
         replay()
@@ -229,7 +232,7 @@ class Updater:
         scale = self.model.truncated.estimator.scale
         set_to = [{**settings(one), "lr": None} for one in self.optimizers]
         # Where a sequence begins, the state and t say so.
-        return shapes._replace(first=None), scale, repr(set_to)
+        return shapes._replace(first=False), scale, repr(set_to)
 
     def add_gradients(
         self, batch: Batch, state: Tensor, t: int | Tensor
@@ -285,13 +288,11 @@ def all_float32(*values: Tensor | float) -> bool:
 
 def replaced(batch: Batch, by: Callable[[Tensor], Any]) -> Batch:
     """The batch with ``by(tensor)`` in every tensor's place, in what follows it too."""
-    return Batch(
-        *(
-            by(part) if isinstance(part, Tensor)
-            else replaced(part, by) if isinstance(part, Batch)
-            else part
-            for part in batch
-        )
+    return Batch._make(
+        by(part) if isinstance(part, Tensor)
+        else replaced(part, by) if isinstance(part, Batch)
+        else part
+        for part in batch
     )  # fmt: skip
 
 
