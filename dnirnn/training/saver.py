@@ -66,12 +66,22 @@ class Saver:
 
     def begin(self, tensorboard: bool = False) -> bool:
         """Makes the run folder, or restores what the last checkpoint in it holds: whether it did."""
+        ranks = self.state.ranks
+        tree = ranks.from_first(lambda: self.open(tensorboard))
+        if tree is not None and not ranks.first:
+            self.state.load_state_dict(tree)
+        self.saved_at = time.monotonic()
+        return tree is not None
+
+    def open(self, tensorboard: bool) -> dict | None:
+        """The same on the first rank: what was restored, or None."""
         check_config(self.folder, self.run_config, self.may_change)
         known = read_json(self.folder / CONFIG)
         if known is None:
             write_config(self.folder, self.run_config)
         saved = ckpt.checkpoints(self.folder / CHECKPOINTS)
-        end, digest = self.restore(saved) if saved else (0, None)
+        tree = self.restore(saved) if saved else None
+        end, digest = (0, None) if tree is None else (tree["log"], tree.get("log_sha256"))
         update = self.state.progress.update
         if known is not None and known != self.run_config:
             take_down_change(self.folder, update, known, self.run_config)
@@ -80,11 +90,12 @@ class Saver:
         for best in ckpt.checkpoints(self.folder / BEST):
             if ckpt.update_of(best) > update:
                 ckpt.remove(best)
-        self.saved_at = time.monotonic()
-        return bool(saved)
+        progress = self.state.progress
+        since = progress.evaluations_since_best
+        return tree and {**tree, "best": progress.best, "evaluations_since_best": since}
 
-    def restore(self, saved: list[Path]) -> tuple[int, str | None]:
-        """Loads the last of the checkpoints: the log's length at that time, in bytes, and SHA-256."""
+    def restore(self, saved: list[Path]) -> dict:
+        """Loads the last of the checkpoints: what it holds."""
         try:
             tree = ckpt.load_tree(saved[-1])
         except CheckpointError as error:
@@ -98,7 +109,7 @@ class Saver:
             ckpt.check_fit(saved[-1], tree["model"], self.state.model.state_dict())
             check_owner(self.folder, saved[-1], tree, self.run_config, self.may_change)
             self.state.load_state_dict(tree)
-            return tree["log"], tree.get("log_sha256")
+            return tree
 
     def close(self) -> None:
         if self.log is not None:
@@ -115,24 +126,28 @@ class Saver:
 
     def save(self) -> None:
         """Writes the checkpoint of this update, once; the last two stay."""
+        state = self.state.state_dict()
+        self.state.ranks.from_first(lambda: self.write(state))
+        self.saved_at = time.monotonic()
+
+    def write(self, state: dict) -> None:
         if not (self.folder / CONFIG).exists():
             self.make_again()
         if not self.checkpoint.exists():
             self.log.sync()
             tree = {
                 "config": self.run_config,
-                **self.state.state_dict(),
+                **state,
                 "log": self.log.offset,
                 "log_sha256": self.log.digest.hexdigest(),
             }
             ckpt.save(self.checkpoint, *ckpt.flatten(tree))
             for folder in (CHECKPOINTS, BEST):
                 ckpt.keep_last(self.folder / folder, 2)
-        self.saved_at = time.monotonic()
 
     def save_again(self) -> None:
         """Writes the checkpoint of this update anew."""
-        if self.checkpoint.exists():
+        if self.state.ranks.first and self.checkpoint.exists():
             ckpt.remove(self.checkpoint)
         self.save()
 
@@ -152,6 +167,8 @@ class Saver:
 
     def keep_best(self) -> None:
         """Saves the model, which is the best so far."""
+        if not self.state.ranks.first:
+            return
         best, model = self.state.progress.best, self.state.model.state_dict()
         kept = {**best, "config": self.run_config, "model": model}
         ckpt.save(self.best, *ckpt.flatten(kept))
@@ -166,6 +183,14 @@ class Saver:
 
     def load_best(self) -> bool:
         """Loads the best model, if there is one: whether there is."""
+        ranks = self.state.ranks
+        found = ranks.from_first(self.load_best_here)
+        if not found:
+            self.state.progress.forget_best()
+        ranks.join(self.state.model)
+        return found
+
+    def load_best_here(self) -> bool:
         if self.state.progress.best is not None:
             try:
                 load_checkpoint(self.best, self.state.model)
