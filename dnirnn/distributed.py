@@ -4,7 +4,9 @@ For a loop of one's own: :func:`broadcast`, :func:`average_gradients`, :func:`ro
 trainer: :class:`Ranks`, which is this process alone, and :class:`TorchRanks`.
 """
 
+import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -200,6 +202,12 @@ class Ranks:
     def largest(self, *numbers: float) -> list[float]:
         """The largest on any rank, of each."""
         return list(numbers)
+
+    def alike(self, value: Any) -> bool:
+        """Whether all ranks give the same, JSON-able."""
+        own = zlib.crc32(json.dumps(value, sort_keys=True).encode())
+        largest, negative = self.largest(own, -own)
+        return largest == -negative
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What ``make`` returns on the first rank, where alone it is called."""

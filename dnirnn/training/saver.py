@@ -3,7 +3,8 @@
 import json
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from pathlib import Path
 
 from dnirnn.training import checkpoint as ckpt
@@ -19,6 +20,8 @@ from dnirnn.training.run_folder import (
     check_config,
     check_owner,
     free_name,
+    locked,
+    put_aside,
     read_json,
     take_down_change,
     write_config,
@@ -63,6 +66,22 @@ class Saver:
         return self.folder / BEST / ckpt.name_of(self.state.progress.best["update"])
 
     # Beginning and going on
+
+    def check(self) -> None:
+        """Raises AnotherRun where the folder holds a run of another configuration."""
+        check_config(self.folder, self.run_config, self.may_change)
+        known = read_json(self.folder / CONFIG) or {}
+        schedule, lr = self.state.rates.config.schedule, self.run_config.get("lr")
+        if schedule and known.get("lr") not in (None, lr):
+            raise ValueError(
+                f"lr can't change under schedule {schedule}, which keeps its own rates; got {lr}"
+            )
+
+    def lock(self, stack: ExitStack, restart: bool) -> None:
+        """Keeps others from the folder; to begin anew, the run that it holds is moved aside."""
+        if restart:
+            put_aside(self.folder)
+        stack.enter_context(locked(self.folder))
 
     def begin(self, tensorboard: bool = False) -> bool:
         """Makes the run folder, or restores what the last checkpoint in it holds: whether it did."""
@@ -210,11 +229,11 @@ class Saver:
 
     # The result
 
-    def known_result(self, result: dict) -> dict | None:
-        """The result that was written before, if it says the same but for the test."""
+    def write_result(self, result: dict, test: Callable[[], dict] | None) -> dict:
+        """The result with what ``test`` finds; as it was written before, if it says the same."""
         known = read_json(self.folder / RESULT)
-        same = known is not None and {**known, "test": None} == {**result, "test": None}
-        return known if same else None
-
-    def write_result(self, result: dict) -> None:
+        if known is not None and {**known, "test": None} == {**result, "test": None}:
+            return known
+        result = {**result, "test": None if test is None else test()}
         ckpt.replace(self.folder / RESULT, json.dumps(result, indent=1).encode())
+        return result

@@ -9,7 +9,6 @@ import json
 import math
 import signal
 import time
-import zlib
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -41,8 +40,6 @@ from dnirnn.training.run_folder import (
     AnotherRun,
     check_config,
     history,
-    locked,
-    put_aside,
     read_config,
     read_json,
     reading_config,
@@ -171,21 +168,14 @@ class Trainer:
 
         given = asdict(config) if run_config is None else run_config
         self.run_config = json.loads(json.dumps(given))
-        self.restart = restart
-        if not restart and self.ranks.first:
-            check_config(self.folder, self.run_config, may_change)
-            known = read_json(self.folder / CONFIG) or {}
-            if config.schedule and known.get("lr") not in (None, self.run_config.get("lr")):
-                raise ValueError(
-                    f"lr can't change under schedule {config.schedule}, which keeps its own rates; got"
-                    f" {config.lr}"
-                )
-
         self.budget = Budget(config.updates, config.symbols, config.minutes, config.patience)
         training = TrainingState(model, self.rates, stream, self.device, self.ranks)
         self.training, self.progress = training, training.progress
         every, seconds = config.checkpoint_every, config.checkpoint_seconds
         self.saver = Saver(self.folder, training, self.run_config, may_change, every, seconds)
+        self.restart = restart
+        if not restart:
+            self.ranks.from_first(self.saver.check)
         self.evaluation = Evaluation(training, evaluate, fidelity)
         self.interrupted: int | None = None
         self.unread: list[Made] = []
@@ -247,7 +237,8 @@ class Trainer:
         """
         self.interrupted = None
         with interruptible(self.interrupt), own_stream(self.device), ExitStack() as stack:
-            self.ranks.from_first(lambda: self.open_folder(stack))
+            self.ranks.from_first(lambda: self.saver.lock(stack, self.restart))
+            self.restart = False
             try:
                 self.begin(report)
                 stopped = self.budget.reached(self.progress)
@@ -259,13 +250,6 @@ class Trainer:
             finally:
                 self.rates.finish()
                 self.saver.close()
-
-    def open_folder(self, stack: ExitStack) -> None:
-        """Keeps others from the run folder; what it holds is moved aside where that is asked for."""
-        if self.restart:
-            put_aside(self.folder)
-            self.restart = False
-        stack.enter_context(locked(self.folder))
 
     def learn(self) -> None:
         """One update of all parameters on the stream's next batch."""
@@ -324,9 +308,7 @@ class Trainer:
         """Makes the run folder, or goes on from the last checkpoint in it."""
         self.unread = []
         self.updater.forget()
-        mine = zlib.crc32(json.dumps(self.run_config, sort_keys=True).encode())
-        largest, negative = self.ranks.largest(mine, -mine)
-        if largest != -negative:
+        if not self.ranks.alike(self.run_config):
             raise ValueError("every rank of a run must be given the same options")
         went_on = self.saver.begin(self.config.tensorboard)
         self.evaluation.begin(self.saver.log, report)
@@ -411,16 +393,9 @@ class Trainer:
             "seconds": now.seconds,
             "best": now.best,
         }
-        result = self.ranks.from_first(lambda: self.test_and_write(result))
+        test = self.test and (lambda: self.evaluation.measure(self.test))
+        result = self.ranks.from_first(lambda: self.saver.write_result(result, test))
         self.model.eval()
-        return result
-
-    def test_and_write(self, result: dict) -> dict:
-        known = self.saver.known_result(result)
-        if known is not None:
-            return known
-        result["test"] = None if self.test is None else self.evaluation.measure(self.test)
-        self.saver.write_result(result)
         return result
 
 
