@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dnirnn import ops
 from dnirnn.checks import check_tensors
@@ -179,6 +180,13 @@ class Truncated(nn.Module):
                 " estimator, whose gradients dnirnn.backward adds to .grad; with ZeroGradient() they can"
             )
 
+        if getattr(DistributedDataParallel, "_active_ddp_module", None) is not None:
+            raise RuntimeError(
+                "DistributedDataParallel averages what one loss's backward pass reaches, and an estimator"
+                " is fitted after it: the ranks' estimators would drift apart. Without it, write"
+                " dnirnn.distributed.broadcast(model) once, and after every dnirnn.backward"
+                " dnirnn.distributed.average_gradients(model)"
+            )
         if context is not None or estimator.needs_context:
             context = check_context(context, estimator, steps, batch)
         rows = steps if estimator.dense else chunks

@@ -108,7 +108,7 @@ class Recall(Stream):
 
 
 def make_trainer(
-    folder, *, model=None, stream=None, evaluate=True, test=None, fidelity=None, **config
+    folder, *, model=None, stream=None, evaluate=True, test=None, fidelity=None, ranks=None, **config
 ) -> Trainer:
     """A trainer whose checkpoints come by count alone."""
     held_out = TextStream(text(50, seed=2), 4, 0)
@@ -121,6 +121,7 @@ def make_trainer(
         (lambda model: measure(model, held_out, 16)) if evaluate is True else evaluate or None,
         test=test,
         fidelity=fidelity,
+        ranks=ranks,
     )
 
 

@@ -1,13 +1,9 @@
 """R ranks of b rows are one process of R b rows: law 13, over gloo."""
 
-import os
-import socket
-import traceback
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from rank_runs import run
 from strategies import assert_close
 from torch import nn
 
@@ -22,7 +18,15 @@ ESTIMATORS = {
     "dense": lambda size: dnirnn.SyntheticGradient(size, (), 0.5, 0.5, dense=True),
     "lambda": lambda size: dnirnn.SyntheticGradient(size, (), 0.5, 0.5, trace_decay=0.6),
     "auxiliary": lambda size: dnirnn.SyntheticGradient(size, (), 0.5, 0.5, auxiliary=0.5),
+    "normalised": lambda size: dnirnn.SyntheticGradient(size, (), 0.5, 0.5, normalise=True),
+    "solved": lambda size: dnirnn.LeastSquares(size, solve_every=2),
+    "own scale": lambda size: dnirnn.AutoScale(dnirnn.SyntheticGradient(size, (), 1.0, 0.5)),
+    "traces": lambda size: dnirnn.BPLambda(size, ROWS // ranks_here()),
 }
+
+
+def ranks_here() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def parts(estimator: str, seed: int) -> tuple[dnirnn.Truncated, nn.Linear]:
@@ -41,7 +45,7 @@ def train(estimator, seed=0, share=lambda batch, dim=1: batch, together=None) ->
     if together is not None:
         broadcast(model, readout)
     fitted = [*model.core.parameters(), *readout.parameters()]
-    guesses = list(model.estimator.parameters())
+    guesses = [p for p in model.estimator.parameters() if p.requires_grad]
     optimizers = [torch.optim.Adam(part, lr=0.05) for part in (fitted, guesses) if part]
     generator = torch.Generator().manual_seed(5)
     draw = dict(generator=generator, dtype=torch.float64)
@@ -64,44 +68,10 @@ def train(estimator, seed=0, share=lambda batch, dim=1: batch, together=None) ->
     return [p.detach() for p in (*model.parameters(), *readout.parameters())]
 
 
-def worker(rank: int, ranks: int, port: int, work, results) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    try:
-        dist.init_process_group("gloo", rank=rank, world_size=ranks)
-        results.put((rank, work(rank)))
-        dist.barrier()
-    except BaseException:
-        results.put((rank, traceback.format_exc()))
-        raise
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def run(ranks: int, work) -> list:
-    """What work(rank) returns, of each rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.get_context("fork")
-    results = context.SimpleQueue()
-    processes = [
-        context.Process(target=worker, args=(rank, ranks, port, work, results)) for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    found = dict(results.get() for _ in processes)
-    for process in processes:
-        process.join(60)
-    assert not any(isinstance(value, str) for value in found.values()), found
-    return [found[rank] for rank in range(ranks)]
-
-
-def all_of_them(rank: int) -> dict[str, list]:
+def all_of_them(ranks) -> dict[str, list]:
     """From a start of its own: broadcast makes it rank 0's."""
     return {
-        name: [p.tolist() for p in train(name, rank, rows_of, average_gradients)]
+        name: [p.tolist() for p in train(name, ranks.rank, rows_of, average_gradients)]
         for name in ESTIMATORS
     }
 
@@ -115,9 +85,9 @@ def test_ranks_are_one_process_with_the_whole_batch(ranks):
             assert_close([torch.tensor(p, dtype=torch.float64) for p in one[name]], expected, 1e-12)
 
 
-def a_gradient_that_some_lack(rank: int) -> list:
+def a_gradient_that_some_lack(ranks) -> list:
     here, never = nn.Linear(2, 1), nn.Linear(2, 1)
-    if rank == 1:
+    if ranks.rank == 1:
         here(torch.ones(1, 2)).sum().backward()
     average_gradients(here, never)
     return [here.weight.grad.tolist(), never.weight.grad is None]
@@ -127,11 +97,10 @@ def test_a_gradient_that_some_ranks_lack_counts_as_zero_there():
     assert run(2, a_gradient_that_some_lack) == [[[[0.5, 0.5]], True]] * 2
 
 
-def refused(rank: int) -> list[str]:
+def refused(ranks) -> list[str]:
     said = []
-    for made in (
-        dnirnn.SyntheticGradient(4, normalise=True), dnirnn.LeastSquares(4), dnirnn.BPLambda(4, 2)
-    ):  # fmt: skip
+    estimator = dnirnn.SyntheticGradient(4, normalise=True)
+    for made in (estimator, dnirnn.LeastSquares(4), dnirnn.AutoScale(estimator), nn.BatchNorm1d(4)):
         try:
             average_gradients(made)
         except ValueError as error:
@@ -146,8 +115,25 @@ def refused(rank: int) -> list[str]:
 def test_what_would_drift_apart_is_refused_by_name():
     for said in run(2, refused):
         assert [words.split(" ")[0] for words in said] == [
-            "SyntheticGradient(normalise=True)", "LeastSquares", "BPLambda", "batch"
+            "SyntheticGradient", "LeastSquares", "AutoScale", "BatchNorm1d", "batch"
         ]  # fmt: skip
+        assert "dnirnn.distributed.broadcast" in said[0]
+
+
+def wrapped(ranks) -> list[str]:
+    model, _ = parts("linear", 0)
+    wrapper = nn.parallel.DistributedDataParallel(model)
+    state = model.core.initial_state(2)
+    with torch.no_grad():
+        wrapper(torch.zeros(2, 2, INPUTS, dtype=torch.float64), state)
+    with pytest.raises(RuntimeError) as caught:
+        wrapper(torch.zeros(2, 2, INPUTS, dtype=torch.float64), state)
+    return [str(caught.value)]
+
+
+def test_distributed_data_parallel_is_refused_and_says_what_to_write():
+    for (said,) in run(2, wrapped):
+        assert said.endswith("dnirnn.distributed.average_gradients(model)")
 
 
 def test_without_ranks_it_says_what_to_call():

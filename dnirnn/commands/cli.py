@@ -30,6 +30,7 @@ from dnirnn.config.options import (
 )
 from dnirnn.config.registry import TASKS
 from dnirnn.device import find_device, usable_cores
+from dnirnn.distributed import RankLost
 from dnirnn.reports import feed_forward, recipes
 from dnirnn.reports.runs import Failure
 from dnirnn.training.trainer import AnotherRun, Interrupted, NonFinite
@@ -97,10 +98,14 @@ def answer(argv: list[str]) -> int:
         if str(stopped):
             say(str(stopped))
         again = shlex.join(["dnirnn", *without_restart(argv)])
+        again = "the same torchrun again" if rank_here() is not None else again
         say(f"interrupted; to go on from there: {again}")
         return SIGNALLED + getattr(stopped, "signal", signal.SIGINT)
     except NonFinite as error:
         say(f"{error}; to go on from there with another learning rate: add --resume-with --lr RATE")
+        return FAILED
+    except RankLost as error:
+        say(f"{error}; started again, the run goes on from its last checkpoint")
         return FAILED
     except BrokenPipeError:
         raise
@@ -153,7 +158,14 @@ def with_task(argv: list[str]) -> list[str]:
 
 def say(message: str) -> None:
     """One line on stderr."""
-    print(f"dnirnn: {' '.join(message.split())}", file=sys.stderr)
+    rank = rank_here()
+    who = "dnirnn" if rank is None else f"dnirnn, rank {rank}"
+    print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
+
+
+def rank_here() -> int | None:
+    """Which of torchrun's processes this is; None where it is the only one."""
+    return int(os.environ.get("RANK", 0)) if os.environ.get("WORLD_SIZE", "1") != "1" else None
 
 
 def show_warning(message: Warning | str, *where: Any) -> None:

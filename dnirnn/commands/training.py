@@ -15,6 +15,7 @@ from dnirnn.config.options import changeable, flag, from_config
 from dnirnn.config.registry import TASKS
 from dnirnn.config.task import Task, figures_of, trainer_config
 from dnirnn.device import find_device, usable_cores
+from dnirnn.distributed import Ranks, joined
 from dnirnn.progress import RunProgress
 from dnirnn.training.trainer import Trainer, load_weights, read_config, reading_config
 
@@ -36,9 +37,19 @@ def train(
 ) -> None:
     """Trains, or resumes, the run in ``folder``, and prints its figures.
 
+    Started by torchrun it is one of the processes that train one model together.
+
     restart: begins anew, and moves a run that is there aside.
     change: goes on with the options given where they differ from those of the run, if they may.
     """
+    with joined(options.device) as ranks:
+        train_together(name, options, folder, restart, change, ranks)
+
+
+def train_together(
+    name: str, options: Any, folder: Path, restart: bool, change: bool, ranks: Ranks
+) -> None:
+    shown = ranks.first and not options.quiet
     device = find_device(options.device)
     torch.set_num_threads(options.threads or min(torch.get_num_threads(), usable_cores()))
     task = TASKS[name].build(options)
@@ -56,11 +67,14 @@ def train(
         graphs=not options.no_graphs,
         may_change=changeable(type(options)) if change else (),
         restart=restart,
+        ranks=ranks,
     )
     if hasattr(TASKS[name], "attach"):
         TASKS[name].attach(trainer, options)
-    if not options.quiet:
+    if shown:
         print(task.notice)
+        if ranks.size > 1:
+            print(f"{ranks.size} processes, {trainer.stream.batch_size} rows of the batch each")
         print(getattr(TASKS[name], "network_line", network_line)(task, options))
         print(f"run folder: {folder}", flush=True)
     progress = RunProgress(options)
@@ -68,8 +82,9 @@ def train(
         result = trainer.run(progress)
     finally:
         progress.close()
-    print(summary(result, TASKS[name]))
-    print(task.notice)
+    if ranks.first:
+        print(summary(result, TASKS[name]))
+        print(task.notice)
 
 
 def network_line(task: Task, options: Any) -> str:

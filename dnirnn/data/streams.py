@@ -1,6 +1,7 @@
 """Streams: where a trainer's batches come from, and text as one of them."""
 
 import abc
+import copy
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -120,6 +121,52 @@ class Stream(abc.ABC):
     def observe(self, bits: float) -> None:
         """Told the mean bits per target of every sequence that ends; a curriculum may react."""
 
+    def share(self, rank: int, ranks: int) -> "Stream":
+        """The rows of one of several processes, in order; its state_dict is that of the whole stream.
+
+        Every rank must ask for the same steps. The stream itself is then to be left alone.
+
+        Raises ValueError where the ranks can't have equally many rows.
+        """
+        return Share(self, rank, ranks)
+
+
+class Share(Stream):
+    """What :meth:`Stream.share` gives of any stream: the whole batch is made, and its rows taken."""
+
+    def __init__(self, stream: Stream, rank: int, ranks: int):
+        self.stream, self.own = stream, rows_of_rank(stream.batch_size, rank, ranks)
+        self.batch_size, self.unbroken = self.own.stop - self.own.start, stream.unbroken
+
+    @property
+    def epochs(self) -> float:
+        return self.stream.epochs
+
+    def next(self, steps: int | None) -> Batch:
+        return self.stream.next(steps).rows(self.own.start, self.own.stop)
+
+    def state_dict(self) -> dict:
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.stream.load_state_dict(state)
+
+    def to(self, device: torch.device) -> None:
+        self.stream.to(device)
+
+    def observe(self, bits: float) -> None:
+        self.stream.observe(bits)
+
+
+def rows_of_rank(batch_size: int, rank: int, ranks: int) -> slice:
+    """A rank's rows of a batch. Raises ValueError where they can't be shared equally."""
+    rows, left = divmod(batch_size, ranks)
+    if left or not rows:
+        raise ValueError(
+            f"the batch size must be a multiple of {ranks}, the ranks that share it; got {batch_size}"
+        )
+    return slice(rank * rows, (rank + 1) * rows)
+
 
 BLOCK = 2**22  # symbols of a text that are laid out in rows at once
 INTEGERS = (torch.uint8, torch.uint16, torch.int32, torch.long)
@@ -167,7 +214,8 @@ class TextStream(Stream):
             )
         self.symbols, self.batch_size, self.first_input = symbols, batch_size, first_input
         shortest, self.long_rows = divmod(len(symbols), batch_size)
-        self.steps = shortest + (self.long_rows > 0)
+        self.first_row, self.uneven = 0, self.long_rows > 0
+        self.steps = shortest + self.uneven
         row = torch.arange(batch_size, device=symbols.device)
         self.start = row * shortest + row.clamp(max=self.long_rows)
         self.laid_out, self.block = range(0), self.start
@@ -197,17 +245,24 @@ class TextStream(Stream):
         step = torch.arange(start - 1, stop, device=self.start.device)
         place = (self.start + step[:, None]).clamp_(0, len(self.symbols) - 1)
         self.laid_out, self.block = range(start, stop), taken(self.symbols, place)
-        if start == 0:
+        if start == 0 and self.first_row == 0:
             self.block[0, 0] = self.first_input
 
     def part(self, start: int, end: int) -> Batch:
         weight = None
-        if end == self.steps and self.long_rows:
+        if end == self.steps and self.uneven:
             weight = torch.ones(end - start, self.batch_size)
-            weight[-1, self.long_rows :] = 0
+            weight[-1, max(0, self.long_rows - self.first_row) :] = 0
         first = start - self.laid_out.start
         block = self.block[first : first + end - start + 1]
         return Batch(block[:-1], block[1:], weight)
+
+    def share(self, rank: int, ranks: int) -> "TextStream":
+        rows, own = rows_of_rank(self.batch_size, rank, ranks), copy.copy(self)
+        own.start, own.laid_out = self.start[rows], range(0)
+        own.first_row = self.first_row + rows.start
+        own.batch_size = len(own.start)
+        return own
 
     def to(self, device: torch.device) -> None:
         self.symbols, self.start = self.symbols.to(device), self.start.to(device)

@@ -108,7 +108,7 @@ class AutoScale(GradientEstimator):
             said = self.estimator(entered, *beside).double()
             counted = said if weight is None else said * weight[:, None]
             found = torch.stack([(counted * target).sum(), (counted * said).sum()])
-            self.agreement.lerp_(found, 1 - self.decay)
+            self.agreement.lerp_(self.sum_over_ranks(found), 1 - self.decay)
             self.fits += 1
         return self.estimator.accumulate(entered, target, *beside, weight=weight)
 

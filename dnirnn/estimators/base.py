@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class GradientEstimator(nn.Module, abc.ABC):
     waits: whether Python decides by the values of tensors, or gives it others at every update: then
         no CUDA graph can hold an update of it.
     state_dims: how many last dimensions of a tensor are one state: 1, or 3 of feature maps.
+    ranks: the processes that fit it together (see dnirnn.distributed); None: this one alone.
     takes_predicted: whether accumulate takes ``predicted``, what forward said at ``entered`` since
         the parameters last moved, and then does not ask again.
     keeps_graph: whether a cut is to predict with a graph, which ``predicted`` then has.
@@ -44,6 +46,7 @@ class GradientEstimator(nn.Module, abc.ABC):
     state_dims: int = 1
     takes_predicted: bool = False
     keeps_graph: bool = False
+    ranks: Any = None
 
     def _apply(self, fn, recurse: bool = True):
         # .bfloat16() and the like: states are at least float32, and what is fitted to them too.
@@ -58,6 +61,14 @@ class GradientEstimator(nn.Module, abc.ABC):
     def is_used(self) -> bool:
         """Asked once, as a call of Truncated begins; where not, that call is plain truncation."""
         return True
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """A sum over the rows at hand, summed over those of all ranks: for what is fitted without a .grad."""
+        return value if self.ranks is None else self.ranks.sum(value)
+
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """The same of a mean, where all ranks have equally many rows."""
+        return value if self.ranks is None else self.ranks.sum(value) / self.ranks.size
 
     @abc.abstractmethod
     def forward(self, state: Tensor) -> Tensor:

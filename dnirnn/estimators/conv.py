@@ -109,7 +109,9 @@ class ConvSyntheticGradient(GradientEstimator):
         """As GradientEstimator's, on maps [R, C, H, W]; with a context [R, K] where one was asked for."""
         unit = None
         if self.normalise:
-            square = torch.stack([target.square().mean(), target.new_ones(())])
+            square = torch.stack(
+                [self.mean_over_ranks(target.square().mean()), target.new_ones(())]
+            )
             self.mean_square.lerp_(square, 1 - NORM_DECAY)
             unit = self.unit
             target = target / unit.clamp_min(torch.finfo(unit.dtype).tiny)

@@ -114,13 +114,16 @@ class LeastSquares(GradientEstimator):
         """
         weight = torch.ones_like(entered[:, 0]) if weight is None else weight
         each = 0.5 * (target - self(entered, context)).square().sum(-1)
-        rows = weight.sum().clamp_min(1)  # where none counts nothing is divided by zero
-        error = (each * weight).sum() / rows
+        rows = self.sum_over_ranks(weight.sum()).clamp_min(1)  # nothing is divided by zero
+        error = self.sum_over_ranks((each * weight).sum()) / rows
         parts = [entered] if context is None else [entered, context.to(entered.dtype)]
         told = torch.cat([*parts, torch.ones_like(entered[:, :1])], -1)
         counted = told * ((1 - self.forgetting) / rows * weight)[:, None]
-        self.told_told.addmm_(told.T, counted, beta=self.forgetting)
-        self.target_told.addmm_(target.T, counted, beta=self.forgetting)
+        for kept, left in ((self.told_told, told), (self.target_told, target)):
+            if self.ranks is None:
+                kept.addmm_(left.T, counted, beta=self.forgetting)
+            else:
+                kept.mul_(self.forgetting).add_(self.sum_over_ranks(left.T @ counted))
         self.fits += 1
         if self.fits % self.solve_every == 0:
             self.solve()

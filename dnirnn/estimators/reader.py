@@ -107,7 +107,7 @@ class Reader(GradientEstimator):
         weight = torch.ones_like(target[:, 0]) if weight is None else weight
         count = weight.sum().clamp_min(1)
         target = torch.where(weight[:, None] > 0, target, 0)
-        target = self.bounded(target, weight, count)
+        target = self.bounded(target, weight)
         unit = self.unit
         with torch.enable_grad():
             missed = self.in_units(entered, context) - target / unit.clamp_min(
@@ -119,15 +119,17 @@ class Reader(GradientEstimator):
             one.grad = gradient if one.grad is None else one.grad + gradient
         return error.detach() * unit.square()
 
-    def bounded(self, target: Tensor, weight: Tensor, count: Tensor) -> Tensor:
+    def bounded(self, target: Tensor, weight: Tensor) -> Tensor:
         """The targets, none longer than ``clip`` mean norms; moves that mean on."""
         norm = target.norm(dim=-1)
         if self.clip is not None:
             limit = torch.where(self.mean_norm[1] > 0, self.clip * self.unit, norm.max())
             norm, before = norm.minimum(limit), norm
             target = target * (norm / before.clamp_min(torch.finfo(norm.dtype).tiny))[:, None]
-        mean = (norm * weight).sum() / count
-        share = (1 - NORM_DECAY) * (weight.sum() > 0).to(mean.dtype)
+        sums = torch.stack([(norm * weight).sum(), weight.sum()])
+        total, count = self.sum_over_ranks(sums)
+        mean = total / count.clamp_min(1)
+        share = (1 - NORM_DECAY) * (count > 0).to(mean.dtype)
         self.mean_norm.lerp_(torch.stack([mean, torch.ones_like(mean)]), share)
         return target
 

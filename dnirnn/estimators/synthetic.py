@@ -221,10 +221,11 @@ class SyntheticGradient(GradientEstimator):
         """Moves the mean square of the targets on, unless no row counts."""
         square, share = target.square(), 1 - NORM_DECAY
         if weight is None:
-            mean = square.mean()
+            mean = self.mean_over_ranks(square.mean())
         else:
-            count = weight.sum()
-            mean = (square.mean(-1) * weight).sum() / count.clamp_min(1)
+            sums = torch.stack([(square.mean(-1) * weight).sum(), weight.sum()])
+            total, count = self.sum_over_ranks(sums)
+            mean = total / count.clamp_min(1)
             share = share * (count > 0).to(count.dtype)
         self.mean_square.lerp_(torch.stack([mean, target.new_ones(())]), share)
 

@@ -22,12 +22,14 @@ class Evaluation:
     def __init__(self, training: TrainingState, evaluate: Measure | None, fidelity: Measure | None):
         self.training, self.evaluate, self.fidelity = training, evaluate, fidelity
 
-    def begin(self, log: Log, report: Callable[[dict], None] | None) -> None:
-        """Rows go to ``log`` from here on, and to ``report``."""
+    def begin(self, log: Log | None, report: Callable[[dict], None] | None) -> None:
+        """Rows go to ``log`` from here on, and to ``report``; nowhere where there is none."""
         self.log, self.report = log, report or (lambda row: None)
 
     def write(self, kind: str, **fields: Any) -> None:
         """Writes a row."""
+        if self.log is None:
+            return
         now = self.training.progress
         row = {"kind": kind, "update": now.update, "symbols": now.symbols, **fields}
         self.log.write(row)
@@ -50,7 +52,8 @@ class Evaluation:
 
     def run(self) -> dict[str, float]:
         """Evaluates: the metrics. Raises ValueError where there are no "bits" among them."""
-        metrics = self.measure(self.evaluate)
+        ranks = self.training.ranks
+        metrics = ranks.from_first(lambda: self.measure(self.evaluate))
         if "bits" not in metrics:
             raise ValueError(f'evaluate must return a dict with "bits"; got {metrics!r}')
         epochs = float(self.training.stream.epochs)
@@ -60,7 +63,7 @@ class Evaluation:
     def measure_fidelity(self) -> None:
         """Writes what fidelity says; random numbers that it draws are none of the training's."""
         rng = get_rng(self.training.device)
-        found = self.measure(self.fidelity)
+        found = self.training.ranks.from_first(lambda: self.measure(self.fidelity))
         set_rng(rng, self.training.device)
         self.write("fidelity", **found)
 

@@ -3,16 +3,19 @@
 from torch import Tensor
 
 from dnirnn.data import Batch, Stream
+from dnirnn.distributed import Ranks
 from dnirnn.interface import Interface
 from dnirnn.masks import Masks
 from dnirnn.model import SequenceModel
 from dnirnn.true_gradient import TrueGradient
 
 
-def draw_steps(model: SequenceModel, steps: int | None) -> int | None:
+def draw_steps(model: SequenceModel, steps: int | None, ranks: Ranks) -> int | None:
     """Steps of the next update, drawn where cuts are open; None: what is left of the sequence."""
     truncated = model.truncated
-    return steps if truncated.open_cuts is None else truncated.truncation * truncated.draw_chunks()
+    if truncated.open_cuts is None:
+        return steps
+    return truncated.truncation * ranks.from_first(truncated.draw_chunks)
 
 
 def read_on(batch: Batch, stream: Stream, reads: int) -> Batch:

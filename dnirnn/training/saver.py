@@ -3,7 +3,8 @@
 import json
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from pathlib import Path
 
 from dnirnn.training import checkpoint as ckpt
@@ -19,6 +20,8 @@ from dnirnn.training.run_folder import (
     check_config,
     check_owner,
     free_name,
+    locked,
+    put_aside,
     read_json,
     take_down_change,
     write_config,
@@ -72,14 +75,40 @@ class Saver:
 
     # Beginning and going on
 
+    def check(self) -> None:
+        """Raises AnotherRun where the folder holds a run of another configuration."""
+        check_config(self.folder, self.run_config, self.may_change)
+        known = read_json(self.folder / CONFIG) or {}
+        schedule, lr = self.state.rates.config.schedule, self.run_config.get("lr")
+        if schedule and known.get("lr") not in (None, lr):
+            raise ValueError(
+                f"lr can't change under schedule {schedule}, which keeps its own rates; got {lr}"
+            )
+
+    def lock(self, stack: ExitStack, restart: bool) -> None:
+        """Keeps others from the folder; to begin anew, the run that it holds is moved aside."""
+        if restart:
+            put_aside(self.folder)
+        stack.enter_context(locked(self.folder))
+
     def begin(self, tensorboard: bool = False) -> bool:
         """Makes the run folder, or restores what the last checkpoint in it holds: whether it did."""
+        ranks = self.state.ranks
+        tree = ranks.from_first(lambda: self.open(tensorboard))
+        if tree is not None and not ranks.first:
+            self.state.load_state_dict(tree)
+        self.saved_at = time.monotonic()
+        return tree is not None
+
+    def open(self, tensorboard: bool) -> dict | None:
+        """The same on the first rank: what was restored, or None."""
         check_config(self.folder, self.run_config, self.may_change)
         known = read_json(self.folder / CONFIG)
         if known is None:
             write_config(self.folder, self.run_config)
         saved = ckpt.checkpoints(self.folder / CHECKPOINTS)
-        end, digest = self.restore(saved) if saved else (0, None)
+        tree = self.restore(saved) if saved else None
+        end, digest = (0, None) if tree is None else (tree["log"], tree.get("log_sha256"))
         update = self.state.progress.update
         if known is not None and known != self.run_config:
             take_down_change(self.folder, update, known, self.run_config)
@@ -88,11 +117,12 @@ class Saver:
         for best in ckpt.checkpoints(self.folder / BEST):
             if ckpt.update_of(best) > update:
                 ckpt.remove(best)
-        self.saved_at = time.monotonic()
-        return bool(saved)
+        progress = self.state.progress
+        since = progress.evaluations_since_best
+        return tree and {**tree, "best": progress.best, "evaluations_since_best": since}
 
-    def restore(self, saved: list[Path]) -> tuple[int, str | None]:
-        """Loads the last of the checkpoints: the log's length at that time, in bytes, and SHA-256."""
+    def restore(self, saved: list[Path]) -> dict:
+        """Loads the last of the checkpoints: what it holds."""
         try:
             tree = ckpt.load_tree(saved[-1])
         except CheckpointError as error:
@@ -106,7 +136,7 @@ class Saver:
             ckpt.check_fit(saved[-1], tree["model"], self.state.model.state_dict())
             check_owner(self.folder, saved[-1], tree, self.run_config, self.may_change)
             self.state.load_state_dict(tree)
-            return tree["log"], tree.get("log_sha256")
+            return tree
 
     def close(self) -> None:
         if self.opened is not None:
@@ -123,24 +153,28 @@ class Saver:
 
     def save(self) -> None:
         """Writes the checkpoint of this update, once; the last two stay."""
+        state = self.state.state_dict()
+        self.state.ranks.from_first(lambda: self.write(state))
+        self.saved_at = time.monotonic()
+
+    def write(self, state: dict) -> None:
         if not (self.folder / CONFIG).exists():
             self.make_again()
         if not self.checkpoint.exists():
             self.log.sync()
             tree = {
                 "config": self.run_config,
-                **self.state.state_dict(),
+                **state,
                 "log": self.log.offset,
                 "log_sha256": self.log.digest.hexdigest(),
             }
             ckpt.save(self.checkpoint, *ckpt.flatten(tree))
             for folder in (CHECKPOINTS, BEST):
                 ckpt.keep_last(self.folder / folder, 2)
-        self.saved_at = time.monotonic()
 
     def save_again(self) -> None:
         """Writes the checkpoint of this update anew."""
-        if self.checkpoint.exists():
+        if self.state.ranks.first and self.checkpoint.exists():
             ckpt.remove(self.checkpoint)
         self.save()
 
@@ -160,6 +194,8 @@ class Saver:
 
     def keep_best(self) -> None:
         """Saves the model, which is the best so far."""
+        if not self.state.ranks.first:
+            return
         best, model = self.state.progress.best, self.state.model.state_dict()
         assert best is not None
         kept = {**best, "config": self.run_config, "model": model}
@@ -175,6 +211,14 @@ class Saver:
 
     def load_best(self) -> bool:
         """Loads the best model, if there is one: whether there is."""
+        ranks = self.state.ranks
+        found = ranks.from_first(self.load_best_here)
+        if not found:
+            self.state.progress.forget_best()
+        ranks.join(self.state.model)
+        return found
+
+    def load_best_here(self) -> bool:
         if self.state.progress.best is not None:
             try:
                 load_checkpoint(self.best, self.state.model)
@@ -194,11 +238,11 @@ class Saver:
 
     # The result
 
-    def known_result(self, result: dict) -> dict | None:
-        """The result that was written before, if it says the same but for the test."""
+    def write_result(self, result: dict, test: Callable[[], dict] | None) -> dict:
+        """The result with what ``test`` finds; as it was written before, if it says the same."""
         known = read_json(self.folder / RESULT)
-        same = known is not None and {**known, "test": None} == {**result, "test": None}
-        return known if same else None
-
-    def write_result(self, result: dict) -> None:
+        if known is not None and {**known, "test": None} == {**result, "test": None}:
+            return known
+        result = {**result, "test": None if test is None else test()}
         ckpt.replace(self.folder / RESULT, json.dumps(result, indent=1).encode())
+        return result

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dnirnn.data import Stream
+from dnirnn.distributed import Ranks
 from dnirnn.model import SequenceModel
 from dnirnn.training.optimizers import restore_optimizer
 from dnirnn.training.rates import Rates
@@ -93,10 +94,19 @@ class TrainingState:
     """The model, its rates, the stream, how far they are: one state, to be saved and set again.
 
     device: where the model is, whose random numbers belong to it.
+    ranks: the processes that train it: each has its rows of the state, and random numbers of its own.
     """
 
-    def __init__(self, model: SequenceModel, rates: Rates, stream: Stream, device: torch.device):
+    def __init__(
+        self,
+        model: SequenceModel,
+        rates: Rates,
+        stream: Stream,
+        device: torch.device,
+        ranks: Ranks | None = None,
+    ):
         self.model, self.rates, self.stream, self.device = model, rates, stream, device
+        self.ranks = ranks or Ranks()
         self.progress = Progress()
 
     def mark(self) -> Mark:
@@ -113,8 +123,22 @@ class TrainingState:
         set_rng(mark.rng, self.device)
         self.rates.go_back(mark.rates)
 
+    def seed(self, seed: int) -> None:
+        """Begins torch's random numbers, each rank's others: the first one's are those of one process."""
+        torch.manual_seed(seed + 2**32 * self.ranks.rank)
+
     def state_dict(self) -> dict:
+        """Of all ranks, on the first; of what is every rank's own, elsewhere.
+
+        state is that of all rows, rng the first rank's, others_rng those of the others.
+        """
         progress = {one.name: getattr(self.progress, one.name) for one in fields(Progress)}
+        if self.ranks.size > 1:
+            state = progress["state"]
+            own = (None if state is None else state.cpu(), get_rng(self.device))
+            states, rngs = zip(*self.ranks.gathered(own) or [own])
+            progress["state"] = None if state is None else torch.cat(states)
+            progress["others_rng"] = list(rngs[1:])
         return {
             **progress,
             "epochs": float(self.stream.epochs),
@@ -139,11 +163,26 @@ class TrainingState:
             restore_optimizer(optimizer, state)
         self.rates.resume(tree["schedule"])
         self.stream.load_state_dict(tree["stream"])
-        set_rng(tree["rng"], self.device)
+        self.set_rng([tree["rng"], *tree.get("others_rng", [])], tree["update"])
         for one in fields(Progress):
             setattr(self.progress, one.name, tree[one.name])
         if self.progress.state is not None:
-            self.progress.state = self.progress.state.to(self.device)
+            self.progress.state = self.ranks.rows(self.progress.state).to(self.device)
+
+    def set_rng(self, saved: list[list[Tensor]], update: int) -> None:
+        """Goes on with the random numbers of as many ranks, or begins them anew where there are others."""
+        ranks = self.ranks
+        if len(saved) != ranks.size:
+            if ranks.first:
+                warnings.warn(
+                    f"this run was saved by {len(saved)} processes and goes on with {ranks.size}: the"
+                    " batch and its streams are laid anew over them, and their random numbers begin"
+                    " anew",
+                    stacklevel=5,
+                )
+            self.seed(self.rates.config.seed + update)
+        elif ranks.first or len(saved[ranks.rank]):
+            set_rng(saved[ranks.rank], self.device)
 
 
 def check_progress(tree: dict) -> None:

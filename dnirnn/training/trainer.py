@@ -10,6 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from torch import Tensor
 from dnirnn.checks import check_instances, check_paths
 from dnirnn.data import Batch, Stream
 from dnirnn.device import find_device, own_stream
+from dnirnn.distributed import Ranks
 from dnirnn.masks import draw_masks
 from dnirnn.model import SequenceModel
 from dnirnn.training.budget import Budget
@@ -39,8 +41,6 @@ from dnirnn.training.run_folder import (
     AnotherRun,
     check_config,
     history,
-    locked,
-    put_aside,
     read_config,
     read_json,
     reading_config,
@@ -99,6 +99,10 @@ class Trainer:
         not to the bit.
     graphs: whether updates on a CUDA device are captured in CUDA graphs and replayed. What changes
         from update to update must then be tensors of the model that stay in place (``prepare``).
+    ranks: the processes that train it together (see dnirnn.distributed), all with these arguments:
+        each takes its rows of the stream's batch, and R of them are one process with all rows, but
+        for the random numbers of dropout. The first one has the folder, measures and reports. None:
+        this process alone.
 
     On a CUDA device with Adam or AdamW the host does not wait for the updates: it reads what they
     told when it logs, evaluates or saves, and where a sequence ends. With other optimizers it looks
@@ -128,6 +132,7 @@ class Trainer:
         graphs: bool = True,
         may_change: Collection[str] = (),
         restart: bool = False,
+        ranks: Ranks | None = None,
     ):
         check_instances(SequenceModel, model=model)
         check_instances(Stream, stream=stream)
@@ -135,6 +140,9 @@ class Trainer:
         check_paths(folder=folder)
         if device is not None:
             model.to(find_device(device))
+        self.ranks = ranks or Ranks()
+        self.ranks.join(model)
+        stream = self.ranks.share(stream)
         self.model, self.stream, self.config = model, stream, config
         self.folder, self.test = Path(folder), test
         self.prepare = prepare or (lambda model, epochs: None)
@@ -165,21 +173,14 @@ class Trainer:
 
         given = asdict(config) if run_config is None else run_config
         self.run_config = json.loads(json.dumps(given))
-        self.restart = restart
-        if not restart:
-            check_config(self.folder, self.run_config, may_change)
-            known = read_json(self.folder / CONFIG) or {}
-            if config.schedule and known.get("lr") not in (None, self.run_config.get("lr")):
-                raise ValueError(
-                    f"lr can't change under schedule {config.schedule}, which keeps its own rates; got"
-                    f" {config.lr}"
-                )
-
         self.budget = Budget(config.updates, config.symbols, config.minutes, config.patience)
-        training = TrainingState(model, self.rates, stream, self.device)
+        training = TrainingState(model, self.rates, stream, self.device, self.ranks)
         self.training, self.progress = training, training.progress
         every, seconds = config.checkpoint_every, config.checkpoint_seconds
         self.saver = Saver(self.folder, training, self.run_config, may_change, every, seconds)
+        self.restart = restart
+        if not restart:
+            self.ranks.from_first(self.saver.check)
         self.evaluation = Evaluation(training, evaluate, fidelity)
         self.interrupted: int | None = None
         self.unread: list[Made] = []
@@ -198,8 +199,9 @@ class Trainer:
             # With open cuts a call has 1 / (1 - p) chunks in the mean.
             (1 - (model.truncated.open_cuts or 0)) / (rows * (self.steps or 1)),
             watch,
-            None if watch or not graphs else CUDAGraphs(),
+            None if watch or not graphs or self.ranks.size > 1 else CUDAGraphs(),
             min(config.log_every, AHEAD),
+            self.ranks,
         )
 
     # How far it is
@@ -235,13 +237,13 @@ class Trainer:
         metrics or None}. A run that is done returns its result again. The model is left with the
         best weights where there was an evaluation, the last ones otherwise.
 
-        Raises Interrupted after Ctrl-C or SIGTERM, NonFinite, StorageError where the disk is full.
+        Raises Interrupted after Ctrl-C or SIGTERM, NonFinite, StorageError where the disk is full,
+        RankLost where another rank has ended.
         """
-        if self.restart:
-            put_aside(self.folder)
-            self.restart = False
         self.interrupted = None
-        with locked(self.folder), interruptible(self.interrupt), own_stream(self.device):
+        with interruptible(self.interrupt), own_stream(self.device), ExitStack() as stack:
+            self.ranks.from_first(lambda: self.saver.lock(stack, self.restart))
+            self.restart = False
             try:
                 self.begin(report)
                 stopped = self.budget.reached(self.progress)
@@ -261,7 +263,7 @@ class Trainer:
         mark = self.training.mark()
         self.rates.before_update(now.update, self.budget.used(now))
         batch = self.next_batch()
-        steps, targets = len(batch.x), batch.count()
+        steps, targets = len(batch.x), self.ranks.count(batch)
         batch = batch.to(self.device)
         if self.looks_ahead:
             look_ahead(self.model, self.stream, batch, now.state, now.t)
@@ -276,6 +278,8 @@ class Trainer:
         # A stream is told of every sequence before it begins the next.
         if self.updater.full or batch.final:
             self.look()
+        else:
+            self.agree()
 
     def after_update(self) -> str | None:
         """Logs, evaluates and saves what is due: the reason to stop, or None."""
@@ -292,8 +296,8 @@ class Trainer:
             self.evaluation.measure_fidelity()
         better = self.run_evaluation() if evaluating else False
         stopped = stopped or self.budget.reached(now)
-        asked = self.interrupted
-        if better or stopped is not None or asked is not None or self.saver.is_due():
+        asked = self.asked
+        if better or stopped is not None or asked is not None or self.due:
             self.save()
         if asked is not None and stopped is None:
             raise Interrupted(
@@ -309,16 +313,19 @@ class Trainer:
         """Makes the run folder, or goes on from the last checkpoint in it."""
         self.unread = []
         self.updater.forget()
+        if not self.ranks.alike(self.run_config):
+            raise ValueError("every rank of a run must be given the same options")
         went_on = self.saver.begin(self.config.tensorboard)
         self.evaluation.begin(self.saver.log, report)
+        self.agree()
         if not went_on:
-            torch.manual_seed(self.config.seed)
+            self.training.seed(self.config.seed)
             # At once, so that a disk or a folder that can't be written to costs no work.
             self.save()
 
     def next_batch(self) -> Batch:
         """The stream's next batch; what it starts from is the state then."""
-        steps, now = draw_steps(self.model, self.steps), self.progress
+        steps, now = draw_steps(self.model, self.steps, self.ranks), self.progress
         batch = self.stream.next(steps)
         batch = read_on(batch, self.stream, self.model.truncated.estimator.reads)
         if batch.first or now.state is None:
@@ -346,6 +353,14 @@ class Trainer:
                 self.stream.observe(bits_of(now.sequence))
                 now.sequence = dict(SEQUENCE)
         now.add_seconds(time.perf_counter() - began)
+        self.agree()
+
+    def agree(self) -> None:
+        """What clocks and signals decide is decided alike on all ranks: none stops alone."""
+        now = self.progress
+        own = (now.seconds, self.interrupted or 0, self.saver.is_due())
+        now.seconds, asked, due = self.ranks.largest(*own)
+        self.asked, self.due = int(asked) or None, bool(due)
 
     def run_evaluation(self) -> bool:
         """Evaluates, keeps the model where it is the best so far; whether it is."""
@@ -356,6 +371,7 @@ class Trainer:
         better = self.progress.judge(metrics)
         if better:
             self.saver.keep_best()
+        self.agree()
         return better
 
     def save(self) -> None:
@@ -382,12 +398,9 @@ class Trainer:
             "seconds": now.seconds,
             "best": now.best,
         }
-        known = self.saver.known_result(result)
-        if known is not None:
-            return known
-        result["test"] = None if self.test is None else self.evaluation.measure(self.test)
+        test = self.test and (lambda: self.evaluation.measure(self.test))
+        result = self.ranks.from_first(lambda: self.saver.write_result(result, test))
         self.model.eval()
-        self.saver.write_result(result)
         return result
 
 

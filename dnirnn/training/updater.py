@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dnirnn.data import Batch
+from dnirnn.distributed import Ranks
 from dnirnn.interface import backward
 from dnirnn.model import SequenceModel
 from dnirnn.training.fused_update import can_fuse, finish
@@ -45,6 +46,7 @@ class Updater:
     capture: makes a graph of a function without arguments that works on tensors which stay where
         they are, without running it: what replays it. None: every update runs eagerly.
     capacity: updates not watched that may be made between two readings.
+    ranks: the processes whose rows make the batch: gradients, and what an update tells, are of all.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class Updater:
         watch: bool = True,
         capture: Capture | None = None,
         capacity: int = 1,
+        ranks: Ranks | None = None,
     ):
+        self.ranks = ranks or Ranks()
         self.model, self.optimizers, self.bounds = model, list(optimizers), list(bounds)
         self.rows, self.rows_at_once, self.unit = rows, rows_at_once, unit
         self.parameters = [model.core_parameters(), model.estimator_parameters()]
@@ -260,6 +264,8 @@ class Updater:
         else:
             error = errors[0] if errors else 0.0
             ended, total = states[0], nats[0]
+        both = (parameter for parameters in self.parameters for parameter in parameters)
+        total, error = self.ranks.average(list(both), total, error)
         core, estimator = (
             [parameter.grad for parameter in parameters if parameter.grad is not None]
             for parameters in self.parameters

@@ -1,0 +1,322 @@
+"""DecoupledParallel: the modules of a Decoupled network in processes of their own."""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dnirnn.cuts import cut, receive, send
+from dnirnn.decoupled import step, told
+from dnirnn.distributed import RankLost, reaching
+from dnirnn.estimators import GradientEstimator, ZeroGradient
+from dnirnn.interface import Interface, fit, make_probe
+
+# A message is a header, then a tensor: the update's number, the dtype, the dimensions, the shape.
+HEADER = 10
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+BYE = -1
+
+
+class DecoupledParallel(nn.Module):
+    """This rank's modules of a network that is cut between the ranks of torch.distributed.
+
+    Rank r reads what rank r - 1 says, h_(r-1), and is one of
+
+        modules[0], cut, ..., modules[-1], cut     what it says goes up, to rank r + 1
+        modules[0], cut, ..., modules[-1], loss    the last rank
+
+    Every rank calls :meth:`learn` with the same batches in the same order. At batch n it takes what the
+    rank below said of batch n; sends what it says itself up; each of its modules steps right after its
+    own forward pass, along what the estimator above it predicts (see :class:`dnirnn.Decoupled`); and
+    sends the gradient that comes back to its input down, as the target of the estimator there. It
+    waits for no target: one that comes later is met by the activations it belongs to, which are kept
+    until then, by the batch's number. With ``staleness`` = 0 the updates are those of Decoupled with
+    update="unlocked", to the last bit.
+
+    modules: this rank's, in the order of the forward pass. One that is itself cut in time may return
+        (h, interfaces), those of its Truncated.
+    estimators: one above each module but the network's last. The one above the rank's last module is
+        fitted to what comes down from the next rank.
+    loss: loss(output, y), the mean over rows; called on the last rank.
+    optimizers, estimator_optimizers: one each, or None where there is nothing to step.
+    staleness: how many batches the estimator's targets may be behind: with more than so many of them
+        missing the rank waits for the oldest. ``waits`` counts that.
+    delay: seconds that every message to this rank takes longer, to see what a slow link costs.
+    group: the ranks, in order; None: all there are.
+
+    All ranks make it together. :meth:`settle` waits for the targets on their way, before weights are
+    saved or compared; :meth:`close` ends it.
+
+    waits, waited: how often and how many seconds it waited, for the rank below or for a target.
+    sent_bytes: what it sent.
+
+    Messages are isend and recv of torch.distributed over gloo, so tensors are on the CPU.
+
+    Raises TypeError or ValueError naming the argument that does not fit, RankLost where a neighbour
+    has ended, and RuntimeError where a message is of another batch than the one that is due.
+
+    Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017, section
+    1 and figure 2; the bound on lateness as in Ho et al., More Effective Distributed ML via a Stale
+    Synchronous Parallel Parameter Server, NeurIPS 2013.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        estimators: Sequence[GradientEstimator],
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizers: Sequence[Optimizer | None],
+        estimator_optimizers: Sequence[Optimizer | None],
+        *,
+        staleness: int = 1,
+        delay: float = 0.0,
+        group: dist.ProcessGroup | None = None,
+    ):
+        super().__init__()
+        if isinstance(staleness, bool) or not isinstance(staleness, int) or staleness < 0:
+            raise ValueError(f"staleness must be an int of at least 0; got {staleness!r}")
+        if not 0 <= delay < 3600:
+            raise ValueError(f"delay must be seconds, not negative; got {delay!r}")
+        if not modules:
+            raise ValueError("modules must be at least one on every rank; got none")
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.last = self.rank == self.size - 1
+        cuts = len(modules) - self.last
+        for name, found, wanted in (
+            ("estimators", estimators, cuts),
+            ("optimizers", optimizers, len(modules)),
+            ("estimator_optimizers", estimator_optimizers, cuts),
+        ):
+            if len(found) != wanted:
+                where = f"rank {self.rank} of {self.size}, {len(modules)} modules"
+                raise ValueError(f"{name} must be {wanted} on {where}; got {len(found)}")
+        self.parts, self.estimators = nn.ModuleList(modules), nn.ModuleList(estimators)
+        self.loss, self.staleness = loss, staleness
+        self.optimizers, self.estimator_optimizers = list(optimizers), list(estimator_optimizers)
+        self.update, self.waits, self.waited = 0, 0, 0.0
+        self.kept: dict[int, tuple[Interface, float]] = {}
+        members = dist.get_process_group_ranks(group or dist.group.WORLD)
+        # Of its own, so that its messages and others' collectives don't meet.
+        with reaching():
+            self.group = dist.new_group(members, backend="gloo")
+        self.below = None if self.rank == 0 else Neighbour(members[self.rank - 1], self.group, delay)
+        self.above = None if self.last else Neighbour(members[self.rank + 1], self.group, delay)
+
+    def learn(self, x: Any, y: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
+        """Takes the next batch in: an update of every module of this rank.
+
+        x: the network's input; read by the first rank. y: the loss's targets [B, ...], read by the
+        last one. context: [B, C], for estimators that need one.
+
+        Returns detached 0-d tensors: ``loss`` on the last rank, and ``estimator_error`` meaned over the
+        regressions that were done, where there was one.
+        """
+        self.update += 1
+        unit, errors, found = 1 / len(y), [], {}
+        given, caught, lower = x, None, None
+        if self.below is not None:
+            given, caught = catch(self.wait(self.below.get, self.update))
+        for i, part in enumerate(self.parts):
+            h, in_time = part(given), []
+            if isinstance(h, tuple):
+                h, in_time = h
+            if i == len(self.parts) - 1 and self.above is not None:
+                self.above.put(self.update, h)
+            if i < len(self.estimators):
+                estimator = self.estimators[i]
+                _, interface = cut(h, estimator, told(estimator, context))
+                pass_back(interface, in_time, caught, unit)
+                onward, next_caught = catch(h.detach())
+            else:
+                interface = onward = next_caught = None
+                loss = self.loss(h, y)
+                pass_back(loss, in_time, caught, unit)
+                found["loss"] = loss.detach()
+            errors += [fit(in_time, unit, {})["estimator_error"]] if in_time else []
+            step(self.optimizers[i])
+            if lower is not None:
+                errors += self.fit(i - 1, lower, unit, caught.probe.grad)
+            elif caught is not None:
+                self.below.put(self.update, caught.probe.grad[0])
+            given, caught, lower = onward, next_caught, interface
+        if self.above is not None:
+            self.kept[self.update] = lower, unit
+            errors += [error for target in self.above.arrived() for error in self.take(*target)]
+            while len(self.kept) > self.staleness:
+                errors += self.take(*self.wait(self.above.get))
+        return {**found, "estimator_error": torch.stack(errors).mean()} if errors else found
+
+    def take(self, number: int, target: Tensor) -> list[Tensor]:
+        """Fits the estimator below the next rank to a target, at the activations it belongs to."""
+        if number not in self.kept:
+            raise RuntimeError(f"a target came of update {number}, whose activations are not kept")
+        interface, unit = self.kept.pop(number)
+        return self.fit(len(self.estimators) - 1, interface, unit, target[None])
+
+    def fit(self, i: int, interface: Interface, unit: float, target: Tensor) -> list[Tensor]:
+        if interface.probe is None:
+            return []
+        interface.probe.grad = target.view(interface.probe.shape).to(interface.probe.dtype)
+        error = receive(interface, unit)
+        step(self.estimator_optimizers[i])
+        return [error]
+
+    def wait(self, get: Callable, *which: int) -> Any:
+        began = time.perf_counter()
+        found, waited = get(*which)
+        if waited:
+            self.waits += 1
+            self.waited += time.perf_counter() - began
+        return found
+
+    def settle(self) -> None:
+        """Waits for all targets on their way, and fits to them."""
+        while self.kept:
+            self.take(*self.wait(self.above.get))
+
+    @property
+    def sent_bytes(self) -> int:
+        return sum(one.sent_bytes for one in (self.below, self.above) if one is not None)
+
+    def close(self) -> None:
+        """Settles, and says goodbye to the neighbours."""
+        self.settle()
+        neighbours = [one for one in (self.below, self.above) if one is not None]
+        for one in neighbours:
+            one.say_bye()
+        for one in neighbours:
+            one.thread.join()
+
+    def get_extra_state(self) -> dict:
+        if self.kept:
+            raise RuntimeError("targets are on their way: call settle() before state_dict()")
+        return {"update": self.update}
+
+    def set_extra_state(self, state: dict) -> None:
+        self.update = state["update"]
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank} of {self.size}, staleness={self.staleness}"
+
+
+def catch(h: Tensor) -> tuple[Tensor, Interface]:
+    """h to be read by a module, and an interface whose probe catches what comes back to it."""
+    probe = make_probe(1, *h.shape, dtype=h.dtype, device=h.device)
+    probe.reached = True
+    return h + probe[0], Interface(h[None], None, h[None], probe, ZeroGradient())
+
+
+def pass_back(
+    top: Interface | Tensor, in_time: list[Interface], caught: Interface | None, unit: float
+) -> None:
+    """One backward pass of a module: from the cut above it or the loss, and from its cuts in time."""
+    for one in in_time:
+        one.probe.reached = True
+    ends, seeds = [one.sent for one in in_time], [unit * one.synthetic for one in in_time]
+    if isinstance(top, Tensor):
+        torch.autograd.backward([top, *ends], [None, *seeds])
+    elif not ends:
+        send(top, [] if caught is None else [caught], unit)
+    elif top.bootstrap is not None:
+        raise ValueError("a module that is cut in time needs an estimator above whose discount is its scale")
+    elif top.synthetic is None:
+        torch.autograd.backward(ends, seeds)
+    else:
+        torch.autograd.backward([top.sent, *ends], [unit * top.synthetic, *seeds])
+    if caught is not None and caught.probe.grad is None:
+        caught.probe.grad = torch.zeros_like(caught.probe)
+
+
+class Neighbour:
+    """The rank above or below: what it sends is received in a thread, and waits here, in order."""
+
+    def __init__(self, rank: int, group: dist.ProcessGroup, delay: float):
+        self.rank, self.group, self.delay = rank, group, delay
+        self.sending: deque = deque()
+        self.sent_bytes = 0
+        self.come: queue.SimpleQueue = queue.SimpleQueue()
+        self.next: tuple | None = None
+        self.thread = threading.Thread(target=self.listen, daemon=True)
+        self.thread.start()
+
+    def put(self, number: int, tensor: Tensor) -> None:
+        """Sends a tensor of that update, without waiting."""
+        tensor = tensor.detach().contiguous()
+        shape = [*tensor.shape, *[0] * (HEADER - 3 - tensor.dim())]
+        header = torch.tensor([number, DTYPES.index(tensor.dtype), tensor.dim(), *shape])
+        self.isend(header)
+        self.isend(tensor)
+        # What is being sent must stay alive; the other side always receives, so this ends.
+        while len(self.sending) > 64:
+            self.sending.popleft()[0].wait()
+
+    def isend(self, tensor: Tensor) -> None:
+        with reaching():
+            self.sending.append((dist.isend(tensor, self.rank, self.group), tensor))
+        self.sent_bytes += tensor.nbytes
+
+    def say_bye(self) -> None:
+        self.isend(torch.full((HEADER,), BYE))
+        with reaching():
+            for work, _ in self.sending:
+                work.wait()
+        self.sending.clear()
+
+    def listen(self) -> None:
+        try:
+            while True:
+                header = torch.empty(HEADER, dtype=torch.int64)
+                dist.recv(header, self.rank, self.group)
+                number, dtype, dims, *shape = header.tolist()
+                if number == BYE:
+                    break
+                tensor = torch.empty(shape[:dims], dtype=DTYPES[dtype])
+                dist.recv(tensor, self.rank, self.group)
+                self.come.put((number, tensor, time.monotonic() + self.delay))
+            self.come.put(RankLost(f"rank {self.rank} has closed its part of the network"))
+        except RuntimeError as error:
+            lost = RankLost(f"rank {self.rank} ended, or can't be reached")
+            lost.__cause__ = error
+            self.come.put(lost)
+
+    def look(self, block: bool) -> bool:
+        """Whether the next message is here; waits for it if asked to."""
+        if self.next is None:
+            try:
+                self.next = self.come.get(block)
+            except queue.Empty:
+                return False
+        if isinstance(self.next, RankLost):
+            if block:
+                raise self.next
+            return False
+        left = self.next[2] - time.monotonic()
+        if left > 0 and block:
+            time.sleep(left)
+        return block or left <= 0
+
+    def get(self, due: int | None = None) -> tuple[Any, bool]:
+        """(the next message, whether it was waited for): its tensor where one of an update is due."""
+        waited = not self.look(False)
+        self.look(True)
+        (number, tensor, _), self.next = self.next, None
+        if due is None:
+            return (number, tensor), waited
+        if number != due:
+            raise RuntimeError(f"rank {self.rank} sent update {number} where {due} is due")
+        return tensor, waited
+
+    def arrived(self) -> list[tuple[int, Tensor]]:
+        """The messages that are here, (number, tensor)."""
+        found = []
+        while self.look(False):
+            found.append(self.next[:2])
+            self.next = None
+        return found
