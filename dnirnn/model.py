@@ -113,6 +113,11 @@ class SequenceModel(nn.Module):
         coming = torch.cat([told, after[:reads], beyond]).detach()
         return coming.unfold(0, reads, 1).transpose(-1, -2).flatten(-2)
 
+    def unroll(self, x: Tensor, state: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [T, B, ...], last state [B, S]) of inputs x [T, B, ...] in one call, uncut."""
+        outputs, state = self.truncated.core(self.encoder(x), state, t)
+        return self.readout(outputs), state
+
     def step(self, x: Tensor, state: Tensor, t: int | None = None) -> tuple[Tensor, Tensor]:
         """One step without a target, for sampling: (logits [B, ...], next state) of x [B, ...]."""
         inputs = self.dropout(self.encoder(x[None]))

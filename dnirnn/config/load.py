@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from dnirnn.config.network import device_of, unroll
+from dnirnn.config.network import device_of
 from dnirnn.config.registry import TASKS
 from dnirnn.data import Vocabulary
 from dnirnn.device import find_device
@@ -77,7 +77,7 @@ class LoadedRun:
         with torch.inference_mode():
             for t in range(0, len(text), STEPS):
                 x, y = symbols[t : t + STEPS][: len(text) - t], symbols[t + 1 : t + 1 + STEPS]
-                logits, state = unroll(self.model, x, state, t)
+                logits, state = self.model.unroll(x, state, t)
                 found.append(self.model.loss(logits.double(), y)[:, 0].cpu() / math.log(2))
         return torch.cat(found)
 

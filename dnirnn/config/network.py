@@ -40,6 +40,10 @@ class BFloat16Model(SequenceModel):
         with torch.autocast(x.device.type, torch.bfloat16):
             return super().step(x, state, t)
 
+    def unroll(self, x: Tensor, state: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return super().unroll(x, state, t)
+
 
 def make_model(
     options: NetworkOptions,
@@ -200,13 +204,3 @@ def make_scaled(options: NetworkOptions, core: Core, sizes: dict[str, int]) -> G
 
 def device_of(model: SequenceModel) -> torch.device:
     return next(model.parameters()).device
-
-
-def unroll(
-    model: SequenceModel, x: Tensor, state: Tensor, t: int | Tensor
-) -> tuple[Tensor, Tensor]:
-    """(logits [T, B, ...], last state [B, S]) of inputs x [T, B, ...] in one call, uncut."""
-    reduced = isinstance(model, BFloat16Model)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=reduced):
-        outputs, state = model.truncated.core(model.encoder(x), state, t)
-        return model.readout(outputs), state

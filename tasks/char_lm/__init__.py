@@ -1,0 +1,114 @@
+"""char-lm: a language model that predicts each character of a text from those before it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dnirnn.config.network import make_model
+from dnirnn.config.options import from_config, remembered
+from dnirnn.config.task import Figure, Task, steps_per_update
+from dnirnn.data import Batch, TextStream, Vocabulary
+from dnirnn.data.corpus import SPLITS, Corpus, builtin, cached, compact, penn_treebank, pieces
+from dnirnn.model import SequenceModel, symbol_nats
+from dnirnn.tasks.char_lm.evaluation import Evaluation, evaluate, load_corpus
+from dnirnn.tasks.char_lm.options import CharLMOptions, resolve
+from dnirnn.tasks.char_lm.sampling import sample
+
+__all__ = [
+    "DATA", "DECAY", "EPOCHS", "FIGURES", "UNIT", "CharLMOptions", "Evaluation", "Options", "build",
+    "builtin", "encode", "evaluate", "load_corpus", "penn_treebank", "restore", "sample", "subject",
+]  # fmt: skip
+
+FIGURES = (
+    Figure("test_bits", "test, bits per character", "{:.4f}", True),
+    Figure("bits", "validation, bits per character", "{:.4f}", True),
+)
+DECAY = "cosine"  # of the learning rate over the budget
+UNIT, EPOCHS = "characters", "epochs"
+DATA = {"split", "corpus", "data_dir", "valid_file", "test_file", "text"}  # what `eval` may be told of it
+Options = CharLMOptions
+
+
+def make(options: CharLMOptions, vocabulary: Vocabulary) -> SequenceModel:
+    encoder = nn.Embedding(len(vocabulary), options.embedding)
+    return make_model(options, encoder, options.embedding, len(vocabulary), symbol_nats)
+
+
+def build(options: CharLMOptions) -> Task:
+    """Everything that training needs, from the options.
+
+    Raises ValueError or OSError, naming the option, for a text that does not fit.
+    """
+    steps = steps_per_update(options)
+    corpus = load_corpus(options)
+    vocabulary = vocabulary_of(corpus)
+    fingerprint = corpus.fingerprint()
+    if corpus.is_large():
+        symbols = cached(corpus, vocabulary, fingerprint, options.quiet)
+    else:
+        symbols = encode(corpus, vocabulary)
+    count, needed = len(symbols["train"]), options.batch * (steps or options.truncation)
+    if count < needed:
+        raise ValueError(
+            f"corpus {corpus.name} has {count:,} training symbols; {options.batch} sequences of"
+            f" {needed // options.batch} steps need {needed:,} (lower --batch or --truncation)"
+        )
+    newline = int(vocabulary.encode("\n"))
+    torch.manual_seed(options.seed)
+    model = make(options, vocabulary)
+    test = Evaluation(symbols["test"], newline, unknown=vocabulary.unknown)
+    config = {
+        "task": "char-lm",
+        **remembered(resolve(options)),
+        "vocabulary": vocabulary.to_json(),
+        "corpus_sha256": fingerprint,
+    }
+    notice = corpus.describe()
+    if vocabulary.unknown is not None:
+        notice += "; characters that are not in the training text are one unknown symbol, scored apart"
+    return Task(
+        model,
+        TextStream(symbols["train"], options.batch, newline),
+        Evaluation(symbols["valid"], newline, unknown=vocabulary.unknown),
+        lambda model: {f"test_{name}": value for name, value in test(model).items()},
+        count if steps is None else options.batch * steps,
+        config,
+        notice,
+        lambda steps: stretch(symbols["valid"], newline, steps),
+    )
+
+
+def vocabulary_of(corpus: Corpus) -> Vocabulary:
+    """The training text's characters, and a symbol for unknown ones where other splits have some."""
+    known = Vocabulary.of(pieces(corpus.splits["train"]))
+    others = (piece for split in SPLITS[1:] for piece in pieces(corpus.splits[split]))
+    unknown = any(not set(piece) <= set(known.characters) for piece in others)
+    return Vocabulary(known.characters, unknown)
+
+
+def stretch(symbols: Tensor, first_input: int, steps: int, rows: int = 16) -> Batch:
+    """The first steps of a text in parallel rows; of fewer rows where the text is short."""
+    rows = max(1, min(rows, len(symbols) // steps))
+    return TextStream(symbols, rows, first_input).next(steps)
+
+
+def encode(corpus: Corpus, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    symbols = {}
+    for split in SPLITS:
+        try:
+            symbols[split] = compact(corpus.splits[split], vocabulary)
+        except ValueError as error:
+            raise ValueError(f"corpus {corpus.name}, {split} split: {error}") from None
+    return symbols
+
+
+def subject(options: CharLMOptions) -> str:
+    """What a run folder's name says of the task."""
+    return Path(options.corpus).stem
+
+
+def restore(config: dict) -> tuple[SequenceModel, Vocabulary]:
+    """The model, with fresh weights, and the vocabulary of a run's configuration."""
+    vocabulary = Vocabulary.from_json(config["vocabulary"])
+    return make(from_config(CharLMOptions, config), vocabulary), vocabulary

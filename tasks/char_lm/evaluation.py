@@ -1,0 +1,159 @@
+"""Bits per character: of a split, of a text, every symbol counted once."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnirnn.config.network import device_of
+from dnirnn.config.options import from_config
+from dnirnn.data import Vocabulary, taken
+from dnirnn.data.corpus import Corpus, compact, load, pieces, text_of
+from dnirnn.model import SequenceModel
+from dnirnn.tasks.char_lm.options import CharLMOptions
+
+
+class Evaluation:
+    """Bits per character of a text, every symbol predicted exactly once, the first from a newline.
+
+    For speed the text is read in parallel rows. Each but the first is warmed up on the characters
+    before it, which are not scored, so that the figure is that of one pass through the text, but
+    for what the state remembers from farther back.
+
+    symbols: LongTensor [n], or of smaller ints; n at least 1.
+    first_input: the symbol that stands before the text.
+    rows: at most so many, fewer for a short text: a row is at least four times its warm-up.
+    warm_up: characters before a row.
+    unknown: the symbol that stands for characters that the training text has not. They are read
+        like all others, and scored apart.
+    """
+
+    def __init__(
+        self,
+        symbols: Tensor,
+        first_input: int,
+        rows: int = 64,
+        warm_up: int = 256,
+        unknown: int | None = None,
+    ):
+        self.symbols, self.first_input, self.unknown = symbols, first_input, unknown
+        rows = max(1, min(rows, len(symbols) // (4 * warm_up)))
+        self.length = -(-len(symbols) // rows)
+        self.start, self.warm_up = torch.arange(rows) * self.length, warm_up
+
+    def window(self, start: int, end: int, rows: slice = slice(None)) -> tuple[Tensor, ...]:
+        """(x, y, whether y counts) of the steps from start to end, all [T, rows]."""
+        step = torch.arange(start - 1, end, device=self.start.device)
+        place = self.start[rows] + step[:, None]
+        found = taken(self.symbols, place.clamp(0, len(self.symbols) - 1))
+        found = torch.where(place < 0, self.first_input, found)
+        return found[:-1], found[1:], place[1:] < len(self.symbols)
+
+    def __call__(self, model: SequenceModel, steps: int = 128) -> dict[str, float]:
+        """{"bits": mean bits per character}. ``steps`` a call change the speed, not the result.
+
+        With an unknown symbol "bits" is the mean over all others, and "unknown", "unknown_bits" are
+        how many are unknown and the mean bits of those (0 of none).
+        """
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                nats, unknown_nats, unknown = self.nats(model, steps)
+        finally:
+            model.train(training)
+        bits = nats / max(1, len(self.symbols) - unknown) / math.log(2)
+        if self.unknown is None:
+            return {"bits": bits}
+        apart = unknown_nats / max(1, unknown) / math.log(2)
+        return {"bits": bits, "unknown": unknown, "unknown_bits": apart}
+
+    def nats(self, model: SequenceModel, steps: int) -> tuple[float, float, int]:
+        """(nats of what is known, nats of what is unknown, how many are unknown)."""
+        place = device_of(model)
+        self.symbols, self.start = self.symbols.to(place), self.start.to(place)
+        state = model.initial_state(len(self.start))
+        if len(self.start) > 1:
+            warm = state[1:]
+            for start in range(-self.warm_up, 0, steps):
+                x = self.window(start, min(start + steps, 0), slice(1, None))[0]
+                _, warm = model.unroll(x, warm, self.start[1:] + start)
+            state = torch.cat([state[:1], warm])
+        nats, unknown_nats, unknown = 0.0, 0.0, 0
+        for start in range(0, self.length, steps):
+            x, y, counts = self.window(start, min(start + steps, self.length))
+            logits, state = model.unroll(x, state, self.start + start)
+            losses = model.loss(logits, y)
+            if self.unknown is not None:
+                apart = counts & (y == self.unknown)
+                unknown_nats += float(losses[apart].sum(dtype=torch.float64))
+                unknown += int(apart.sum())
+                counts = counts & ~apart
+            nats += float(losses[counts].sum(dtype=torch.float64))
+        return nats, unknown_nats, unknown
+
+
+def load_corpus(options: CharLMOptions) -> Corpus:
+    return load(options.corpus, options.data_dir, options.valid_file, options.test_file)
+
+
+def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
+    """Lines that say the bits per character of a split, and of what text.
+
+    config: a run's, and "text", if another file is to be evaluated, whole, in place of a split.
+
+    Raises ValueError where the corpus is not the one that the run was trained on.
+    """
+    vocabulary = Vocabulary.from_json(config["vocabulary"])
+    if "text" in config:
+        return evaluate_text(model, vocabulary, config["text"])
+    corpus = load_corpus(from_config(CharLMOptions, config))
+    if corpus.fingerprint() != config["corpus_sha256"]:
+        raise ValueError(
+            f"corpus {corpus.name} is not the text that the run was trained on (--text evaluates"
+            " another one)"
+        )
+    symbols = compact(corpus.splits[split], vocabulary)
+    lines = figures_of(model, vocabulary, symbols, split)
+    return [*lines, f"{corpus.name}, {split}: {len(symbols):,} symbols ({corpus.convention})"]
+
+
+def evaluate_text(model: SequenceModel, vocabulary: Vocabulary, path: str) -> list[str]:
+    """Lines that say the bits per character of a file; what the run has no symbol for is left out."""
+    text, parts, left_out = text_of(path, "--text"), [], 0
+    for piece in pieces(text):
+        symbols, unknown = vocabulary.find(piece)
+        if vocabulary.unknown is None:
+            left_out += int(unknown.sum())
+            symbols = symbols[~unknown]
+        else:
+            symbols[unknown] = vocabulary.unknown
+        parts.append(symbols.astype(vocabulary.dtype))
+    symbols = torch.from_numpy(np.concatenate(parts))
+    name = Path(path).name
+    if not len(symbols):
+        raise ValueError(f"--text: {path} has no character that the run's text has")
+    lines = figures_of(model, vocabulary, symbols, name)
+    lines.append(f"{name}: {len(symbols):,} symbols (every character of the file)")
+    if left_out:
+        lines.append(
+            f"{left_out:,} characters of {len(text):,} are left out and not scored: the run's text"
+            " has none like them, and the run no symbol for the unknown"
+        )
+    return lines
+
+
+def figures_of(
+    model: SequenceModel, vocabulary: Vocabulary, symbols: Tensor, name: str
+) -> list[str]:
+    newline = int(vocabulary.encode("\n"))
+    found = Evaluation(symbols, newline, unknown=vocabulary.unknown)(model)
+    lines = [f"{name}, bits per character: {found['bits']:.4f}"]
+    if found.get("unknown"):
+        lines.append(
+            f"and {found['unknown']:,} characters unknown to the training text, at"
+            f" {found['unknown_bits']:.4f} bits each, not counted in that"
+        )
+    return lines
