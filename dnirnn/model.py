@@ -43,7 +43,7 @@ class SequenceModel(nn.Module):
     truncated: the core, its truncation and its estimator.
     readout: from the core's outputs [T, B, O] to logits.
     loss: from logits and y to nats [T, B]: :func:`symbol_nats`, :func:`bit_nats`; or, for numbers,
-        :func:`squared_error`.
+        :func:`squared_error`. Of a batch with soft targets they are given too: :class:`Distillation`.
     dropout: probability of zeroing an element of the core's inputs and of its outputs while
         training; the masks come from torch's global generator.
     told: what an estimator that needs a context is told, beside a state, of the step that comes
@@ -90,7 +90,9 @@ class SequenceModel(nn.Module):
         outputs, state, interfaces = self.truncated(
             inputs, state, t0, batch.final, context=context
         )
-        nats = self.loss(self.readout(self.dropout(outputs)), batch.y)
+        logits = self.readout(self.dropout(outputs))
+        soft = () if batch.soft is None else (batch.soft,)
+        nats = self.loss(logits, batch.y, *soft)
         return (nats if batch.weight is None else nats * batch.weight), state, interfaces
 
     def context(self, batch: Batch, encoded: Tensor) -> Tensor:

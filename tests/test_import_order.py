@@ -22,7 +22,7 @@ ORDER = [
     {"cells"},
     {"stacks", "hierarchy"},
     {"model"},
-    {"fidelity", "distributed", "horizon", "testing"},
+    {"fidelity", "distillation", "distributed", "horizon", "testing"},
     {"training"},
     {"trainer"},  # where training.trainer was
     {"config"},

@@ -1,6 +1,6 @@
 """The command line ``dnirnn``.
 
-train, eval, sample, fidelity, horizon, detectors, compare, reproduce, runs, table, plot, demo, doctor.
+train, distill, eval, sample, fidelity, horizon, detectors, compare, reproduce, runs, table, plot, demo, doctor.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from dnirnn.config.registry import TASKS
 from dnirnn.device import find_device, usable_cores
 from dnirnn.reports import feed_forward, recipes
 from dnirnn.reports.runs import Failure
-from dnirnn.training.trainer import AnotherRun, Interrupted, NonFinite
+from dnirnn.training.trainer import AnotherRun, Interrupted, NonFinite, read_config
 from dnirnn.version import __version__
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -171,6 +171,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"dnirnn {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_train(command(commands, "train", "train a model; the same command resumes it", None))
+    summary = "train a char-lm on a text and on the predictions of trained ones; resumes likewise"
+    add_distill(command(commands, "distill", summary, run_distill))
     add_eval(command(commands, "eval", "measure a trained model", run_eval))
     add_sample(command(commands, "sample", "let a trained char-lm write", run_sample))
     summary = "how near what a run's estimator says is to the true gradient; a plot of its log"
@@ -213,35 +215,65 @@ def task_parsers(
 
 def add_train(parent: argparse.ArgumentParser) -> None:
     for name, task in task_parsers(parent, run_train).items():
-        task.add_argument(
-            "--out",
-            type=Path,
-            metavar="FOLDER",
-            help="run folder: configuration, log, checkpoints, result; a run found there with the"
-            " same options is resumed (default: runs/ and a name made of the main options)",
-        )
-        go_on = task.add_mutually_exclusive_group()
-        go_on.add_argument(
-            "--restart",
-            action="store_true",
-            help="begin anew in the run folder; the run that is there is moved aside and kept",
-        )
-        go_on.add_argument(
-            "--resume-with",
-            action="store_true",
-            help="go on with the run that is there and the options given here where they differ, of"
-            f" {', '.join(map(flag, changeable(TASKS[name].Options)))}",
-        )
+        add_out(task, TASKS[name].Options)
         add_arguments(task, TASKS[name].Options)
 
 
+def add_out(parent: argparse.ArgumentParser, options: type) -> None:
+    """Where a run goes, and what becomes of one that is there."""
+    parent.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="run folder: configuration, log, checkpoints, result; a run found there with the"
+        " same options is resumed (default: runs/ and a name made of the main options)",
+    )
+    go_on = parent.add_mutually_exclusive_group()
+    go_on.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin anew in the run folder; the run that is there is moved aside and kept",
+    )
+    go_on.add_argument(
+        "--resume-with",
+        action="store_true",
+        help="go on with the run that is there and the options given here where they differ, of"
+        f" {', '.join(map(flag, changeable(options)))}",
+    )
+
+
 def run_train(arguments: argparse.Namespace) -> int:
-    options = from_arguments(TASKS[arguments.task].Options, arguments)
-    folder = arguments.out or training.default_folder(arguments.task, options)
+    return start(arguments.task, from_arguments(TASKS[arguments.task].Options, arguments), arguments)
+
+
+def add_distill(parent: argparse.ArgumentParser) -> None:
+    options = TASKS["char-lm"].Options
+    parent.add_argument(
+        "teachers",
+        nargs="+",
+        metavar="RUN",
+        help="run folders of trained char-lm, on the same symbols: the teachers, whose mean prediction"
+        " is learned beside the text",
+    )
+    add_out(parent, options)
+    of_teacher = dict.fromkeys(TEXT_PLACES, argparse.SUPPRESS)
+    add_arguments(parent, options, omit=("teachers", "smoothing"), **of_teacher)
+
+
+def run_distill(arguments: argparse.Namespace) -> int:
+    text = {}
+    if not hasattr(arguments, "corpus"):
+        config = read_config(Path(arguments.teachers[0]))
+        text = {name: config[name] for name in TEXT_PLACES if name in config}
+    text |= {name: value for name, value in vars(arguments).items() if name in TEXT_PLACES}
+    return start("char-lm", from_arguments(TASKS["char-lm"].Options, arguments, **text), arguments)
+
+
+def start(task: str, options: Any, arguments: argparse.Namespace) -> int:
+    """Trains, or resumes, the run of these options."""
+    folder = arguments.out or training.default_folder(task, options)
     try:
-        training.train(
-            arguments.task, options, folder, arguments.restart, arguments.resume_with
-        )
+        training.train(task, options, folder, arguments.restart, arguments.resume_with)
     except AnotherRun as error:
         known = changeable(type(options))
         if all(key in known for key in error.differing):

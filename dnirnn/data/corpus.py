@@ -87,6 +87,14 @@ def beginning(text: "str | FileText", length: int) -> str:
     return "".join(text.part(text.start, min(text.end, text.start + length)))
 
 
+# By what convention the symbols of a corpus are counted, by its name; of any other, as of a file.
+CONVENTIONS = {
+    "ptb": "a space is one symbol, a line end one newline, <unk> five characters",
+    "builtin": "every character of Python's help topics",
+}
+OF_A_FILE = "every character of the file, newlines included"
+
+
 class Corpus(NamedTuple):
     """A text in three splits, and by what convention its symbols are counted."""
 
@@ -179,13 +187,12 @@ def load(
         )
     if corpus == "ptb":
         splits = penn_treebank(data_dir) if data_dir else penn_treebank_from_hub()
-        convention = "a space is one symbol, a line end one newline, <unk> five characters"
-        return Corpus("Penn Treebank", splits, convention)
+        return Corpus("Penn Treebank", splits, CONVENTIONS[corpus])
     if corpus == "builtin":
         text = builtin()
-        return Corpus("builtin", divide(text, "builtin"), "every character of Python's help topics")
+        return Corpus("builtin", divide(text, "builtin"), CONVENTIONS[corpus])
     splits = text_file(corpus, valid_file, test_file)
-    return Corpus(Path(corpus).name, splits, "every character of the file, newlines included")
+    return Corpus(Path(corpus).name, splits, OF_A_FILE)
 
 
 def penn_treebank(folder: str | Path) -> dict[str, str]:

@@ -3,17 +3,18 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dnirnn.config.network import make_model
-from dnirnn.config.options import from_config, remembered
+from dnirnn import Taught
+from dnirnn.config.options import remembered
 from dnirnn.config.task import Figure, Task, steps_per_update
-from dnirnn.data import Batch, TextStream, Vocabulary
+from dnirnn.data import Stream, TextStream, Vocabulary
 from dnirnn.data.corpus import SPLITS, Corpus, builtin, cached, compact, penn_treebank, pieces
-from dnirnn.model import SequenceModel, symbol_nats
 from dnirnn.tasks.char_lm.evaluation import Evaluation, evaluate, load_corpus
+from dnirnn.tasks.char_lm.network import make, restore
 from dnirnn.tasks.char_lm.options import CharLMOptions, resolve
 from dnirnn.tasks.char_lm.sampling import sample
+from dnirnn.tasks.char_lm.teachers import distillation_of, fingerprints
 
 __all__ = [
     "DATA", "DECAY", "EPOCHS", "FIGURES", "UNIT", "CharLMOptions", "Evaluation", "Options", "build",
@@ -30,15 +31,10 @@ DATA = {"split", "corpus", "data_dir", "valid_file", "test_file", "text"}  # wha
 Options = CharLMOptions
 
 
-def make(options: CharLMOptions, vocabulary: Vocabulary) -> SequenceModel:
-    encoder = nn.Embedding(len(vocabulary), options.embedding)
-    return make_model(options, encoder, options.embedding, len(vocabulary), symbol_nats)
-
-
 def build(options: CharLMOptions) -> Task:
     """Everything that training needs, from the options.
 
-    Raises ValueError or OSError, naming the option, for a text that does not fit.
+    Raises ValueError or OSError, naming the option, for a text or a teacher that does not fit.
     """
     steps = steps_per_update(options)
     corpus = load_corpus(options)
@@ -67,15 +63,25 @@ def build(options: CharLMOptions) -> Task:
     notice = corpus.describe()
     if vocabulary.unknown is not None:
         notice += "; characters that are not in the training text are one unknown symbol, scored apart"
+    distillation = distillation_of(options, vocabulary)
+
+    def taught(stream: TextStream) -> Stream:
+        return stream if distillation is None else Taught(stream, distillation)
+
+    if distillation is not None:
+        model.loss = distillation
+    if options.teachers:
+        config["teachers_sha256"] = fingerprints(distillation)
+        notice += f"; teachers: {len(options.teachers)}, their part of the loss {options.teacher_weight}"
     return Task(
         model,
-        TextStream(symbols["train"], options.batch, newline),
+        taught(TextStream(symbols["train"], options.batch, newline)),
         Evaluation(symbols["valid"], newline, unknown=vocabulary.unknown),
         lambda model: {f"test_{name}": value for name, value in test(model).items()},
         count if steps is None else options.batch * steps,
         config,
         notice,
-        lambda steps: stretch(symbols["valid"], newline, steps),
+        lambda steps: taught(stretch(symbols["valid"], newline, steps)).next(steps),
     )
 
 
@@ -87,10 +93,9 @@ def vocabulary_of(corpus: Corpus) -> Vocabulary:
     return Vocabulary(known.characters, unknown)
 
 
-def stretch(symbols: Tensor, first_input: int, steps: int, rows: int = 16) -> Batch:
-    """The first steps of a text in parallel rows; of fewer rows where the text is short."""
-    rows = max(1, min(rows, len(symbols) // steps))
-    return TextStream(symbols, rows, first_input).next(steps)
+def stretch(symbols: Tensor, first_input: int, steps: int, rows: int = 16) -> TextStream:
+    """A text in parallel rows that have so many steps; in fewer rows where the text is short."""
+    return TextStream(symbols, max(1, min(rows, len(symbols) // steps)), first_input)
 
 
 def encode(corpus: Corpus, vocabulary: Vocabulary) -> dict[str, Tensor]:
@@ -105,10 +110,5 @@ def encode(corpus: Corpus, vocabulary: Vocabulary) -> dict[str, Tensor]:
 
 def subject(options: CharLMOptions) -> str:
     """What a run folder's name says of the task."""
-    return Path(options.corpus).stem
-
-
-def restore(config: dict) -> tuple[SequenceModel, Vocabulary]:
-    """The model, with fresh weights, and the vocabulary of a run's configuration."""
-    vocabulary = Vocabulary.from_json(config["vocabulary"])
-    return make(from_config(CharLMOptions, config), vocabulary), vocabulary
+    taught = "-distilled" if options.teachers else ""
+    return Path(options.corpus).stem + taught

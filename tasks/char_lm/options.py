@@ -10,6 +10,7 @@ from dnirnn.config.options import (
     RunOptions,
     TrainingOptions,
     changed,
+    flag,
     option,
 )
 
@@ -46,7 +47,55 @@ class TextOptions(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class CharLMOptions(TextOptions, NetworkOptions, TrainingOptions, RunOptions):
+class TeacherOptions(Checked):
+    """teachers"""
+
+    teachers: tuple = option(
+        (),
+        "run folders of char-lm, on the same symbols, whose mean prediction is learned too; their best"
+        " weights are taken",
+        "RUN",
+        many=True,
+        place=True,
+    )
+    teacher_weight: float = option(
+        0.5,
+        "with --teachers: what their predictions count for in the loss; the text counts for the rest",
+        "FRACTION",
+        at_least=0,
+        at_most=1,
+    )
+    temperature: float = option(
+        2.0,
+        "with --teachers: divides their logits and the student's; above 1 they say more of what is"
+        " unlikely",
+        "NUMBER",
+        above=0,
+    )
+    smoothing: float = option(
+        0.0,
+        "label smoothing: what a uniform prediction counts for in the loss, in place of teachers",
+        "FRACTION",
+        at_least=0,
+        below=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("teacher_weight", "temperature"):
+            value = getattr(self, name)
+            if not self.teachers and value != getattr(TeacherOptions, name):
+                raise ValueError(f"{flag(name)} goes with --teachers only; got {value}")
+        if self.teachers and self.smoothing:
+            raise ValueError(
+                f"--smoothing is a teacher who knows nothing: not with --teachers; got {self.smoothing}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class CharLMOptions(
+    TextOptions, TeacherOptions, NetworkOptions, TrainingOptions, RunOptions
+):
     lr: float = changed(TrainingOptions, "lr", 2e-3)
     # On Penn Treebank's validation 1e-5 did best of 1e-4, 1e-5 and 1e-6, and there a linear
     # predictor better than one with a hidden layer: results/README.md.
@@ -63,6 +112,7 @@ def resolve(options: CharLMOptions) -> CharLMOptions:
         for name in ("data_dir", "valid_file", "test_file")
         if (value := getattr(options, name)) is not None
     }
+    paths["teachers"] = tuple(str(Path(run).resolve()) for run in options.teachers)
     if options.corpus not in ("ptb", "builtin"):
         paths["corpus"] = str(Path(options.corpus).resolve())
     return dataclasses.replace(options, **paths)
