@@ -602,6 +602,20 @@ class TrainingOptions(Checked):
         shown="cosine for char-lm, copy and repeat-copy where no --schedule is given, else none",
         may_change=True,
     )
+    lr_warm_up: int = option(
+        0, "updates over which the core's learning rate rises to the whole by equal steps", "UPDATES",
+        at_least=0,
+        may_change=True,
+    )
+    average: float | None = option(
+        None,
+        "what an exponential moving average of the core's weights keeps of itself in an update: the"
+        " average is evaluated and kept as the best",
+        "FRACTION",
+        above=0,
+        below=1,
+        shown="the weights themselves are",
+    )
     schedule: str | None = option(
         None, "learning-rate schedule: a name in torch.optim.lr_scheduler", "NAME", shown="constant"
     )
