@@ -31,6 +31,28 @@ def squared_error(outputs: Tensor, y: Tensor) -> Tensor:
     return (outputs - y).square().sum(-1)
 
 
+class Tied(nn.Module):
+    """A readout whose weights are those of an embedding E [V, D]: logits = P h E^T + b.
+
+    It reads h [..., size]. P [D, size] is left out where ``size`` is D. For E to serve as a readout,
+    it is drawn anew from U(-1 / sqrt(D), 1 / sqrt(D)).
+
+    Source: Press and Wolf, Using the Output Embedding to Improve Language Models, 2017, arXiv 1608.05859;
+    Inan et al. 2017, arXiv 1611.01462.
+    """
+
+    def __init__(self, embedding: nn.Embedding, size: int):
+        super().__init__()
+        symbols, width = embedding.weight.shape
+        nn.init.uniform_(embedding.weight, -(width**-0.5), width**-0.5)
+        self.embedding = embedding
+        self.project = nn.Identity() if size == width else nn.Linear(size, width, bias=False)
+        self.bias = nn.Parameter(torch.zeros(symbols))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.linear(self.project(h), self.embedding.weight, self.bias)
+
+
 def next_input(batch: Batch, encoded: Tensor) -> Tensor:
     """What an estimator is told of a step where nothing else is said: its encoded input."""
     return encoded

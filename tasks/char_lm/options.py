@@ -44,6 +44,11 @@ class TextOptions(Checked):
     embedding: int = option(
         64, "size of the vector that stands for a character", "UNITS", at_least=1
     )
+    tied: bool = option(
+        False,
+        "read what comes next by the same vectors, after a projection where --embedding is not the size"
+        " of what the core says",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
