@@ -29,6 +29,7 @@ from dnirnn.version import __version__
 # Imported when asked for: what a core and its cuts do not need.
 LATER = {
     "Distillation": "dnirnn.distillation",
+    "DynamicEvaluation": "dnirnn.dynamic_evaluation",
     "LoadedRun": "dnirnn.config.load",
     "Taught": "dnirnn.distillation",
     "load": "dnirnn.config.load",
@@ -54,6 +55,7 @@ __all__ = [
     "Deep",
     "Dilated",
     "Distillation",
+    "DynamicEvaluation",
     "Every",
     "FastSlow",
     "FromTorch",

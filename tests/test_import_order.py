@@ -22,7 +22,7 @@ ORDER = [
     {"cells"},
     {"stacks", "hierarchy"},
     {"model"},
-    {"fidelity", "distillation", "distributed", "horizon", "testing"},
+    {"fidelity", "distillation", "distributed", "dynamic_evaluation", "horizon", "testing"},
     {"training"},
     {"trainer"},  # where training.trainer was
     {"config"},

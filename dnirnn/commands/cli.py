@@ -5,6 +5,7 @@ train, distill, eval, sample, fidelity, horizon, detectors, compare, reproduce, 
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 import shlex
@@ -294,6 +295,29 @@ def add_eval(parent: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with char-lm: evaluate this UTF-8 file, whole, in place of a part of the run's data",
     )
+    dynamic = parent.add_argument_group("dynamic evaluation, with char-lm: the weights move")
+    dynamic.add_argument(
+        "--dynamic",
+        action="store_true",
+        help="also measure it while the model goes on learning from what it has read (Krause et al."
+        " 2018); the run itself stays as it is",
+    )
+    dynamic.add_argument(
+        "--dynamic-steps",
+        type=at_least_one,
+        metavar="STEPS",
+        help="steps from one update to the next (default: 20)",
+    )
+    for name, what, unit in (
+        ("rate", "the updates' learning rate", "RATE"),
+        ("decay", "how strongly the weights are drawn back to where they began", "FRACTION"),
+    ):
+        dynamic.add_argument(
+            f"--dynamic-{name}",
+            type=at_least_zero,
+            metavar=unit,
+            help=f"{what} (default: searched for on validation)",
+        )
     moved = parent.add_argument_group("where the data is now, if not where it was for training")
     for name in TEXT_PLACES:
         moved.add_argument(flag(name), metavar="PATH")
@@ -304,6 +328,12 @@ TEXT_PLACES = ("corpus", "data_dir", "valid_file", "test_file")
 
 def run_eval(arguments: argparse.Namespace) -> int:
     places = {name: getattr(arguments, name) for name in (*TEXT_PLACES, "text")}
+    for name in ("dynamic_steps", "dynamic_rate", "dynamic_decay"):
+        places[name] = getattr(arguments, name)
+        if places[name] is not None and not arguments.dynamic:
+            raise ValueError(f"{flag(name)} goes with --dynamic only; got {places[name]}")
+    if arguments.dynamic:
+        places |= {"dynamic": True, "dynamic_steps": arguments.dynamic_steps or 20}
     if arguments.text is not None and arguments.split is not None:
         raise ValueError(f"--split is of the run's data, --text another text; got {arguments.split}")
     training.evaluate(
@@ -366,6 +396,16 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
     return int(text)
+
+
+def at_least_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0; got {text}")
+    return value
 
 
 def run_detectors(arguments: argparse.Namespace) -> int:

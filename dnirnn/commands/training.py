@@ -101,11 +101,12 @@ def summary(result: dict, task: ModuleType) -> str:
 
 
 def evaluate(
-    run: Path, split: str | None, weights: str, data: dict[str, str | None], device: str = "cpu"
+    run: Path, split: str | None, weights: str, data: dict[str, Any], device: str = "cpu"
 ) -> None:
     """Prints the figures of a run's model, of a task with data on a split of it, test if None.
 
-    data: where the text or the images are now, where that is not what the run's configuration says.
+    data: where the text or the images are now, where that is not what the run's configuration says;
+        how a dynamic evaluation is made, if there is to be one.
     """
     place, config = find_device(device), read_config(run)
     task = TASKS[task_of(config, run)]

@@ -27,7 +27,11 @@ FIGURES = (
 )
 DECAY = "cosine"  # of the learning rate over the budget
 UNIT, EPOCHS = "characters", "epochs"
-DATA = {"split", "corpus", "data_dir", "valid_file", "test_file", "text"}  # what `eval` may be told of it
+# What `eval` may be told of it.
+DATA = {
+    "split", "corpus", "data_dir", "valid_file", "test_file", "text", "dynamic", "dynamic_steps",
+    "dynamic_rate", "dynamic_decay",
+}  # fmt: skip
 Options = CharLMOptions
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from dnirnn.config.network import device_of
 from dnirnn.config.options import from_config
 from dnirnn.data import Vocabulary, taken
-from dnirnn.data.corpus import Corpus, compact, load, pieces, text_of
+from dnirnn.data.corpus import SPLITS, Corpus, compact, load, pieces, text_of
 from dnirnn.model import SequenceModel
+from dnirnn.tasks.char_lm.dynamic import dynamic_lines
 from dnirnn.tasks.char_lm.options import CharLMOptions
 
 
@@ -102,26 +103,35 @@ def load_corpus(options: CharLMOptions) -> Corpus:
 def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
     """Lines that say the bits per character of a split, and of what text.
 
-    config: a run's, and "text", if another file is to be evaluated, whole, in place of a split.
+    config: a run's, and "text", if another file is to be evaluated, whole, in place of a split;
+        "dynamic", and what goes with it, for a dynamic evaluation beside the plain one.
 
     Raises ValueError where the corpus is not the one that the run was trained on.
     """
-    vocabulary = Vocabulary.from_json(config["vocabulary"])
+    vocabulary, splits = Vocabulary.from_json(config["vocabulary"]), None
+    if "text" not in config or config.get("dynamic"):
+        corpus = load_corpus(from_config(CharLMOptions, config))
+        if corpus.fingerprint() != config["corpus_sha256"]:
+            raise ValueError(
+                f"corpus {corpus.name} is not the text that the run was trained on (--text evaluates"
+                " another one)"
+            )
+        wanted = SPLITS if config.get("dynamic") else (split,)
+        splits = {name: compact(corpus.splits[name], vocabulary) for name in wanted}
     if "text" in config:
-        return evaluate_text(model, vocabulary, config["text"])
-    corpus = load_corpus(from_config(CharLMOptions, config))
-    if corpus.fingerprint() != config["corpus_sha256"]:
-        raise ValueError(
-            f"corpus {corpus.name} is not the text that the run was trained on (--text evaluates"
-            " another one)"
-        )
-    symbols = compact(corpus.splits[split], vocabulary)
-    lines = figures_of(model, vocabulary, symbols, split)
-    return [*lines, f"{corpus.name}, {split}: {len(symbols):,} symbols ({corpus.convention})"]
+        name = Path(config["text"]).name
+        symbols, notes = read_text(vocabulary, config["text"])
+    else:
+        name, symbols = split, splits[split]
+        notes = [f"{corpus.name}, {split}: {len(symbols):,} symbols ({corpus.convention})"]
+    lines = figures_of(model, vocabulary, symbols, name)
+    if config.get("dynamic"):
+        lines += dynamic_lines(config, model, vocabulary, splits, symbols, name)
+    return [*lines, *notes]
 
 
-def evaluate_text(model: SequenceModel, vocabulary: Vocabulary, path: str) -> list[str]:
-    """Lines that say the bits per character of a file; what the run has no symbol for is left out."""
+def read_text(vocabulary: Vocabulary, path: str) -> tuple[Tensor, list[str]]:
+    """The symbols of a file, without what the run has no symbol for, and lines that say so."""
     text, parts, left_out = text_of(path, "--text"), [], 0
     for piece in pieces(text):
         symbols, unknown = vocabulary.find(piece)
@@ -132,17 +142,15 @@ def evaluate_text(model: SequenceModel, vocabulary: Vocabulary, path: str) -> li
             symbols[unknown] = vocabulary.unknown
         parts.append(symbols.astype(vocabulary.dtype))
     symbols = torch.from_numpy(np.concatenate(parts))
-    name = Path(path).name
     if not len(symbols):
         raise ValueError(f"--text: {path} has no character that the run's text has")
-    lines = figures_of(model, vocabulary, symbols, name)
-    lines.append(f"{name}: {len(symbols):,} symbols (every character of the file)")
+    lines = [f"{Path(path).name}: {len(symbols):,} symbols (every character of the file)"]
     if left_out:
         lines.append(
             f"{left_out:,} characters of {len(text):,} are left out and not scored: the run's text"
             " has none like them, and the run no symbol for the unknown"
         )
-    return lines
+    return symbols, lines
 
 
 def figures_of(
