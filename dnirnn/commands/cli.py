@@ -41,6 +41,7 @@ SIGNALLED = 128  # and the signal's number, as a shell says it: 130 Ctrl-C, 143 
 
 SUMMARIES = {
     "char-lm": "a language model that predicts each character of a text from those before it",
+    "word-lm": "a language model that predicts each word of a text from those before it",
     "copy": "read a sequence of random bits, then say it again; the sequences grow as it learns",
     "repeat-copy": "read a sequence of random bits, then say it so many times, then that it is over",
     "adding": "the sum of the two marked numbers of a long sequence, said at its end",
@@ -172,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"dnirnn {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_train(command(commands, "train", "train a model; the same command resumes it", None))
-    summary = "train a char-lm on a text and on the predictions of trained ones; resumes likewise"
+    summary = "train a language model on a text and on the predictions of others; resumes likewise"
     add_distill(command(commands, "distill", summary, run_distill))
     add_eval(command(commands, "eval", "measure a trained model", run_eval))
     add_sample(command(commands, "sample", "let a trained char-lm write", run_sample))
@@ -253,7 +254,7 @@ def add_distill(parent: argparse.ArgumentParser) -> None:
         "teachers",
         nargs="+",
         metavar="RUN",
-        help="run folders of trained char-lm, on the same symbols: the teachers, whose mean prediction"
+        help="run folders of trained char-lm or word-lm, on the same symbols: the teachers, whose mean prediction"
         " is learned beside the text",
     )
     add_out(parent, options)
@@ -262,12 +263,14 @@ def add_distill(parent: argparse.ArgumentParser) -> None:
 
 
 def run_distill(arguments: argparse.Namespace) -> int:
-    text = {}
-    if not hasattr(arguments, "corpus"):
-        config = read_config(Path(arguments.teachers[0]))
-        text = {name: config[name] for name in TEXT_PLACES if name in config}
-    text |= {name: value for name, value in vars(arguments).items() if name in TEXT_PLACES}
-    return start("char-lm", from_arguments(TASKS["char-lm"].Options, arguments, **text), arguments)
+    config = read_config(Path(arguments.teachers[0]))
+    task = "word-lm" if config.get("task") == "word-lm" else "char-lm"
+    given = {name: value for name, value in vars(arguments).items() if name in TEXT_PLACES}
+    if "corpus" not in given:
+        given = {name: config[name] for name in TEXT_PLACES if name in config} | given
+    if task == "word-lm":
+        given["rarest"] = config["rarest"]
+    return start(task, from_arguments(TASKS[task].Options, arguments, **given), arguments)
 
 
 def start(task: str, options: Any, arguments: argparse.Namespace) -> int:

@@ -238,6 +238,8 @@ class Vocabulary:
         or None).
     """
 
+    unit, units = "character", "characters"
+
     def __init__(self, characters: str, unknown: bool = False):
         if len(set(characters)) != len(characters) or not characters:
             raise ValueError(f"characters must be distinct, at least one; got {characters!r}")
@@ -256,6 +258,15 @@ class Vocabulary:
         if not characters:
             raise ValueError("text must not be empty")
         return cls("".join(sorted({*characters, "\n"})), unknown)
+
+    @staticmethod
+    def parts(pieces: Iterable[str]) -> Iterable[str]:
+        """The same text in pieces that can be encoded one by one."""
+        return pieces
+
+    def lacks(self, text: str) -> bool:
+        """Whether the text has a character that is none of these."""
+        return not set(text) <= set(self.characters)
 
     def __len__(self) -> int:
         return len(self.characters) + (self.unknown is not None)

@@ -8,11 +8,11 @@ from torch import Tensor
 from dnirnn import Taught
 from dnirnn.config.options import remembered
 from dnirnn.config.task import Figure, Task, steps_per_update
-from dnirnn.data import Stream, TextStream, Vocabulary
+from dnirnn.data import Stream, TextStream, Vocabulary, Words
 from dnirnn.data.corpus import SPLITS, Corpus, builtin, cached, compact, penn_treebank, pieces
 from dnirnn.tasks.char_lm.evaluation import Evaluation, evaluate, load_corpus
 from dnirnn.tasks.char_lm.network import make, restore
-from dnirnn.tasks.char_lm.options import CharLMOptions, resolve
+from dnirnn.tasks.char_lm.options import CharLMOptions, WordLMOptions, resolve
 from dnirnn.tasks.char_lm.sampling import sample
 from dnirnn.tasks.char_lm.teachers import distillation_of, fingerprints
 
@@ -35,16 +35,16 @@ DATA = {
 Options = CharLMOptions
 
 
-def build(options: CharLMOptions) -> Task:
-    """Everything that training needs, from the options.
+def build(options: CharLMOptions, task: str = "char-lm") -> Task:
+    """Everything that training needs, from the options. task: its name, of char-lm or word-lm.
 
     Raises ValueError or OSError, naming the option, for a text or a teacher that does not fit.
     """
     steps = steps_per_update(options)
     corpus = load_corpus(options)
-    vocabulary = vocabulary_of(corpus)
+    vocabulary = symbols_of(corpus, options)
     fingerprint = corpus.fingerprint()
-    if corpus.is_large():
+    if corpus.is_large() and isinstance(vocabulary, Vocabulary):
         symbols = cached(corpus, vocabulary, fingerprint, options.quiet)
     else:
         symbols = encode(corpus, vocabulary)
@@ -54,19 +54,19 @@ def build(options: CharLMOptions) -> Task:
             f"corpus {corpus.name} has {count:,} training symbols; {options.batch} sequences of"
             f" {needed // options.batch} steps need {needed:,} (lower --batch or --truncation)"
         )
-    newline = int(vocabulary.encode("\n"))
+    newline, unit = int(vocabulary.encode("\n")), vocabulary.unit
     torch.manual_seed(options.seed)
     model = make(options, vocabulary)
-    test = Evaluation(symbols["test"], newline, unknown=vocabulary.unknown)
+    valid, test = (Evaluation.by(vocabulary, symbols[name]) for name in SPLITS[1:])
     config = {
-        "task": "char-lm",
+        "task": task,
         **remembered(resolve(options)),
         "vocabulary": vocabulary.to_json(),
         "corpus_sha256": fingerprint,
     }
-    notice = corpus.describe()
+    notice = corpus.describe(symbols)
     if vocabulary.unknown is not None:
-        notice += "; characters that are not in the training text are one unknown symbol, scored apart"
+        notice += f"; {unit}s that are not in the training text are one unknown symbol, scored apart"
     distillation = distillation_of(options, vocabulary)
 
     def taught(stream: TextStream) -> Stream:
@@ -80,7 +80,7 @@ def build(options: CharLMOptions) -> Task:
     return Task(
         model,
         taught(TextStream(symbols["train"], options.batch, newline)),
-        Evaluation(symbols["valid"], newline, unknown=vocabulary.unknown),
+        valid,
         lambda model: {f"test_{name}": value for name, value in test(model).items()},
         count if steps is None else options.batch * steps,
         config,
@@ -89,12 +89,17 @@ def build(options: CharLMOptions) -> Task:
     )
 
 
-def vocabulary_of(corpus: Corpus) -> Vocabulary:
-    """The training text's characters, and a symbol for unknown ones where other splits have some."""
-    known = Vocabulary.of(pieces(corpus.splits["train"]))
-    others = (piece for split in SPLITS[1:] for piece in pieces(corpus.splits[split]))
-    unknown = any(not set(piece) <= set(known.characters) for piece in others)
-    return Vocabulary(known.characters, unknown)
+def symbols_of(corpus: Corpus, options: CharLMOptions) -> Vocabulary | Words:
+    """The training text's characters, or words; a symbol for unknown ones where other splits have some."""
+    train = pieces(corpus.splits["train"])
+    if isinstance(options, WordLMOptions):
+        known = Words.of(train, rarest=options.rarest)
+        all_known = known.words
+    else:
+        known = Vocabulary.of(train)
+        all_known = known.characters
+    others = (piece for split in SPLITS[1:] for piece in known.parts(pieces(corpus.splits[split])))
+    return type(known)(all_known, any(map(known.lacks, others)))
 
 
 def stretch(symbols: Tensor, first_input: int, steps: int, rows: int = 16) -> TextStream:
@@ -102,7 +107,7 @@ def stretch(symbols: Tensor, first_input: int, steps: int, rows: int = 16) -> Te
     return TextStream(symbols, max(1, min(rows, len(symbols) // steps)), first_input)
 
 
-def encode(corpus: Corpus, vocabulary: Vocabulary) -> dict[str, Tensor]:
+def encode(corpus: Corpus, vocabulary: Vocabulary | Words) -> dict[str, Tensor]:
     symbols = {}
     for split in SPLITS:
         try:

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from dnirnn import DynamicEvaluation
 from dnirnn.config.network import device_of
-from dnirnn.data import TextStream, Vocabulary
+from dnirnn.data import TextStream, Vocabulary, Words
 from dnirnn.dynamic_evaluation import mean_squares
 from dnirnn.model import SequenceModel
+from dnirnn.tasks.char_lm.network import figure_of
 
 ROWS = 100  # of the training text, whose gradients are measured together
 RATE, DECAY = 3e-4, 1e-3  # where the search begins
@@ -19,7 +20,7 @@ SEARCHED = 20_000  # symbols of validation that are read for each
 def dynamic_lines(
     config: dict,
     model: SequenceModel,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | Words,
     splits: dict[str, Tensor],
     symbols: Tensor,
     name: str,
@@ -61,7 +62,7 @@ def dynamic_lines(
             f" {still:.4f} without"
         ]
     figure = bits(symbols, rate, decay)
-    said = f"{name}, dynamic evaluation, bits per character: {figure:.4f}"
+    said = f"{name}, dynamic evaluation, {figure_of(vocabulary, figure)}"
     return [f"{said} (parts of {steps} steps, rate {rate:g}, decay {decay:g})", *lines]
 
 

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from dnirnn.config.network import device_of
-from dnirnn.config.options import from_config
-from dnirnn.data import Vocabulary, taken
+from dnirnn.data import Vocabulary, Words, taken
 from dnirnn.data.corpus import SPLITS, Corpus, compact, load, pieces, text_of
 from dnirnn.model import SequenceModel
 from dnirnn.tasks.char_lm.dynamic import dynamic_lines
-from dnirnn.tasks.char_lm.options import CharLMOptions
+from dnirnn.tasks.char_lm.network import figure_of, vocabulary_of
+from dnirnn.tasks.char_lm.options import CharLMOptions, WordLMOptions, options_of
+
+LOGITS = 2**24  # that are held at once
 
 
 class Evaluation:
-    """Bits per character of a text, every symbol predicted exactly once, the first from a newline.
+    """Bits per symbol of a text, every symbol predicted exactly once, the first from a newline.
 
     For speed the text is read in parallel rows. Each but the first is warmed up on the characters
     before it, which are not scored, so that the figure is that of one pass through the text, but
@@ -27,8 +29,10 @@ class Evaluation:
     first_input: the symbol that stands before the text.
     rows: at most so many, fewer for a short text: a row is at least four times its warm-up.
     warm_up: characters before a row.
-    unknown: the symbol that stands for characters that the training text has not. They are read
-        like all others, and scored apart.
+    unknown: the symbol that stands for what the training text has not. It is read like all others,
+        and scored apart.
+    vocabulary: how many symbols there are; of many, fewer steps are read at once.
+    perplexity: also say 2 to the power of the bits, as is the custom of words.
     """
 
     def __init__(
@@ -38,11 +42,22 @@ class Evaluation:
         rows: int = 64,
         warm_up: int = 256,
         unknown: int | None = None,
+        vocabulary: int = 1,
+        perplexity: bool = False,
     ):
+        self.perplexity = perplexity
         self.symbols, self.first_input, self.unknown = symbols, first_input, unknown
         rows = max(1, min(rows, len(symbols) // (4 * warm_up)))
         self.length = -(-len(symbols) // rows)
         self.start, self.warm_up = torch.arange(rows) * self.length, warm_up
+        self.most_steps = max(1, LOGITS // (rows * vocabulary))
+
+    @classmethod
+    def by(cls, vocabulary: Vocabulary | Words, symbols: Tensor) -> "Evaluation":
+        """That of a text in these symbols."""
+        newline, unknown = int(vocabulary.encode("\n")), vocabulary.unknown
+        words = isinstance(vocabulary, Words)
+        return cls(symbols, newline, unknown=unknown, vocabulary=len(vocabulary), perplexity=words)
 
     def window(self, start: int, end: int, rows: slice = slice(None)) -> tuple[Tensor, ...]:
         """(x, y, whether y counts) of the steps from start to end, all [T, rows]."""
@@ -53,7 +68,7 @@ class Evaluation:
         return found[:-1], found[1:], place[1:] < len(self.symbols)
 
     def __call__(self, model: SequenceModel, steps: int = 128) -> dict[str, float]:
-        """{"bits": mean bits per character}. ``steps`` a call change the speed, not the result.
+        """{"bits": mean bits per symbol}. ``steps`` a call change the speed, not the result.
 
         With an unknown symbol "bits" is the mean over all others, and "unknown", "unknown_bits" are
         how many are unknown and the mean bits of those (0 of none).
@@ -62,14 +77,17 @@ class Evaluation:
         model.eval()
         try:
             with torch.no_grad():
-                nats, unknown_nats, unknown = self.nats(model, steps)
+                nats, unknown_nats, unknown = self.nats(model, min(steps, self.most_steps))
         finally:
             model.train(training)
         bits = nats / max(1, len(self.symbols) - unknown) / math.log(2)
-        if self.unknown is None:
-            return {"bits": bits}
-        apart = unknown_nats / max(1, unknown) / math.log(2)
-        return {"bits": bits, "unknown": unknown, "unknown_bits": apart}
+        found = {"bits": bits}
+        if self.perplexity:
+            found["perplexity"] = 2 ** min(bits, 1000.0)
+        if self.unknown is not None:
+            apart = unknown_nats / max(1, unknown) / math.log(2)
+            found |= {"unknown": unknown, "unknown_bits": apart}
+        return found
 
     def nats(self, model: SequenceModel, steps: int) -> tuple[float, float, int]:
         """(nats of what is known, nats of what is unknown, how many are unknown)."""
@@ -97,7 +115,8 @@ class Evaluation:
 
 
 def load_corpus(options: CharLMOptions) -> Corpus:
-    return load(options.corpus, options.data_dir, options.valid_file, options.test_file)
+    words = isinstance(options, WordLMOptions)
+    return load(options.corpus, options.data_dir, options.valid_file, options.test_file, words)
 
 
 def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
@@ -108,9 +127,9 @@ def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
 
     Raises ValueError where the corpus is not the one that the run was trained on.
     """
-    vocabulary, splits = Vocabulary.from_json(config["vocabulary"]), None
+    vocabulary, splits = vocabulary_of(config), None
     if "text" not in config or config.get("dynamic"):
-        corpus = load_corpus(from_config(CharLMOptions, config))
+        corpus = load_corpus(options_of(config))
         if corpus.fingerprint() != config["corpus_sha256"]:
             raise ValueError(
                 f"corpus {corpus.name} is not the text that the run was trained on (--text evaluates"
@@ -130,10 +149,10 @@ def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
     return [*lines, *notes]
 
 
-def read_text(vocabulary: Vocabulary, path: str) -> tuple[Tensor, list[str]]:
+def read_text(vocabulary: Vocabulary | Words, path: str) -> tuple[Tensor, list[str]]:
     """The symbols of a file, without what the run has no symbol for, and lines that say so."""
     text, parts, left_out = text_of(path, "--text"), [], 0
-    for piece in pieces(text):
+    for piece in vocabulary.parts(pieces(text)):
         symbols, unknown = vocabulary.find(piece)
         if vocabulary.unknown is None:
             left_out += int(unknown.sum())
@@ -143,25 +162,27 @@ def read_text(vocabulary: Vocabulary, path: str) -> tuple[Tensor, list[str]]:
         parts.append(symbols.astype(vocabulary.dtype))
     symbols = torch.from_numpy(np.concatenate(parts))
     if not len(symbols):
-        raise ValueError(f"--text: {path} has no character that the run's text has")
-    lines = [f"{Path(path).name}: {len(symbols):,} symbols (every character of the file)"]
+        raise ValueError(f"--text: {path} has no {vocabulary.unit} that the run's text has")
+    convention = f"every {vocabulary.unit} of the file"
+    if isinstance(vocabulary, Words):
+        convention = vocabulary.convention
+    lines = [f"{Path(path).name}: {len(symbols):,} symbols ({convention})"]
     if left_out:
         lines.append(
-            f"{left_out:,} characters of {len(text):,} are left out and not scored: the run's text"
+            f"{left_out:,} {vocabulary.units} of {left_out + len(symbols):,} are left out and not scored: the run's text"
             " has none like them, and the run no symbol for the unknown"
         )
     return symbols, lines
 
 
 def figures_of(
-    model: SequenceModel, vocabulary: Vocabulary, symbols: Tensor, name: str
+    model: SequenceModel, vocabulary: Vocabulary | Words, symbols: Tensor, name: str
 ) -> list[str]:
-    newline = int(vocabulary.encode("\n"))
-    found = Evaluation(symbols, newline, unknown=vocabulary.unknown)(model)
-    lines = [f"{name}, bits per character: {found['bits']:.4f}"]
+    found, unit = Evaluation.by(vocabulary, symbols)(model), vocabulary.unit
+    lines = [f"{name}, {figure_of(vocabulary, found['bits'])}"]
     if found.get("unknown"):
         lines.append(
-            f"and {found['unknown']:,} characters unknown to the training text, at"
+            f"and {found['unknown']:,} {unit}s unknown to the training text, at"
             f" {found['unknown_bits']:.4f} bits each, not counted in that"
         )
     return lines

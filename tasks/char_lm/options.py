@@ -11,6 +11,7 @@ from dnirnn.config.options import (
     TrainingOptions,
     changed,
     flag,
+    from_config,
     option,
 )
 
@@ -108,6 +109,25 @@ class CharLMOptions(
         EstimatorOptions, "estimator_hidden", ("linear",), shown="linear"
     )
     estimator_lr: float = changed(TrainingOptions, "estimator_lr", 1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class WordLMOptions(CharLMOptions):
+    embedding: int = changed(TextOptions, "embedding", 256)
+    rarest: int = option(
+        1,
+        "words that the training text has less often are read as <unk>, which is then a word like any",
+        "TIMES",
+        at_least=1,
+    )
+
+
+BY_TASK = {"char-lm": CharLMOptions, "word-lm": WordLMOptions}
+
+
+def options_of(config: dict) -> CharLMOptions:
+    """The options of a run's configuration."""
+    return from_config(BY_TASK[config["task"]], config)
 
 
 def resolve(options: CharLMOptions) -> CharLMOptions:

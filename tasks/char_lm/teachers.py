@@ -1,12 +1,13 @@
 """The teachers of a char-lm: runs whose predictions are learned beside the text."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from dnirnn import Distillation
-from dnirnn.data import Vocabulary
+from dnirnn.data import Vocabulary, Words
 from dnirnn.data.corpus import CONVENTIONS, OF_A_FILE
 from dnirnn.distillation import Uniform
 from dnirnn.tasks.char_lm.network import restore
@@ -14,7 +15,7 @@ from dnirnn.tasks.char_lm.options import CharLMOptions
 from dnirnn.training.trainer import load_weights, read_config, reading_config
 
 
-def distillation_of(options: CharLMOptions, vocabulary: Vocabulary) -> Distillation | None:
+def distillation_of(options: CharLMOptions, vocabulary: Vocabulary | Words) -> Distillation | None:
     """What the options ask to be learned beside the text; None: nothing.
 
     Raises ValueError, naming the run, for one that can't teach: see :func:`load_teacher`.
@@ -27,14 +28,15 @@ def distillation_of(options: CharLMOptions, vocabulary: Vocabulary) -> Distillat
     return Distillation(teachers, options.teacher_weight, options.temperature)
 
 
-def load_teacher(run: Path, options: CharLMOptions, vocabulary: Vocabulary) -> nn.Module:
+def load_teacher(run: Path, options: CharLMOptions, vocabulary: Vocabulary | Words) -> nn.Module:
     """The best model of a run.
 
     Raises ValueError where it is no run of char-lm, or one of another convention or vocabulary.
     """
     config = read_config(run)
-    if config.get("task") != "char-lm":
-        raise ValueError(f"--teachers must be runs of char-lm; {run} is one of {config.get('task')}")
+    task = "word-lm" if isinstance(vocabulary, Words) else "char-lm"
+    if config.get("task") != task:
+        raise ValueError(f"--teachers must be runs of {task}; {run} is one of {config.get('task')}")
     with reading_config(run):
         model, known = restore(config)
     if convention_of(config["corpus"]) != convention_of(options.corpus):
@@ -55,14 +57,19 @@ def convention_of(corpus: str) -> str:
     return CONVENTIONS["ptb"] if corpus == "ptb" else OF_A_FILE
 
 
-def difference(there: Vocabulary, here: Vocabulary) -> str:
+def difference(there: Vocabulary | Words, here: Vocabulary | Words) -> str:
     """What one vocabulary has and the other has not, in a few words."""
     sizes = f"{len(there)} symbols there, {len(here)} here"
     for where, one, other in (("there", there, here), ("here", here, there)):
-        only = "".join(c for c in one.characters if c not in set(other.characters))
+        known = set(symbols(other))
+        only = [symbol for symbol in symbols(one) if symbol not in known]
         if only:
-            return f"{sizes}; only {where}: {only[:20]!r}"
-    return f"{sizes}; one of them has a symbol for unknown characters"
+            return f"{sizes}; only {where}: {' '.join(map(repr, only[:10]))}"
+    return f"{sizes}; their order differs, or only one has a symbol for the unknown"
+
+
+def symbols(vocabulary: Vocabulary | Words) -> Sequence[str]:
+    return vocabulary.words if isinstance(vocabulary, Words) else vocabulary.characters
 
 
 def fingerprints(distillation: Distillation) -> list[str]:
