@@ -28,7 +28,10 @@ from dnirnn.version import __version__
 
 # Imported when asked for: what a core and its cuts do not need.
 LATER = {
+    "Distillation": "dnirnn.distillation",
+    "DynamicEvaluation": "dnirnn.dynamic_evaluation",
     "LoadedRun": "dnirnn.config.load",
+    "Taught": "dnirnn.distillation",
     "load": "dnirnn.config.load",
     "Trainer": "dnirnn.training.trainer",
     "TrainerConfig": "dnirnn.training.config",
@@ -51,6 +54,8 @@ __all__ = [
     "Decoupled",
     "Deep",
     "Dilated",
+    "Distillation",
+    "DynamicEvaluation",
     "Every",
     "FastSlow",
     "FromTorch",
@@ -69,6 +74,7 @@ __all__ = [
     "Reader",
     "Skip",
     "SyntheticGradient",
+    "Taught",
     "Trainer",
     "TrainerConfig",
     "TrueGradient",

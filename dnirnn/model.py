@@ -31,6 +31,28 @@ def squared_error(outputs: Tensor, y: Tensor) -> Tensor:
     return (outputs - y).square().sum(-1)
 
 
+class Tied(nn.Module):
+    """A readout whose weights are those of an embedding E [V, D]: logits = P h E^T + b.
+
+    It reads h [..., size]. P [D, size] is left out where ``size`` is D. For E to serve as a readout,
+    it is drawn anew from U(-1 / sqrt(D), 1 / sqrt(D)).
+
+    Source: Press and Wolf, Using the Output Embedding to Improve Language Models, 2017, arXiv 1608.05859;
+    Inan et al. 2017, arXiv 1611.01462.
+    """
+
+    def __init__(self, embedding: nn.Embedding, size: int):
+        super().__init__()
+        symbols, width = embedding.weight.shape
+        nn.init.uniform_(embedding.weight, -(width**-0.5), width**-0.5)
+        self.embedding = embedding
+        self.project = nn.Identity() if size == width else nn.Linear(size, width, bias=False)
+        self.bias = nn.Parameter(torch.zeros(symbols))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.linear(self.project(h), self.embedding.weight, self.bias)
+
+
 def next_input(batch: Batch, encoded: Tensor) -> Tensor:
     """What an estimator is told of a step where nothing else is said: its encoded input."""
     return encoded
@@ -43,7 +65,7 @@ class SequenceModel(nn.Module):
     truncated: the core, its truncation and its estimator.
     readout: from the core's outputs [T, B, O] to logits.
     loss: from logits and y to nats [T, B]: :func:`symbol_nats`, :func:`bit_nats`; or, for numbers,
-        :func:`squared_error`.
+        :func:`squared_error`. Of a batch with soft targets they are given too: :class:`Distillation`.
     dropout: probability of zeroing an element of the core's inputs and of its outputs while
         training; the masks come from torch's global generator.
     told: what an estimator that needs a context is told, beside a state, of the step that comes
@@ -90,7 +112,9 @@ class SequenceModel(nn.Module):
         outputs, state, interfaces = self.truncated(
             inputs, state, t0, batch.final, context=context
         )
-        nats = self.loss(self.readout(self.dropout(outputs)), batch.y)
+        logits = self.readout(self.dropout(outputs))
+        soft = () if batch.soft is None else (batch.soft,)
+        nats = self.loss(logits, batch.y, *soft)
         return (nats if batch.weight is None else nats * batch.weight), state, interfaces
 
     def context(self, batch: Batch, encoded: Tensor) -> Tensor:
@@ -112,6 +136,11 @@ class SequenceModel(nn.Module):
         beyond = after.new_zeros(max(0, reads - len(after)), *after.shape[1:])
         coming = torch.cat([told, after[:reads], beyond]).detach()
         return coming.unfold(0, reads, 1).transpose(-1, -2).flatten(-2)
+
+    def unroll(self, x: Tensor, state: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [T, B, ...], last state [B, S]) of inputs x [T, B, ...] in one call, uncut."""
+        outputs, state = self.truncated.core(self.encoder(x), state, t)
+        return self.readout(outputs), state
 
     def step(self, x: Tensor, state: Tensor, t: int | None = None) -> tuple[Tensor, Tensor]:
         """One step without a target, for sampling: (logits [B, ...], next state) of x [B, ...]."""

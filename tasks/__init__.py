@@ -2,6 +2,7 @@
 
 TASKS = {
     "char-lm": "dnirnn.tasks.char_lm",
+    "word-lm": "dnirnn.tasks.word_lm",
     "copy": "dnirnn.tasks.copy",
     "repeat-copy": "dnirnn.tasks.repeat_copy",
     "adding": "dnirnn.tasks.adding",

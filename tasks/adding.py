@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dnirnn.config.network import device_of, make_model, unroll
+from dnirnn.config.network import device_of, make_model
 from dnirnn.config.options import (
     Checked,
     NetworkOptions,
@@ -99,7 +99,7 @@ def measure(model: SequenceModel, batch: Batch) -> dict[str, float]:
     model.eval()
     try:
         with torch.no_grad():
-            outputs, _ = unroll(model, batch.x, model.initial_state(batch.x.shape[1]), 0)
+            outputs, _ = model.unroll(batch.x, model.initial_state(batch.x.shape[1]), 0)
     finally:
         model.train(training)
     missed = (outputs[-1] - batch.y[-1]).double()

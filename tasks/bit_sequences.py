@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnirnn.config.network import device_of, make_model, unroll
+from dnirnn.config.network import device_of, make_model
 from dnirnn.config.options import (
     Checked,
     EstimatorOptions,
@@ -171,7 +171,7 @@ def measure(model: SequenceModel, batches: Sequence[Batch]) -> list[float]:
 
 def error_on(model: SequenceModel, batch: Batch) -> float:
     batch = batch.to(device_of(model))
-    logits, _ = unroll(model, batch.x, model.initial_state(batch.x.shape[1]), 0)
+    logits, _ = model.unroll(batch.x, model.initial_state(batch.x.shape[1]), 0)
     said = batch.weight[:, 0].bool()
     return float(model.loss(logits[said], batch.y[said]).mean()) / math.log(2)
 

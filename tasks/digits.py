@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from dnirnn import Hierarchy
 from dnirnn.config.cores import make_core
-from dnirnn.config.network import assemble, device_of, make_truncated, unroll
+from dnirnn.config.network import assemble, device_of, make_truncated
 from dnirnn.config.options import (
     Checked,
     NetworkOptions,
@@ -249,7 +249,7 @@ def measure(model: SequenceModel, stream: DigitStream) -> dict[str, float]:
         with torch.no_grad():
             while not final:
                 batch = stream.next(stream.period**2).to(device)
-                logits, state = unroll(model, batch.x, state, t)
+                logits, state = model.unroll(batch.x, state, t)
                 nats += float(model.loss(logits, batch.y).sum(dtype=torch.float64))
                 said = [part.argmax(-1) for part in divide(logits, stream.period)]
                 right += (torch.stack(said, -1) == batch.y).sum((0, 1))

@@ -166,3 +166,24 @@ def test_options_are_checked_when_they_are_made():
         CharLMOptions(lr=math.nan)
     with pytest.raises(ValueError, match="--core must be one of lstm, .*; got 'wheel'"):
         CharLMOptions(core="wheel")
+
+
+@pytest.mark.parametrize("embedding", [4, 8])
+def test_a_tied_readout_reads_by_the_vectors_of_the_input(tiny, embedding):
+    task = char_lm.build(options_for(tiny, tied=True, embedding=embedding))
+    model, encoder = task.model, task.model.encoder.weight
+    outputs = torch.randn(3, 2, 8)
+    said = outputs
+    if embedding != 8:
+        said = outputs @ model.readout.project.weight.T
+    torch.testing.assert_close(model.readout(outputs), said @ encoder.T + model.readout.bias)
+    plain = char_lm.build(options_for(tiny, embedding=embedding)).model
+    saved = len(encoder) * 8 - (0 if embedding == 8 else 8 * embedding)
+    counts = [sum(p.numel() for p in one.core_parameters()) for one in (plain, model)]
+    assert counts[0] - counts[1] == saved
+    nats, _, interfaces = model(task.stream.next(5), model.initial_state(4))
+    backward(nats.sum(), interfaces)
+    assert encoder.grad.abs().sum(1).count_nonzero() == len(encoder), "all symbols are read by"
+    again, _ = char_lm.restore(task.config)
+    again.load_state_dict(model.state_dict())
+    assert again.readout.embedding.weight is again.encoder.weight

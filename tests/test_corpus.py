@@ -219,7 +219,7 @@ def test_unknown_characters_are_counted_and_scored_apart(tmp_path, tiny):
     symbols = vocabulary.encode((tmp_path / "other").read_text())
     inputs = torch.cat([vocabulary.encode("\n"), symbols[:-1]])[:, None]
     with torch.no_grad():
-        logits, _ = char_lm.unroll(task.model, inputs, task.model.initial_state(1), 0)
+        logits, _ = task.model.unroll(inputs, task.model.initial_state(1), 0)
     bits = -torch.log_softmax(logits[:, 0].double(), -1).gather(1, symbols[:, None])[:, 0]
     bits, unknown = bits / math.log(2), symbols == vocabulary.unknown
     assert found["bits"] == pytest.approx(float(bits[~unknown].mean()), rel=1e-5)

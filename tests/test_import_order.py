@@ -22,7 +22,7 @@ ORDER = [
     {"cells"},
     {"stacks", "hierarchy"},
     {"model"},
-    {"fidelity", "distributed", "parallel", "horizon", "testing"},
+    {"fidelity", "distillation", "distributed", "dynamic_evaluation", "parallel", "horizon", "testing"},
     {"training"},
     {"trainer"},  # where training.trainer was
     {"config"},

@@ -1,10 +1,11 @@
 """The command line ``dnirnn``.
 
-train, eval, sample, fidelity, horizon, detectors, compare, reproduce, runs, table, plot, demo, doctor.
+train, distill, eval, sample, fidelity, horizon, detectors, compare, reproduce, runs, table, plot, demo, doctor.
 """
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 import shlex
@@ -33,7 +34,7 @@ from dnirnn.device import find_device, usable_cores
 from dnirnn.distributed import RankLost
 from dnirnn.reports import feed_forward, recipes
 from dnirnn.reports.runs import Failure
-from dnirnn.training.trainer import AnotherRun, Interrupted, NonFinite
+from dnirnn.training.trainer import AnotherRun, Interrupted, NonFinite, read_config
 from dnirnn.version import __version__
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -41,6 +42,7 @@ SIGNALLED = 128  # and the signal's number, as a shell says it: 130 Ctrl-C, 143 
 
 SUMMARIES = {
     "char-lm": "a language model that predicts each character of a text from those before it",
+    "word-lm": "a language model that predicts each word of a text from those before it",
     "copy": "read a sequence of random bits, then say it again; the sequences grow as it learns",
     "repeat-copy": "read a sequence of random bits, then say it so many times, then that it is over",
     "adding": "the sum of the two marked numbers of a long sequence, said at its end",
@@ -183,6 +185,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"dnirnn {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_train(command(commands, "train", "train a model; the same command resumes it", None))
+    summary = "train a language model on a text and on the predictions of others; resumes likewise"
+    add_distill(command(commands, "distill", summary, run_distill))
     add_eval(command(commands, "eval", "measure a trained model", run_eval))
     add_sample(command(commands, "sample", "let a trained char-lm write", run_sample))
     summary = "how near what a run's estimator says is to the true gradient; a plot of its log"
@@ -225,35 +229,67 @@ def task_parsers(
 
 def add_train(parent: argparse.ArgumentParser) -> None:
     for name, task in task_parsers(parent, run_train).items():
-        task.add_argument(
-            "--out",
-            type=Path,
-            metavar="FOLDER",
-            help="run folder: configuration, log, checkpoints, result; a run found there with the"
-            " same options is resumed (default: runs/ and a name made of the main options)",
-        )
-        go_on = task.add_mutually_exclusive_group()
-        go_on.add_argument(
-            "--restart",
-            action="store_true",
-            help="begin anew in the run folder; the run that is there is moved aside and kept",
-        )
-        go_on.add_argument(
-            "--resume-with",
-            action="store_true",
-            help="go on with the run that is there and the options given here where they differ, of"
-            f" {', '.join(map(flag, changeable(TASKS[name].Options)))}",
-        )
+        add_out(task, TASKS[name].Options)
         add_arguments(task, TASKS[name].Options)
 
 
+def add_out(parent: argparse.ArgumentParser, options: type) -> None:
+    """Where a run goes, and what becomes of one that is there."""
+    parent.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="run folder: configuration, log, checkpoints, result; a run found there with the"
+        " same options is resumed (default: runs/ and a name made of the main options)",
+    )
+    go_on = parent.add_mutually_exclusive_group()
+    go_on.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin anew in the run folder; the run that is there is moved aside and kept",
+    )
+    go_on.add_argument(
+        "--resume-with",
+        action="store_true",
+        help="go on with the run that is there and the options given here where they differ, of"
+        f" {', '.join(map(flag, changeable(options)))}",
+    )
+
+
 def run_train(arguments: argparse.Namespace) -> int:
-    options = from_arguments(TASKS[arguments.task].Options, arguments)
-    folder = arguments.out or training.default_folder(arguments.task, options)
+    return start(arguments.task, from_arguments(TASKS[arguments.task].Options, arguments), arguments)
+
+
+def add_distill(parent: argparse.ArgumentParser) -> None:
+    options = TASKS["char-lm"].Options
+    parent.add_argument(
+        "teachers",
+        nargs="+",
+        metavar="RUN",
+        help="run folders of trained char-lm or word-lm, on the same symbols: the teachers, whose mean prediction"
+        " is learned beside the text",
+    )
+    add_out(parent, options)
+    of_teacher = dict.fromkeys(TEXT_PLACES, argparse.SUPPRESS)
+    add_arguments(parent, options, omit=("teachers", "smoothing"), **of_teacher)
+
+
+def run_distill(arguments: argparse.Namespace) -> int:
+    config = read_config(Path(arguments.teachers[0]))
+    task = "word-lm" if config.get("task") == "word-lm" else "char-lm"
+    given = {name: value for name, value in vars(arguments).items() if name in TEXT_PLACES}
+    if "corpus" not in given:
+        given = {name: config[name] for name in TEXT_PLACES if name in config} | given
+    if task == "word-lm":
+        given["rarest"] = config["rarest"]
+    return start(task, from_arguments(TASKS[task].Options, arguments, **given), arguments)
+
+
+def start(task: str, options: Any, arguments: argparse.Namespace) -> int:
+    """Trains, or resumes, the run of these options."""
+    folder = arguments.out or training.default_folder(task, options)
     try:
-        training.train(
-            arguments.task, options, folder, arguments.restart, arguments.resume_with
-        )
+        training.train(task, options, folder, arguments.restart, arguments.resume_with)
     except AnotherRun as error:
         known = changeable(type(options))
         if all(key in known for key in error.differing):
@@ -274,6 +310,29 @@ def add_eval(parent: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with char-lm: evaluate this UTF-8 file, whole, in place of a part of the run's data",
     )
+    dynamic = parent.add_argument_group("dynamic evaluation, with char-lm: the weights move")
+    dynamic.add_argument(
+        "--dynamic",
+        action="store_true",
+        help="also measure it while the model goes on learning from what it has read (Krause et al."
+        " 2018); the run itself stays as it is",
+    )
+    dynamic.add_argument(
+        "--dynamic-steps",
+        type=at_least_one,
+        metavar="STEPS",
+        help="steps from one update to the next (default: 20)",
+    )
+    for name, what, unit in (
+        ("rate", "the updates' learning rate", "RATE"),
+        ("decay", "how strongly the weights are drawn back to where they began", "FRACTION"),
+    ):
+        dynamic.add_argument(
+            f"--dynamic-{name}",
+            type=at_least_zero,
+            metavar=unit,
+            help=f"{what} (default: searched for on validation)",
+        )
     moved = parent.add_argument_group("where the data is now, if not where it was for training")
     for name in TEXT_PLACES:
         moved.add_argument(flag(name), metavar="PATH")
@@ -284,6 +343,12 @@ TEXT_PLACES = ("corpus", "data_dir", "valid_file", "test_file")
 
 def run_eval(arguments: argparse.Namespace) -> int:
     places = {name: getattr(arguments, name) for name in (*TEXT_PLACES, "text")}
+    for name in ("dynamic_steps", "dynamic_rate", "dynamic_decay"):
+        places[name] = getattr(arguments, name)
+        if places[name] is not None and not arguments.dynamic:
+            raise ValueError(f"{flag(name)} goes with --dynamic only; got {places[name]}")
+    if arguments.dynamic:
+        places |= {"dynamic": True, "dynamic_steps": arguments.dynamic_steps or 20}
     if arguments.text is not None and arguments.split is not None:
         raise ValueError(f"--split is of the run's data, --text another text; got {arguments.split}")
     training.evaluate(
@@ -346,6 +411,16 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
     return int(text)
+
+
+def at_least_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0; got {text}")
+    return value
 
 
 def run_detectors(arguments: argparse.Namespace) -> int:

@@ -116,11 +116,12 @@ def summary(result: dict, task: ModuleType) -> str:
 
 
 def evaluate(
-    run: Path, split: str | None, weights: str, data: dict[str, str | None], device: str = "cpu"
+    run: Path, split: str | None, weights: str, data: dict[str, Any], device: str = "cpu"
 ) -> None:
     """Prints the figures of a run's model, of a task with data on a split of it, test if None.
 
-    data: where the text or the images are now, where that is not what the run's configuration says.
+    data: where the text or the images are now, where that is not what the run's configuration says;
+        how a dynamic evaluation is made, if there is to be one.
     """
     place, config = find_device(device), read_config(run)
     task = TASKS[task_of(config, run)]
@@ -151,18 +152,18 @@ def sample(
 ) -> None:
     """Prints a text that a run's model writes; how fast, on stderr."""
     place, config = find_device(device), read_config(run)
-    if task_of(config, run) != "char-lm":
+    task = TASKS[task_of(config, run)]
+    if not hasattr(task, "sample"):
         raise ValueError(f"sample needs a char-lm run; {run} is one of {config['task']}")
-    char_lm = TASKS["char-lm"]
     with reading_config(run):
-        model, vocabulary = char_lm.restore(config)
+        model, vocabulary = task.restore(config)
     load_weights(run, model.to(place), weights)
     began = time.perf_counter()
-    text = char_lm.sample(model, vocabulary, length, temperature, prime, seed)
+    text = task.sample(model, vocabulary, length, temperature, prime, seed)
     seconds = time.perf_counter() - began
     print(prime + text)
-    rate = f"{length / seconds:,.0f} characters a second"
-    print(f"{length:,} characters in {seconds:.2f} s, {rate}", file=sys.stderr)
+    rate = f"{length / seconds:,.0f} {task.UNIT} a second"
+    print(f"{length:,} {task.UNIT} in {seconds:.2f} s, {rate}", file=sys.stderr)
 
 
 def report_fidelity(run: Path, weights: str, steps: int, device: str = "cpu") -> None:

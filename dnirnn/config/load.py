@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dnirnn.checks import check_paths
-from dnirnn.config.network import device_of, unroll
+from dnirnn.config.network import device_of
 from dnirnn.config.registry import TASKS
-from dnirnn.data import Vocabulary
+from dnirnn.data import Vocabulary, Words
 from dnirnn.device import find_device
 from dnirnn.model import SequenceModel
 from dnirnn.training.log import read_log
@@ -28,7 +28,7 @@ class LoadedRun:
     config: the run's options, as config.json holds them.
     task: the module of its task.
     model: in eval mode.
-    vocabulary: the characters of a char-lm; None in other tasks.
+    vocabulary: the characters of a char-lm, the words of a word-lm; None in other tasks.
     weights: what is known of the weights: update, symbols and, of the best, its metrics.
     """
 
@@ -36,7 +36,7 @@ class LoadedRun:
     config: dict
     task: ModuleType
     model: SequenceModel
-    vocabulary: Vocabulary | None
+    vocabulary: Vocabulary | Words | None
     weights: dict
 
     def rows(self, kind: str | None = None) -> list[dict]:
@@ -65,24 +65,24 @@ class LoadedRun:
         return self.task.sample(self.model, characters, length, temperature, prime, seed)
 
     def score(self, text: str) -> Tensor:
-        """The bits [n], float64, that the model needs for each character of a text.
+        """The bits [n], float64, that the model needs for each symbol of a text: characters or words.
 
-        bits[i] = -log2 p(text[i] | newline, text[:i]); their mean is the bits per character.
+        bits[i] = -log2 p(symbol i | newline, the symbols before); their mean is the bits per symbol.
 
-        Raises ValueError for an empty text or a character that the model does not know.
+        Raises ValueError for an empty text or a symbol that the model does not know.
         """
         if not text:
             raise ValueError("text must have at least one character; got ''")
         symbols = self.encode("\n" + text)[:, None].to(device_of(self.model))
         state, found = self.model.initial_state(1), []
         with torch.inference_mode():
-            for t in range(0, len(text), STEPS):
-                x, y = symbols[t : t + STEPS][: len(text) - t], symbols[t + 1 : t + 1 + STEPS]
-                logits, state = unroll(self.model, x, state, t)
+            for t in range(0, len(symbols) - 1, STEPS):
+                x, y = symbols[t : t + STEPS][: len(symbols) - 1 - t], symbols[t + 1 : t + 1 + STEPS]
+                logits, state = self.model.unroll(x, state, t)
                 found.append(self.model.loss(logits.double(), y)[:, 0].cpu() / math.log(2))
         return torch.cat(found)
 
-    def characters(self) -> Vocabulary:
+    def characters(self) -> Vocabulary | Words:
         """The vocabulary. Raises ValueError where the run's task has none."""
         if self.vocabulary is None:
             raise ValueError(f"{self.folder} is a run of {self.config['task']}, which has no text")
@@ -107,5 +107,5 @@ def load(run: str | Path, weights: str = "best", device: str = "cpu") -> LoadedR
     with reading_config(folder):
         model, more = TASKS[name].restore(config)
     known = load_weights(folder, model.to(place), weights)
-    vocabulary = more if isinstance(more, Vocabulary) else None
+    vocabulary = more if isinstance(more, (Vocabulary, Words)) else None
     return LoadedRun(folder, config, TASKS[name], model.eval(), vocabulary, known)

@@ -40,6 +40,10 @@ class BFloat16Model(SequenceModel):
         with torch.autocast(x.device.type, torch.bfloat16):
             return super().step(x, state, t)
 
+    def unroll(self, x: Tensor, state: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return super().unroll(x, state, t)
+
 
 def make_model(
     options: NetworkOptions,
@@ -48,18 +52,20 @@ def make_model(
     outputs: int,
     loss: Callable[[Tensor, Tensor], Tensor],
     label_size: int = 0,
+    readout: Callable[[int, int], nn.Module] = nn.Linear,
 ) -> SequenceModel:
-    """encoder -> the core that the options name, truncated -> a linear readout of ``outputs``.
+    """encoder -> the core that the options name, truncated -> a readout of ``outputs``.
 
     label_size: of what the estimator may be told of a whole sequence; 0 where there is no such thing.
+    readout: makes it, from the size of what the core says and ``outputs``.
     """
     if options.parameters is not None:
         options = sized(
-            options, lambda o: make_model(o, encoder, input_size, outputs, loss, label_size)
+            options, lambda o: make_model(o, encoder, input_size, outputs, loss, label_size, readout)
         )
     truncated = make_truncated(options, make_core(options, input_size), outputs, label_size)
-    readout = nn.Linear(truncated.core.output_size, outputs)
-    return assemble(options, encoder, truncated, readout, loss, partial(vectors_of, size=outputs))
+    made = readout(truncated.core.output_size, outputs)
+    return assemble(options, encoder, truncated, made, loss, partial(vectors_of, size=outputs))
 
 
 def vectors_of(y: Tensor, size: int) -> Tensor:
@@ -200,13 +206,3 @@ def make_scaled(options: NetworkOptions, core: Core, sizes: dict[str, int]) -> G
 
 def device_of(model: SequenceModel) -> torch.device:
     return next(model.parameters()).device
-
-
-def unroll(
-    model: SequenceModel, x: Tensor, state: Tensor, t: int | Tensor
-) -> tuple[Tensor, Tensor]:
-    """(logits [T, B, ...], last state [B, S]) of inputs x [T, B, ...] in one call, uncut."""
-    reduced = isinstance(model, BFloat16Model)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=reduced):
-        outputs, state = model.truncated.core(model.encoder(x), state, t)
-        return model.readout(outputs), state

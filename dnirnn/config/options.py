@@ -23,6 +23,7 @@ def option(
     unit: str | None = None,
     *,
     at_least: float | None = None,
+    at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] | None = None,
@@ -37,7 +38,7 @@ def option(
     """A dataclass field that is also a command-line flag.
 
     unit: what a number counts; the placeholder in --help.
-    at_least, above, below: bounds of a number.
+    at_least, at_most, above, below: bounds of a number.
     parse: from one word to its value, where the type is not enough.
     many: takes several words; the value is a tuple.
     shown: what --help calls the default, where the value itself says little.
@@ -128,6 +129,8 @@ def check(name: str, value: Any, rule: typing.Mapping) -> None:
         raise ValueError(f"{name} must be finite; got {value}")
     if rule["at_least"] is not None and value < rule["at_least"]:
         raise ValueError(f"{name} must be at least {rule['at_least']}; got {value}")
+    if rule["at_most"] is not None and value > rule["at_most"]:
+        raise ValueError(f"{name} must be at most {rule['at_most']}; got {value}")
     if rule["above"] is not None and value <= rule["above"]:
         raise ValueError(f"{name} must be above {rule['above']}; got {value}")
     if rule["below"] is not None and value >= rule["below"]:
@@ -599,6 +602,20 @@ class TrainingOptions(Checked):
         shown="cosine for char-lm, copy and repeat-copy where no --schedule is given, else none",
         may_change=True,
     )
+    lr_warm_up: int = option(
+        0, "updates over which the core's learning rate rises to the whole by equal steps", "UPDATES",
+        at_least=0,
+        may_change=True,
+    )
+    average: float | None = option(
+        None,
+        "what an exponential moving average of the core's weights keeps of itself in an update: the"
+        " average is evaluated and kept as the best",
+        "FRACTION",
+        above=0,
+        below=1,
+        shown="the weights themselves are",
+    )
     schedule: str | None = option(
         None, "learning-rate schedule: a name in torch.optim.lr_scheduler", "NAME", shown="constant"
     )
@@ -770,6 +787,8 @@ def add_argument(group: Any, field: dataclasses.Field, default: Any) -> None:
         group.add_argument(flag(field.name), action="store_true", help=said.replace("%", "%%"))
         return
     shown = rule["shown"] or ("none" if default in (None, ()) else default)
+    if default is argparse.SUPPRESS:
+        shown = "as the first RUN's"
     keywords = {"nargs": "+"} if rule["many"] else {}
     group.add_argument(
         flag(field.name),

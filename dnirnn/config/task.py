@@ -98,6 +98,8 @@ def trainer_config(options: Any, symbols_per_update: float, decay: str) -> Train
         blend=options.blend,
         micro_batch=options.micro_batch,
         decay=None if decay == "none" else decay,
+        lr_warm_up=options.lr_warm_up,
+        average=options.average,
         schedule=options.schedule,
         schedule_options=dict(options.schedule_options),
         evaluate_every=updates(options.evaluate_every),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnirnn.data import Vocabulary
+from dnirnn.data import Vocabulary, Words
 from dnirnn.files import writing
 from dnirnn.progress import bar, move
 
@@ -87,6 +87,14 @@ def beginning(text: "str | FileText", length: int) -> str:
     return "".join(text.part(text.start, min(text.end, text.start + length)))
 
 
+# By what convention the symbols of a corpus are counted, by its name; of any other, as of a file.
+CONVENTIONS = {
+    "ptb": "a space is one symbol, a line end one newline, <unk> five characters",
+    "builtin": "every character of Python's help topics",
+}
+OF_A_FILE = "every character of the file, newlines included"
+
+
 class Corpus(NamedTuple):
     """A text in three splits, and by what convention its symbols are counted."""
 
@@ -94,8 +102,9 @@ class Corpus(NamedTuple):
     splits: "Mapping[str, str | FileText]"
     convention: str
 
-    def describe(self) -> str:
-        counts = " / ".join(f"{len(self.splits[split]):,}" for split in SPLITS)
+    def describe(self, symbols: dict[str, Tensor]) -> str:
+        """A line of it: ``symbols`` are those of its splits."""
+        counts = " / ".join(f"{len(symbols[split]):,}" for split in SPLITS)
         return f"{self.name}: {counts} symbols in train / valid / test ({self.convention})"
 
     def fingerprint(self) -> str:
@@ -113,9 +122,10 @@ class Corpus(NamedTuple):
         return any(isinstance(text, FileText) for text in self.splits.values())
 
 
-def compact(text: str | FileText, vocabulary: Vocabulary) -> Tensor:
+def compact(text: str | FileText, vocabulary: Vocabulary | Words) -> Tensor:
     """The symbols of a text, each in as few bytes as the vocabulary needs."""
-    parts = [vocabulary.encode(piece).numpy().astype(vocabulary.dtype) for piece in pieces(text)]
+    whole, kind = vocabulary.parts(pieces(text)), vocabulary.dtype
+    parts = [vocabulary.encode(piece).numpy().astype(kind) for piece in whole]
     return torch.from_numpy(np.concatenate(parts))
 
 
@@ -162,12 +172,14 @@ def load(
     data_dir: str | None = None,
     valid_file: str | None = None,
     test_file: str | None = None,
+    words: bool = False,
 ) -> Corpus:
     """The corpus that the options of the same names ask for.
 
     corpus: ``ptb``, ``builtin``, or the path of a UTF-8 text file.
     data_dir: where ptb.train.txt, ptb.valid.txt and ptb.test.txt are, for ``ptb``; None: the hub.
     valid_file, test_file: splits of their own for a text file, instead of parts of it.
+    words: its symbols are words, and spaces are between them.
 
     Raises ValueError or OSError, naming the option, for a file that is missing, empty or not UTF-8.
     """
@@ -178,14 +190,16 @@ def load(
             f"--valid-file and --test-file go with a text file only; got --corpus {corpus}"
         )
     if corpus == "ptb":
-        treebank = penn_treebank(data_dir) if data_dir else penn_treebank_from_hub()
-        convention = "a space is one symbol, a line end one newline, <unk> five characters"
-        return Corpus("Penn Treebank", treebank, convention)
+        splits = penn_treebank(data_dir) if data_dir else penn_treebank_from_hub()
+        if words:
+            splits = {split: text.replace("_", " ") for split, text in splits.items()}
+        return Corpus("Penn Treebank", splits, Words.convention if words else CONVENTIONS[corpus])
     if corpus == "builtin":
         text = builtin()
-        return Corpus("builtin", divide(text, "builtin"), "every character of Python's help topics")
-    splits = text_file(corpus, valid_file, test_file)
-    return Corpus(Path(corpus).name, splits, "every character of the file, newlines included")
+        convention = Words.convention if words else CONVENTIONS[corpus]
+        return Corpus("builtin", divide(text, "builtin", words=words), convention)
+    splits = text_file(corpus, valid_file, test_file, words)
+    return Corpus(Path(corpus).name, splits, Words.convention if words else OF_A_FILE)
 
 
 def penn_treebank(folder: str | Path) -> dict[str, str]:
@@ -251,13 +265,16 @@ def builtin() -> str:
 
 
 def text_file(
-    path: str | Path, valid_file: str | None = None, test_file: str | None = None
+    path: str | Path,
+    valid_file: str | None = None,
+    test_file: str | None = None,
+    words: bool = False,
 ) -> dict[str, str | FileText]:
     """A UTF-8 text file in three splits: see :func:`divide`; validation and test from own files."""
     text = text_of(path, "--corpus", "must be ptb, builtin or the path of a text file")
     valid = text_of(valid_file, "--valid-file") if valid_file else None
     test = text_of(test_file, "--test-file") if test_file else None
-    return divide(text, str(path), valid, test)
+    return divide(text, str(path), valid, test, words)
 
 
 def text_of(
@@ -275,14 +292,25 @@ def divide(
     name: str,
     valid: str | FileText | None = None,
     test: str | FileText | None = None,
+    words: bool = False,
 ) -> dict[str, str | FileText]:
-    """Cuts validation and test, 5 % of the text each, from its end, unless they are given."""
-    share = len(text) // 20
-    end = len(text) if test is not None else len(text) - share
-    middle = end if valid is not None else end - share
+    """Cuts validation and test, 5 % of the text each, from its end, unless they are given.
+
+    words: cuts between words.
+    """
 
     def part(start: int, end: int) -> str | FileText:
         return text[start:end] if isinstance(text, str) else text.part(start, end)
+
+    def cut(at: int) -> int:
+        if not words:
+            return at
+        coming = beginning(part(at, len(text)), 1000)
+        return at + next((i for i, c in enumerate(coming, 1) if c in " \n"), 0)
+
+    twentieth = len(text) // 20
+    end = len(text) if test is not None else cut(len(text) - twentieth)
+    middle = end if valid is not None else cut(end - twentieth)
 
     splits = {
         "train": part(0, middle),

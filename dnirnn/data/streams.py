@@ -24,6 +24,8 @@ class Batch(NamedTuple):
     following: the next steps, a Batch of at least one; None where there is none, or it is not known.
     label: [B, C], what is known of a row's whole sequence; None where nothing is. Only an estimator
         may be told it, and of what follows.
+    soft: [T, B, V], how likely each symbol is to others than the text: what teachers predict (see
+        Distillation). None: the targets are all there is to learn.
     """
 
     x: Tensor
@@ -33,6 +35,7 @@ class Batch(NamedTuple):
     final: bool = False
     following: "Batch | None" = None
     label: Tensor | None = None
+    soft: Tensor | None = None
 
     def rows(self, start: int, end: int) -> "Batch":
         """The rows start to end of the batch, as a view."""
@@ -40,12 +43,14 @@ class Batch(NamedTuple):
         weight = None if self.weight is None else self.weight[:, start:end]
         following = None if self.following is None else self.following.rows(start, end)
         label = None if self.label is None else self.label[start:end]
-        return self._replace(x=x, y=y, weight=weight, following=following, label=label)
+        soft = None if self.soft is None else self.soft[:, start:end]
+        return self._replace(x=x, y=y, weight=weight, following=following, label=label, soft=soft)
 
     def steps(self, start: int, end: int) -> "Batch":
         """The steps start to end, as a view, by themselves: nothing is said of what is around them."""
         weight = None if self.weight is None else self.weight[start:end]
-        return Batch(self.x[start:end], self.y[start:end], weight, label=self.label)
+        soft = None if self.soft is None else self.soft[start:end]
+        return Batch(self.x[start:end], self.y[start:end], weight, label=self.label, soft=soft)
 
     def piece(self, start: int, end: int) -> "Batch":
         """The steps start to end of a batch of whole sequences, as a view."""
@@ -61,16 +66,17 @@ class Batch(NamedTuple):
             given = (self.weight, after.weight)
             weight = torch.cat([b if a is None else a for a, b in zip(given, all_count)])
         x, y = torch.cat([self.x, after.x]), torch.cat([self.y, after.y])
-        return after._replace(x=x, y=y, weight=weight, first=self.first)
+        soft = None if self.soft is None else torch.cat([self.soft, after.soft])
+        return after._replace(x=x, y=y, weight=weight, first=self.first, soft=soft)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on ``device``, without waiting for it; itself where it is there."""
-        parts = (self.x, self.y, self.weight, self.label)
+        parts = (self.x, self.y, self.weight, self.label, self.soft)
         if all(part is None or part.device == device for part in parts):
             return self
-        x, y, weight, label = (None if part is None else sent(part, device) for part in parts)
+        x, y, weight, label, soft = (None if one is None else sent(one, device) for one in parts)
         following = None if self.following is None else self.following.to(device)
-        return Batch(x, y, weight, self.first, self.final, following, label)
+        return Batch(x, y, weight, self.first, self.final, following, label, soft)
 
     def count(self) -> int:
         """How many targets count. Waits for nothing where the weight is on the CPU."""
@@ -287,6 +293,8 @@ class Vocabulary:
         or None).
     """
 
+    unit, units = "character", "characters"
+
     def __init__(self, characters: str, unknown: bool = False):
         if not isinstance(characters, str):
             raise TypeError(f"characters must be one string; got {shown(characters)}")
@@ -308,6 +316,15 @@ class Vocabulary:
         if not characters:
             raise ValueError("text must not be empty")
         return cls("".join(sorted({*characters, "\n"})), unknown)
+
+    @staticmethod
+    def parts(pieces: Iterable[str]) -> Iterable[str]:
+        """The same text in pieces that can be encoded one by one."""
+        return pieces
+
+    def lacks(self, text: str) -> bool:
+        """Whether the text has a character that is none of these."""
+        return not set(text) <= set(self.characters)
 
     def __len__(self) -> int:
         return len(self.characters) + (self.unknown is not None)

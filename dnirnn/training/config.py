@@ -40,6 +40,10 @@ class TrainerConfig:
     decay: "cosine" or "linear": lr falls to zero over the budget, whichever part of it is used up
         most: lr (1 + cos(pi f)) / 2 or lr (1 - f) at the fraction f. None: it stays. Only one of
         schedule and decay can drive it.
+    lr_warm_up: updates over which the learning rate rises by equal steps to what it is without. Not
+        with a schedule, which keeps its own rates.
+    average: what an exponential moving average of the core's parameters keeps of itself in an update
+        (see Average): it is evaluated, and kept as the best. None: there is none.
     evaluate_every, log_every: updates. An evaluation also ends the run; None: only then.
     fidelity_every: updates between two measurements of the estimator; None: none.
     checkpoint_every, checkpoint_seconds: updates, seconds of wall clock, from one checkpoint to the
@@ -69,6 +73,8 @@ class TrainerConfig:
     schedule: str | None = None
     schedule_options: dict = field(default_factory=dict)
     decay: str | None = None
+    lr_warm_up: int = 0
+    average: float | None = None
     evaluate_every: int | None = 1000
     fidelity_every: int | None = None
     checkpoint_every: int | None = None
@@ -94,7 +100,7 @@ class TrainerConfig:
             if not is_int(value, 1):
                 other = ' or "sequence"' if name == "chunks" else ""
                 raise ValueError(f"{name} must be an int of at least 1{other}; got {shown(value)}")
-        for name in ("warm_up", "blend", "seed"):
+        for name in ("warm_up", "blend", "lr_warm_up", "seed"):
             check_sizes(0, **{name: getattr(self, name)})
         norms = ("clip", "estimator_clip", "lift", "estimator_lift")
         positive = ("minutes", "symbols", *norms, "checkpoint_seconds")
@@ -124,6 +130,13 @@ class TrainerConfig:
             raise ValueError(
                 f"decay and schedule can't both drive lr; got {self.decay!r} and {self.schedule!r}"
             )
+        if self.lr_warm_up and self.schedule is not None:
+            raise ValueError(
+                f"lr_warm_up and schedule can't both drive lr; got {self.lr_warm_up} and"
+                f" {self.schedule!r}"
+            )
+        if self.average is not None and not 0 < self.average < 1:
+            raise ValueError(f"average must be in (0, 1), or None; got {self.average!r}")
         if self.decay is not None and self.updates is self.minutes is self.symbols is None:
             raise ValueError("decay needs a budget: updates, minutes or symbols")
         if self.updates is self.minutes is self.symbols is self.patience is None:

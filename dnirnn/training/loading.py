@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from dnirnn.model import SequenceModel
 from dnirnn.training import checkpoint as ckpt
 from dnirnn.training.run_folder import BEST, CHECKPOINTS, CONFIG, check_owner, read_json
@@ -26,7 +28,7 @@ def load_weights(folder: str | Path, model: SequenceModel, which: str = "best") 
 
 
 def load_checkpoint(path: Path, model: SequenceModel, run: Path | None = None) -> dict:
-    """Loads the model of one checkpoint; its numbers (update, symbols, metrics).
+    """Loads the model of one checkpoint, its averaged weights if it has any; its numbers.
 
     run: the folder of the run that it must be of.
     """
@@ -40,4 +42,7 @@ def load_checkpoint(path: Path, model: SequenceModel, run: Path | None = None) -
             if type(tree[name]) is not int:
                 raise TypeError(f"{name} is {tree[name]!r:.40}")
         model.load_state_dict(tree["model"])
+        if tree.get("average") is not None:
+            with torch.no_grad():
+                torch._foreach_copy_(model.core_parameters(), tree["average"])
     return {name: value for name, value in tree.items() if isinstance(value, (int, float))}

@@ -59,9 +59,11 @@ class Rates:
         if self.blends:
             share = blended(update, self.config.warm_up, self.config.blend)
             self.estimator.scale = self.scale * share
-        if self.config.decay is not None:
-            share = min(1.0, max(used.values()))
-            set_lr(self.optimizer, self.config.lr * DECAYS[self.config.decay](share))
+        decay, lr = self.config.decay, self.config.lr
+        if decay is not None:
+            lr *= DECAYS[decay](min(1.0, max(used.values())))
+        if decay is not None or self.config.lr_warm_up:
+            set_lr(self.optimizer, lr * min(1.0, (update + 1) / (self.config.lr_warm_up + 1)))
 
     def after_update(self) -> None:
         if self.schedule is not None and not self.by_bits:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from dnirnn.data import Stream
 from dnirnn.distributed import Ranks
 from dnirnn.model import SequenceModel
+from dnirnn.training.averaging import Average
 from dnirnn.training.optimizers import restore_optimizer
 from dnirnn.training.rates import Rates
 
@@ -93,6 +95,7 @@ class Mark(NamedTuple):
 class TrainingState:
     """The model, its rates, the stream, how far they are: one state, to be saved and set again.
 
+    average: of the model's weights, where there is one.
     device: where the model is, whose random numbers belong to it.
     ranks: the processes that train it: each has its rows of the state, and random numbers of its own.
     """
@@ -103,11 +106,16 @@ class TrainingState:
         rates: Rates,
         stream: Stream,
         device: torch.device,
+        average: Average | None = None,
         ranks: Ranks | None = None,
     ):
         self.model, self.rates, self.stream, self.device = model, rates, stream, device
-        self.ranks = ranks or Ranks()
+        self.average, self.ranks = average, ranks or Ranks()
         self.progress = Progress()
+
+    def averaged(self) -> AbstractContextManager:
+        """The model is that of the averaged weights inside, where they are averaged."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def mark(self) -> Mark:
         """Where the run is before an update, to go back to where the update can't be made."""
@@ -148,6 +156,7 @@ class TrainingState:
             "schedule": self.rates.schedule_state(),
             "stream": self.stream.state_dict(),
             "rng": get_rng(self.device),
+            "average": None if self.average is None else self.average.state_dict(),
         }
 
     def load_state_dict(self, tree: dict) -> None:
@@ -161,6 +170,8 @@ class TrainingState:
         self.model.load_state_dict(tree["model"])
         for optimizer, state in zip(self.rates.optimizers, tree["optimizers"]):
             restore_optimizer(optimizer, state)
+        if self.average is not None:
+            self.average.load_state_dict(tree["average"])
         self.rates.resume(tree["schedule"])
         self.stream.load_state_dict(tree["stream"])
         self.set_rng([tree["rng"], *tree.get("others_rng", [])], tree["update"])

@@ -71,6 +71,8 @@ class Updater:
         self.buffers = [*model.truncated.estimator.buffers(), *fixed]
         self.watch, self.capture, self.capacity = watch, capture, capacity
         self.rows_told: list[list[float]] = []
+        # 1 from the first update on that was not finite; watched, whether the last one was.
+        self.bad: float | Tensor = 0.0
         if watch:
             return
         unable = [type(one).__name__ for one in self.optimizers if not can_skip(one)]
@@ -83,7 +85,6 @@ class Updater:
         kept = dict(dtype=torch.float32, device=device)
         self.rates = [torch.zeros((), **kept) for _ in self.optimizers]
         self.rates_set: list[float] = []
-        # 1 from the first update on that was not finite.
         self.bad = torch.zeros((), **kept)
         for optimizer in self.optimizers:
             optimizer.found_inf = self.bad
@@ -153,6 +154,7 @@ class Updater:
         row = [next(known) if isinstance(value, Tensor) else value for value in told]
         nats, _, *norms = row
         finite = math.isfinite(nats + sum(norms))
+        self.bad = float(not finite)
         if finite:
             self.step(gradients, norms)
         else:

@@ -16,7 +16,7 @@ class DecoupledUpdater:
     that is told is that of the last time that the last part was updated.
     """
 
-    full = True
+    full, bad = True, 0.0
 
     def __init__(self, model: ImageModel):
         self.model, self.told, self.loss = model, [], 0.0

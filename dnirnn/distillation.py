@@ -1,0 +1,180 @@
+"""Distillation: a loss towards what teachers predict, beside the loss on the targets.
+
+Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531.
+Towards a teacher who knows nothing it is label smoothing (Szegedy et al. 2016, arXiv 1512.00567).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dnirnn.data import Batch, Stream
+from dnirnn.model import SequenceModel, symbol_nats
+
+States = tuple[Tensor, ...]
+
+
+class Uniform(nn.Module):
+    """A teacher who knows nothing: each of ``size`` symbols is as likely as another, at every step."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.register_buffer("logits", torch.zeros(size), persistent=False)
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        return self.logits.new_zeros(batch_size, 0)
+
+    def unroll(self, x: Tensor, state: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        return self.logits.expand(*x.shape[:2], -1), state
+
+
+class Distillation:
+    """The loss of a student on targets and on the softened mean prediction of teachers.
+
+    With z the student's logits, z_i those of teacher i of n, t the temperature and w the weight,
+
+        q    = 1/n sum_i softmax(z_i / t)          (``soft``)
+        p    = softmax(z / t)
+        loss = (1 - w) CE(softmax(z), y) + w t^2 KL(q || p)      in nats, of every step and row
+
+    t^2 keeps the gradient of the soft part in proportion, whatever the temperature: it goes, as t
+    grows, to (z - mean z - (z_1 - mean z_1)) / V for one teacher. At w = 0 it is the plain loss, to
+    the last bit, and the teachers are not asked.
+
+    In a loop of your own:
+
+        distillation = dnirnn.Distillation(teachers, weight=0.5, temperature=2.0)
+        states = distillation.initial_state(B)
+        soft, states = distillation.soft(x, states, t)
+        loss = distillation(logits, y, soft).mean()
+
+    With a Trainer: give it to the student as its ``loss``, and the stream as ``Taught(stream,
+    distillation)``.
+
+    teachers: at least one SequenceModel, or any module with its ``initial_state`` and ``unroll`` (see
+        :class:`Uniform`), whose logits are of the student's symbols. They are put into eval mode and
+        asked without gradients, uncut, on the path that their cores have for inference.
+    weight: w, in [0, 1]. temperature: t, above 0.
+
+    Raises ValueError for no teacher, a weight or a temperature outside its range; TypeError for a
+    teacher that can't be asked.
+    """
+
+    def __init__(
+        self, teachers: Sequence[SequenceModel], weight: float = 0.5, temperature: float = 1.0
+    ):
+        self.teachers = list(teachers)
+        if not self.teachers:
+            raise ValueError("teachers must be at least one model; got none")
+        for teacher in self.teachers:
+            if not (hasattr(teacher, "unroll") and hasattr(teacher, "initial_state")):
+                raise TypeError(
+                    "teachers must be SequenceModels, or have their initial_state and unroll; got"
+                    f" {type(teacher).__name__}"
+                )
+            teacher.eval()
+        if not 0 <= weight <= 1:
+            raise ValueError(f"weight must be in [0, 1]; got {weight!r}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite; got {temperature!r}")
+        self.weight, self.temperature = weight, temperature
+
+    def to(self, device: torch.device) -> None:
+        """Moves the teachers."""
+        for teacher in self.teachers:
+            teacher.to(device)
+
+    def initial_state(self, batch_size: int) -> States:
+        """The states that sequences start from: of each teacher [B, its S]."""
+        with torch.no_grad():
+            return tuple(teacher.initial_state(batch_size) for teacher in self.teachers)
+
+    def soft(self, x: Tensor, states: States, t: int | Tensor = 0) -> tuple[Tensor, States]:
+        """(q [T, B, V], the states after it) of inputs x [T, B] that go on from ``states`` at step t.
+
+        Raises ValueError where teachers say different numbers of symbols.
+        """
+        total, after = None, []
+        with torch.no_grad():
+            for teacher, state in zip(self.teachers, states, strict=True):
+                logits, state = teacher.unroll(x, state, t)
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                likely = torch.softmax(logits / self.temperature, -1)
+                if total is not None and total.shape != likely.shape:
+                    raise ValueError(
+                        "teachers must predict the same symbols; got"
+                        f" {total.shape[-1]} and {likely.shape[-1]}"
+                    )
+                total = likely if total is None else total + likely
+                after.append(state)
+        return total if len(after) == 1 else total / len(after), tuple(after)
+
+    def __call__(self, logits: Tensor, y: Tensor, soft: Tensor | None = None) -> Tensor:
+        """The loss [T, B] of logits [T, B, V] for symbols y [T, B] and soft targets q [T, B, V].
+
+        Without ``soft`` it is the plain loss, the nats of y: what an evaluation counts.
+
+        Raises ValueError for soft targets of another shape than the logits.
+        """
+        nats = symbol_nats(logits, y)
+        if soft is None or not self.weight:
+            return nats
+        if soft.shape != logits.shape:
+            raise ValueError(
+                f"soft must be of the logits' shape {tuple(logits.shape)}; got {tuple(soft.shape)}"
+            )
+        kind = torch.promote_types(logits.dtype, soft.dtype)
+        said = F.log_softmax(logits.to(kind) / self.temperature, -1)
+        divergence = F.kl_div(said, soft, reduction="none").sum(-1)
+        return (1 - self.weight) * nats + self.weight * self.temperature**2 * divergence
+
+
+class Taught(Stream):
+    """A stream whose batches carry what the teachers of a distillation predict (``Batch.soft``).
+
+    The teachers' states are carried as the student's is: they begin anew where the sequences do, and
+    are part of the stream's state_dict.
+    """
+
+    def __init__(self, stream: Stream, distillation: Distillation):
+        self.stream, self.distillation = stream, distillation
+        self.batch_size, self.unbroken = stream.batch_size, stream.unbroken
+        self.states: States | None = None
+        self.t = 0
+
+    @property
+    def epochs(self) -> float:
+        return self.stream.epochs
+
+    def next(self, steps: int | None) -> Batch:
+        batch = self.stream.next(steps)
+        if not self.distillation.weight:
+            return batch
+        if batch.first or self.states is None:
+            self.states, self.t = self.distillation.initial_state(self.batch_size), 0
+        x = batch.x.to(self.states[0].device)
+        soft, self.states = self.distillation.soft(x, self.states, self.t)
+        self.t += len(batch.x)
+        return batch._replace(soft=soft)
+
+    def to(self, device: torch.device) -> None:
+        self.stream.to(device)
+        self.distillation.to(device)
+
+    def observe(self, bits: float) -> None:
+        self.stream.observe(bits)
+
+    def state_dict(self) -> dict:
+        states = None if self.states is None else list(self.states)
+        return {"stream": self.stream.state_dict(), "teachers": states, "t": self.t}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.stream.load_state_dict(state["stream"])
+        states, self.t = state["teachers"], state["t"]
+        if states is not None:
+            device = self.distillation.initial_state(1)[0].device
+            states = tuple(one.to(device) for one in states)
+        self.states = states

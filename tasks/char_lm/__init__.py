@@ -1,0 +1,123 @@
+"""char-lm: a language model that predicts each character of a text from those before it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dnirnn import Taught
+from dnirnn.config.options import remembered
+from dnirnn.config.task import Figure, Task, steps_per_update
+from dnirnn.data import Stream, TextStream, Vocabulary, Words
+from dnirnn.data.corpus import SPLITS, Corpus, builtin, cached, compact, penn_treebank, pieces
+from dnirnn.tasks.char_lm.evaluation import Evaluation, evaluate, load_corpus
+from dnirnn.tasks.char_lm.network import make, restore
+from dnirnn.tasks.char_lm.options import CharLMOptions, WordLMOptions, resolve
+from dnirnn.tasks.char_lm.sampling import sample
+from dnirnn.tasks.char_lm.teachers import distillation_of, fingerprints
+
+__all__ = [
+    "DATA", "DECAY", "EPOCHS", "FIGURES", "UNIT", "CharLMOptions", "Evaluation", "Options", "build",
+    "builtin", "encode", "evaluate", "load_corpus", "penn_treebank", "restore", "sample", "subject",
+]  # fmt: skip
+
+FIGURES = (
+    Figure("test_bits", "test, bits per character", "{:.4f}", True),
+    Figure("bits", "validation, bits per character", "{:.4f}", True),
+)
+DECAY = "cosine"  # of the learning rate over the budget
+UNIT, EPOCHS = "characters", "epochs"
+# What `eval` may be told of it.
+DATA = {
+    "split", "corpus", "data_dir", "valid_file", "test_file", "text", "dynamic", "dynamic_steps",
+    "dynamic_rate", "dynamic_decay",
+}  # fmt: skip
+Options = CharLMOptions
+
+
+def build(options: CharLMOptions, task: str = "char-lm") -> Task:
+    """Everything that training needs, from the options. task: its name, of char-lm or word-lm.
+
+    Raises ValueError or OSError, naming the option, for a text or a teacher that does not fit.
+    """
+    steps = steps_per_update(options)
+    corpus = load_corpus(options)
+    vocabulary = symbols_of(corpus, options)
+    fingerprint = corpus.fingerprint()
+    if corpus.is_large() and isinstance(vocabulary, Vocabulary):
+        symbols = cached(corpus, vocabulary, fingerprint, options.quiet)
+    else:
+        symbols = encode(corpus, vocabulary)
+    count, needed = len(symbols["train"]), options.batch * (steps or options.truncation)
+    if count < needed:
+        raise ValueError(
+            f"corpus {corpus.name} has {count:,} training symbols; {options.batch} sequences of"
+            f" {needed // options.batch} steps need {needed:,} (lower --batch or --truncation)"
+        )
+    newline, unit = int(vocabulary.encode("\n")), vocabulary.unit
+    torch.manual_seed(options.seed)
+    model = make(options, vocabulary)
+    valid, test = (Evaluation.by(vocabulary, symbols[name]) for name in SPLITS[1:])
+    config = {
+        "task": task,
+        **remembered(resolve(options)),
+        "vocabulary": vocabulary.to_json(),
+        "corpus_sha256": fingerprint,
+    }
+    notice = corpus.describe(symbols)
+    if vocabulary.unknown is not None:
+        notice += f"; {unit}s that are not in the training text are one unknown symbol, scored apart"
+    distillation = distillation_of(options, vocabulary)
+
+    def taught(stream: TextStream) -> Stream:
+        return stream if distillation is None else Taught(stream, distillation)
+
+    if distillation is not None:
+        model.loss = distillation
+    if options.teachers:
+        config["teachers_sha256"] = fingerprints(distillation)
+        notice += f"; teachers: {len(options.teachers)}, their part of the loss {options.teacher_weight}"
+    return Task(
+        model,
+        taught(TextStream(symbols["train"], options.batch, newline)),
+        valid,
+        lambda model: {f"test_{name}": value for name, value in test(model).items()},
+        count if steps is None else options.batch * steps,
+        config,
+        notice,
+        lambda steps: taught(stretch(symbols["valid"], newline, steps)).next(steps),
+    )
+
+
+def symbols_of(corpus: Corpus, options: CharLMOptions) -> Vocabulary | Words:
+    """The training text's characters, or words; a symbol for unknown ones where other splits have some."""
+    train = pieces(corpus.splits["train"])
+    if isinstance(options, WordLMOptions):
+        known = Words.of(train, rarest=options.rarest)
+        all_known = known.words
+    else:
+        known = Vocabulary.of(train)
+        all_known = known.characters
+    others = (piece for split in SPLITS[1:] for piece in known.parts(pieces(corpus.splits[split])))
+    return type(known)(all_known, any(map(known.lacks, others)))
+
+
+def stretch(symbols: Tensor, first_input: int, steps: int, rows: int = 16) -> TextStream:
+    """A text in parallel rows that have so many steps; in fewer rows where the text is short."""
+    return TextStream(symbols, max(1, min(rows, len(symbols) // steps)), first_input)
+
+
+def encode(corpus: Corpus, vocabulary: Vocabulary | Words) -> dict[str, Tensor]:
+    symbols = {}
+    for split in SPLITS:
+        try:
+            symbols[split] = compact(corpus.splits[split], vocabulary)
+        except ValueError as error:
+            raise ValueError(f"corpus {corpus.name}, {split} split: {error}") from None
+    return symbols
+
+
+def subject(options: CharLMOptions) -> str:
+    """What a run folder's name says of the task."""
+    taught = "-distilled" if options.teachers else ""
+    return Path(options.corpus).stem + taught

@@ -1,0 +1,143 @@
+"""The options of char-lm."""
+
+import dataclasses
+from pathlib import Path
+
+from dnirnn.config.options import (
+    Checked,
+    EstimatorOptions,
+    NetworkOptions,
+    RunOptions,
+    TrainingOptions,
+    changed,
+    flag,
+    from_config,
+    option,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextOptions(Checked):
+    """text"""
+
+    corpus: str = option(
+        "builtin",
+        "ptb (Penn Treebank), builtin (Python's help topics, nothing to download) or the path of a"
+        " UTF-8 text file, of which the last 5 % become test and the 5 % before validation",
+        "CORPUS",
+        place=True,
+    )
+    data_dir: str | None = option(
+        None,
+        "with ptb: the folder of ptb.train.txt, ptb.valid.txt and ptb.test.txt",
+        "FOLDER",
+        shown="downloaded from the hub",
+        place=True,
+    )
+    valid_file: str | None = option(
+        None, "with a text file: validation from this file", "FILE", shown="a part of the text",
+        place=True,
+    )
+    test_file: str | None = option(
+        None, "with a text file: test from this file", "FILE", shown="a part of the text",
+        place=True,
+    )
+    embedding: int = option(
+        64, "size of the vector that stands for a character", "UNITS", at_least=1
+    )
+    tied: bool = option(
+        False,
+        "read what comes next by the same vectors, after a projection where --embedding is not the size"
+        " of what the core says",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherOptions(Checked):
+    """teachers"""
+
+    teachers: tuple = option(
+        (),
+        "run folders of char-lm, on the same symbols, whose mean prediction is learned too; their best"
+        " weights are taken",
+        "RUN",
+        many=True,
+        place=True,
+    )
+    teacher_weight: float = option(
+        0.5,
+        "with --teachers: what their predictions count for in the loss; the text counts for the rest",
+        "FRACTION",
+        at_least=0,
+        at_most=1,
+    )
+    temperature: float = option(
+        2.0,
+        "with --teachers: divides their logits and the student's; above 1 they say more of what is"
+        " unlikely",
+        "NUMBER",
+        above=0,
+    )
+    smoothing: float = option(
+        0.0,
+        "label smoothing: what a uniform prediction counts for in the loss, in place of teachers",
+        "FRACTION",
+        at_least=0,
+        below=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("teacher_weight", "temperature"):
+            value = getattr(self, name)
+            if not self.teachers and value != getattr(TeacherOptions, name):
+                raise ValueError(f"{flag(name)} goes with --teachers only; got {value}")
+        if self.teachers and self.smoothing:
+            raise ValueError(
+                f"--smoothing is a teacher who knows nothing: not with --teachers; got {self.smoothing}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class CharLMOptions(
+    TextOptions, TeacherOptions, NetworkOptions, TrainingOptions, RunOptions
+):
+    lr: float = changed(TrainingOptions, "lr", 2e-3)
+    # On Penn Treebank's validation 1e-5 did best of 1e-4, 1e-5 and 1e-6, and there a linear
+    # predictor better than one with a hidden layer: results/README.md.
+    estimator_hidden: tuple = changed(
+        EstimatorOptions, "estimator_hidden", ("linear",), shown="linear"
+    )
+    estimator_lr: float = changed(TrainingOptions, "estimator_lr", 1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class WordLMOptions(CharLMOptions):
+    embedding: int = changed(TextOptions, "embedding", 256)
+    rarest: int = option(
+        1,
+        "words that the training text has less often are read as <unk>, which is then a word like any",
+        "TIMES",
+        at_least=1,
+    )
+
+
+BY_TASK = {"char-lm": CharLMOptions, "word-lm": WordLMOptions}
+
+
+def options_of(config: dict) -> CharLMOptions:
+    """The options of a run's configuration."""
+    return from_config(BY_TASK[config["task"]], config)
+
+
+def resolve(options: CharLMOptions) -> CharLMOptions:
+    """The same options with absolute paths, so that a run can be found again from elsewhere."""
+    paths = {
+        name: str(Path(value).resolve())
+        for name in ("data_dir", "valid_file", "test_file")
+        if (value := getattr(options, name)) is not None
+    }
+    paths["teachers"] = tuple(str(Path(run).resolve()) for run in options.teachers)
+    if options.corpus not in ("ptb", "builtin"):
+        paths["corpus"] = str(Path(options.corpus).resolve())
+    return dataclasses.replace(options, **paths)
