@@ -4,13 +4,13 @@ Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 
 Towards a teacher who knows nothing it is label smoothing (Szegedy et al. 2016, arXiv 1512.00567).
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dnirnn.checks import check_instances, check_knobs, check_positive, shown
 from dnirnn.data import Batch, Stream
 from dnirnn.model import SequenceModel, symbol_nats
 
@@ -51,7 +51,7 @@ class Distillation:
         soft, states = distillation.soft(x, states, t)
         loss = distillation(logits, y, soft).mean()
 
-    With a Trainer: give it to the student as its ``loss``, and the stream as ``Taught(stream,
+    With a Trainer: give it to the student as its ``loss``, and the stream as ``DistilledStream(stream,
     distillation)``.
 
     teachers: at least one SequenceModel, or any module with its ``initial_state`` and ``unroll`` (see
@@ -66,6 +66,8 @@ class Distillation:
     def __init__(
         self, teachers: Sequence[SequenceModel], weight: float = 0.5, temperature: float = 1.0
     ):
+        if not isinstance(teachers, Sequence):
+            raise TypeError(f"teachers must be a list of models; got {shown(teachers)}")
         self.teachers = list(teachers)
         if not self.teachers:
             raise ValueError("teachers must be at least one model; got none")
@@ -73,13 +75,13 @@ class Distillation:
             if not (hasattr(teacher, "unroll") and hasattr(teacher, "initial_state")):
                 raise TypeError(
                     "teachers must be SequenceModels, or have their initial_state and unroll; got"
-                    f" {type(teacher).__name__}"
+                    f" {shown(teacher)}"
                 )
             teacher.eval()
-        if not 0 <= weight <= 1:
+        check_knobs(weight=weight)
+        if weight > 1:
             raise ValueError(f"weight must be in [0, 1]; got {weight!r}")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite; got {temperature!r}")
+        check_positive(temperature=temperature)
         self.weight, self.temperature = weight, temperature
 
     def to(self, device: torch.device) -> None:
@@ -132,7 +134,7 @@ class Distillation:
         return (1 - self.weight) * nats + self.weight * self.temperature**2 * divergence
 
 
-class Taught(Stream):
+class DistilledStream(Stream):
     """A stream whose batches carry what the teachers of a distillation predict (``Batch.soft``).
 
     The teachers' states are carried as the student's is: they begin anew where the sequences do, and
@@ -140,6 +142,8 @@ class Taught(Stream):
     """
 
     def __init__(self, stream: Stream, distillation: Distillation):
+        check_instances(Stream, stream=stream)
+        check_instances(Distillation, distillation=distillation)
         self.stream, self.distillation = stream, distillation
         self.batch_size, self.unbroken = stream.batch_size, stream.unbroken
         self.states: States | None = None

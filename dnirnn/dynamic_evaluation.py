@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dnirnn.checks import check_instances, check_knobs, check_sizes, shown
 from dnirnn.data import Batch, Stream
 from dnirnn.estimators import ZeroGradient
 from dnirnn.interface import backward
@@ -85,11 +86,11 @@ class DynamicEvaluation:
         steps: int = 20,
         epsilon: float = 2e-5,
     ):
-        for name, value in (("rate", rate), ("decay", decay), ("epsilon", epsilon)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and at least 0; got {value!r}")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps must be an int of at least 1; got {steps!r}")
+        check_instances(SequenceModel, model=model)
+        check_knobs(rate=rate, decay=decay, epsilon=epsilon)
+        check_sizes(steps=steps)
+        if not isinstance(squares, Sequence) or not all(isinstance(s, Tensor) for s in squares):
+            raise TypeError(f"squares must be a list of tensors; got {shown(squares)}")
         shapes = [tuple(parameter.shape) for parameter in model.core_parameters()]
         if [tuple(square.shape) for square in squares] != shapes:
             raise ValueError("squares must be one tensor for each of the model's core_parameters()")

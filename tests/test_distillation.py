@@ -20,7 +20,7 @@ from small_runs import (
 from test_cli import SHORT, TINY, refused
 from torch.nn import functional as F
 
-from dnirnn import Clockwork, Distillation, Taught, Truncated, ZeroGradient, load
+from dnirnn import Clockwork, Distillation, DistilledStream, Truncated, ZeroGradient, load
 from dnirnn.commands.cli import main
 from dnirnn.distillation import Uniform
 from dnirnn.fidelity import fidelity
@@ -164,7 +164,7 @@ def ticking(seed=3) -> SequenceModel:
 @pytest.mark.parametrize("source", [small_stream, Recall])
 def test_teachers_states_are_carried_and_begin_anew_with_the_sequences(source):
     teacher = ticking()
-    taught, plain, whole = Taught(source(), Distillation([teacher])), source(), source()
+    taught, plain, whole = DistilledStream(source(), Distillation([teacher])), source(), source()
     for _ in range(3):
         full = whole.next(None)
         state = teacher.initial_state(full.x.shape[1])
@@ -178,7 +178,7 @@ def test_teachers_states_are_carried_and_begin_anew_with_the_sequences(source):
 
 
 def test_a_batch_keeps_its_soft_targets_where_it_is_cut_and_joined():
-    stream = Taught(small_stream(), Distillation([ticking()]))
+    stream = DistilledStream(small_stream(), Distillation([ticking()]))
     one, two = stream.next(3), stream.next(4)
     both = one.then(two)
     assert torch.equal(both.soft, torch.cat([one.soft, two.soft]))
@@ -197,7 +197,7 @@ def student(weight=0.6, estimator="dni", **rest):
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, estimator):
     def made_for(source, folder):
         model, made = student(estimator=estimator, dropout=0.2)
-        stream = Taught(source(), made)
+        stream = DistilledStream(source(), made)
         config = dict(updates=9, evaluate_every=4, micro_batch=2)
         return make_trainer(folder, model=model, stream=stream, **config)
 
@@ -214,14 +214,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, estimator):
 
 def test_at_weight_0_the_run_is_the_plain_one(tmp_path):
     model, made = student(0.0)
-    make_trainer(tmp_path / "taught", model=model, stream=Taught(small_stream(), made), updates=9).run()
+    make_trainer(tmp_path / "taught", model=model, stream=DistilledStream(small_stream(), made), updates=9).run()
     make_trainer(tmp_path / "plain", updates=9).run()
     assert rows_of(tmp_path / "taught") == rows_of(tmp_path / "plain")
 
 
 def test_fidelity_is_to_the_gradient_of_the_whole_loss():
     model, made = student()
-    batch = Taught(small_stream(), made).next(12)._replace(final=True, following=None)
+    batch = DistilledStream(small_stream(), made).next(12)._replace(final=True, following=None)
     told = fidelity(model, [batch])
     assert told != fidelity(model, [batch._replace(soft=None)])
     model.loss = lambda logits, y: made(logits, y, batch.soft)

@@ -127,7 +127,7 @@ def test_the_search_goes_on_to_where_it_is_lowest():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (dict(rate=-1.0), "rate must be finite and at least 0; got -1.0"),
+        (dict(rate=-1.0), "rate must be finite and not negative; got -1.0"),
         (dict(rate=0.1, steps=0), "steps must be an int of at least 1; got 0"),
         (dict(rate=0.1, squares=[]), "squares must be one tensor for each"),
     ],
@@ -159,4 +159,4 @@ def test_the_command(tmp_path, capsys):
     refused(capsys, [*run, "--dynamic", "--dynamic-rate", "-1"], "must be a number of at least 0")
     copy = ["train", "copy", "--hidden", "4", "--batch", "2", "--updates", "1", "--quiet"]
     assert main([*copy, "--out", str(tmp_path / "copy")]) == 0
-    refused(capsys, ["eval", str(tmp_path / "copy"), "--dynamic"], "goes with char-lm runs only")
+    refused(capsys, ["eval", str(tmp_path / "copy"), "--dynamic"], "goes with char-lm and word-lm runs only")

@@ -17,7 +17,7 @@ ORDER = [
     {"version", "checks"},
     {"files", "progress", "fakes"},
     {"ops", "data", "device", "masks", "loss"},
-    {"core", "estimators", "interface", "true_gradient", "cuts", "decoupled"},
+    {"core", "scanned", "estimators", "interface", "true_gradient", "cuts", "decoupled"},
     {"lstm", "from_torch", "truncated", "feedforward"},
     {"cells"},
     {"stacks", "hierarchy"},

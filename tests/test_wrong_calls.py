@@ -339,6 +339,26 @@ CALLS = {
     "broadcast": (
         lambda modules: broadcast(modules), dict(modules=core()), dict(modules=[None, 3, X, []])
     ),
+    "Distillation": (
+        dnirnn.Distillation,
+        lambda: dict(teachers=[trainer()["model"]]),
+        dict(teachers=[None, 3, [], [3]], weight=[*AMOUNT, 2], temperature=[0, *AMOUNT]),
+    ),
+    "DistilledStream": (
+        dnirnn.DistilledStream,
+        lambda: dict(
+            stream=trainer()["stream"], distillation=dnirnn.Distillation([trainer()["model"]])
+        ),
+        dict(stream=[None, 3], distillation=[None, 3]),
+    ),
+    "DynamicEvaluation": (
+        dnirnn.DynamicEvaluation,
+        lambda: (lambda model: dict(
+            model=model, squares=[torch.zeros_like(p) for p in model.core_parameters()], rate=0.1
+        ))(trainer()["model"]),
+        dict(model=[None, 3], squares=[None, 3, [], [3]], rate=AMOUNT, decay=AMOUNT, steps=SIZE,
+             epsilon=AMOUNT),
+    ),
     "rows_of": (rows_of, dict(batch=X), dict(batch=[None, 3, [1]])),
 }  # fmt: skip
 # Not here: what has no argument, what people write subclasses of, and what is made by the rest.
@@ -365,7 +385,7 @@ WRONG_ELSEWHERE = {
     "Decoupled": {"synthetic_inputs", "synthetic_input_optimizers"},
     "Trainer": {
         "task", "evaluate", "test", "fidelity", "prepare", "run_config", "may_change", "restart",
-        "resume_with", "quiet", "told", "device", "graphs",
+        "resume_with", "quiet", "told", "device", "graphs", "ranks",
     },
     "load": {"weights", "device"},
     "read_log": {"kind"},

@@ -320,7 +320,7 @@ class Trainer:
         if not self.ranks.alike(self.run_config):
             raise ValueError("every rank of a run must be given the same options")
         went_on = self.saver.begin(self.config.tensorboard)
-        self.evaluation.begin(self.saver.log, report)
+        self.evaluation.begin(self.saver.opened, report)
         self.agree()
         if not went_on:
             self.training.seed(self.config.seed)

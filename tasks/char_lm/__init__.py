@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dnirnn import Taught
+from dnirnn import DistilledStream
 from dnirnn.config.options import remembered
 from dnirnn.config.task import Figure, Task, steps_per_update
 from dnirnn.data import Stream, TextStream, Vocabulary, Words
@@ -70,7 +70,7 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
     distillation = distillation_of(options, vocabulary)
 
     def taught(stream: TextStream) -> Stream:
-        return stream if distillation is None else Taught(stream, distillation)
+        return stream if distillation is None else DistilledStream(stream, distillation)
 
     if distillation is not None:
         model.loss = distillation
