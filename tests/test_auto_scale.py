@@ -230,9 +230,9 @@ def test_what_does_not_fit_is_refused():
     for wrong in (1.0, -0.1, True, "x"):
         with pytest.raises(ValueError, match="decay must be a number from 0 to below 1"):
             AutoScale(LeastSquares(3), wrong)
-    with pytest.raises(ValueError, match="look_every must be at least 1"):
+    with pytest.raises(ValueError, match="look_every must be an int of at least 1"):
         AutoScale(wild(), look_every=0)
     with pytest.raises(ValueError, match="clip must be positive, or None; got 0"):
         Reader(3, 2, 2, clip=0)
-    with pytest.raises(ValueError, match="reads must be at least 1"):
+    with pytest.raises(ValueError, match="reads must be an int of at least 1"):
         Reader(3, 0, 2)

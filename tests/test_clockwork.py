@@ -256,7 +256,7 @@ def test_a_state_changed_before_the_backward_changes_nothing(cell, periods):
     [
         ((5, 3), (2, 8), "x must be .*got .*5, 3"),
         ((0, 2, 3), (2, 8), "x must be .*at least 1.*got .*0, 2, 3"),
-        ((5, 2, 4), (2, 8), "must be .*got .*, 3"),
+        ((5, 2, 4), (2, 8), "x must be .*, 3.*got"),
         ((5, 2, 3), (2, 3), "state must be .*2, 8.*got .*2, 3"),
         ((5, 2, 3), (2, 16), "state must be .*2, 8.*got .*2, 16"),
         ((5, 2, 3), (1, 8), "state must be .*2, 8.*got .*1, 8"),
@@ -300,7 +300,7 @@ def test_bfloat16_says_what_it_is_given_and_keeps_a_float32_state(path):
 
 @pytest.mark.parametrize("periods", [(), (0, 1), (2, 1), (1, 1), (1, 2.0), (True, 2), (-1,)])
 def test_periods_that_are_not_ascending_ints_are_refused(periods):
-    with pytest.raises(ValueError, match="periods must be distinct ints of at least 1, ascending"):
+    with pytest.raises(ValueError, match="periods must be .*ints of at least 1"):
         Clockwork(3, 4, periods)
 
 
@@ -308,7 +308,7 @@ def test_periods_that_are_not_ascending_ints_are_refused(periods):
     ("sizes", "options", "named"),
     [
         ((3, 5), {}, "hidden_size must be a multiple of the 2 periods; got 5"),
-        ((3, 0), {}, "hidden_size must be a multiple of the 2 periods; got 0"),
+        ((3, 0), {}, "hidden_size must be an int of at least 1; got 0"),
         ((0, 4), {"cell": "lstm"}, "input_size must be an int of at least 1"),
         ((3, 4), {"cell": "gru"}, "cell must be one of rnn, lstm; got 'gru'"),
     ],

@@ -261,7 +261,7 @@ def test_it_learns_in_every_way():
     ("how", "match"),
     [
         (dict(update="async"), "update must be one of"),
-        (dict(update="random", probability=0.0), "probability must be above 0"),
+        (dict(update="random", probability=0.0), "probability must be positive"),
         (dict(probability=0.5), "probability goes with update random"),
         (dict(synthetic_inputs=True), "go with update unlocked or random"),
     ],

@@ -162,10 +162,10 @@ def test_bfloat16_keeps_a_float32_state(autocast):
 @pytest.mark.parametrize(
     ("sizes", "options", "named"),
     [
-        ((0, 3, 3), {}, "input_size must be at least 1; got 0"),
-        ((3, 0, 3), {}, "fast_size must be at least 1; got 0"),
-        ((3, 3, 0), {}, "slow_size must be at least 1; got 0"),
-        ((3, 3, 3, 1), {}, "fast_cells must be at least 2; got 1"),
+        ((0, 3, 3), {}, "input_size must be an int of at least 1; got 0"),
+        ((3, 0, 3), {}, "fast_size must be an int of at least 1; got 0"),
+        ((3, 3, 0), {}, "slow_size must be an int of at least 1; got 0"),
+        ((3, 3, 3, 1), {}, "fast_cells must be an int of at least 2; got 1"),
         ((3, 3, 3), {"dropout": 1.0}, "dropout must be a probability"),
         ((3, 3, 3), {"zoneout_h": -0.1}, "zoneout_h must be a probability"),
     ],

@@ -316,7 +316,7 @@ def test_dilated_folds_the_dilation_into_the_batch():
         (ValueError, lambda: Every(RNN(3, 4), 2, "concat"), "core .*multiple of the period, 2.*3"),
         (ValueError, lambda: Dilated(3, 4, [1, 2], "elman"), "cell .*got 'elman'"),
         (ValueError, lambda: Dilated(3, 4, []), r"dilations .*got \[\]"),
-        (ValueError, lambda: Dilated(3, 4, [1, 0]), r"dilations .*got \[1, 0\]"),
+        (ValueError, lambda: Dilated(3, 4, [1, 0]), r"dilations .*got 0"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(error, make, named):

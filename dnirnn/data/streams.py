@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnirnn.checks import check_flags, check_sizes, shown
+from dnirnn.checks import check_flags, check_sizes, is_int, shown
 
 
 class Batch(NamedTuple):
@@ -212,7 +212,8 @@ class TextStream(Stream):
             got = getattr(symbols, "dtype", type(symbols).__name__)
             raise TypeError(f"symbols must be a LongTensor [n], or of smaller ints; got {got}")
         check_sizes(batch_size=batch_size)
-        check_sizes(0, first_input=first_input)
+        if not is_int(first_input, 0):
+            raise ValueError(f"first_input must be a symbol, an int of at least 0; got {shown(first_input)}")
         if len(symbols) < batch_size:
             raise ValueError(
                 f"symbols must hold at least one symbol for each of batch_size={batch_size} rows;"

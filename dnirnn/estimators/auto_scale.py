@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dnirnn.checks import check_probabilities, check_sizes, shown
+from dnirnn.checks import check_sizes, is_number, shown
 from dnirnn.estimators.base import GradientEstimator
 
 
@@ -59,7 +59,8 @@ class AutoScale(GradientEstimator):
                 raise ValueError(f"estimator must have no {name}; got {shown(estimator)}")
         if next(estimator.parameters(), None) is None:
             raise ValueError(f"estimator must be one that is fitted; got {shown(estimator)}")
-        check_probabilities(decay=decay)
+        if not is_number(decay) or not 0 <= decay < 1:
+            raise ValueError(f"decay must be a number from 0 to below 1; got {shown(decay)}")
         check_sizes(look_every=look_every, patience=patience)
         self.estimator, self.decay = estimator, float(decay)
         self.look_every, self.patience = look_every, patience
