@@ -89,6 +89,11 @@ def gated_for(x: Tensor) -> bool:
     return x.device.type == "cpu" and fused_for(x)
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the fused LSTM multiplies bfloat16 numbers on this CPU as they are."""
+    return built and extension.multiplies_bfloat16()
+
+
 def describe() -> dict[str, str]:
     """What is built and which path the operators take here, for people."""
     if not built:
@@ -98,7 +103,7 @@ def describe() -> dict[str, str]:
         "LSTM on the CPU": f"fused, {extension.vector_path()} vectors,"
         f" {torch.get_num_threads()} thread(s)",
         "bfloat16 on the CPU": "LSTM: multiplied in bfloat16, summed in float32"
-        if extension.multiplies_bfloat16()
+        if multiplies_bfloat16()
         else "computed in float32: this CPU does not multiply it",
         "LSTM on a GPU": "fused"
         if built_for("cuda")

@@ -29,6 +29,8 @@ from dnirnn.config.options import (
     for_each,
     from_arguments,
 )
+from dnirnn.config.recipes import read as read_recipe
+from dnirnn.config.recipes import recipes as recipes_of
 from dnirnn.config.registry import TASKS
 from dnirnn.device import find_device, usable_cores
 from dnirnn.distributed import RankLost
@@ -230,6 +232,14 @@ def task_parsers(
 def add_train(parent: argparse.ArgumentParser) -> None:
     for name, task in task_parsers(parent, run_train).items():
         add_out(task, TASKS[name].Options)
+        known = recipes_of(name)
+        if known:
+            task.add_argument(
+                "--recipe",
+                choices=tuple(known),
+                help="the options for the best model in so many minutes on such a machine; others that are"
+                " given go over them; it says first what to expect, and where the file is",
+            )
         add_arguments(task, TASKS[name].Options)
 
 
@@ -257,7 +267,22 @@ def add_out(parent: argparse.ArgumentParser, options: type) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    return start(arguments.task, from_arguments(TASKS[arguments.task].Options, arguments), arguments)
+    kind = TASKS[arguments.task].Options
+    options = from_arguments(kind, arguments)
+    if getattr(arguments, "recipe", None):
+        values, lines = read_recipe(arguments.task, arguments.recipe)
+        options = kind(**values | given(arguments.words, kind))
+        print("\n".join(lines), flush=True)
+    return start(arguments.task, options, arguments)
+
+
+def given(words: Sequence[str], options: type) -> dict[str, Any]:
+    """The options that the words of a command line give, and no defaults."""
+    reader = Parser(prog="dnirnn", add_help=False)
+    add_arguments(reader, options)
+    for action in reader._actions:
+        action.default = argparse.SUPPRESS
+    return vars(reader.parse_known_args(words)[0])
 
 
 def add_distill(parent: argparse.ArgumentParser) -> None:
