@@ -28,6 +28,7 @@ from dnirnn.version import __version__
 
 # Imported when asked for: what a core and its cuts do not need.
 LATER = {
+    "DecoupledParallel": "dnirnn.parallel",
     "LoadedRun": "dnirnn.config.load",
     "load": "dnirnn.config.load",
     "Trainer": "dnirnn.training.trainer",
@@ -49,6 +50,7 @@ __all__ = [
     "ConvSyntheticGradient",
     "Core",
     "Decoupled",
+    "DecoupledParallel",
     "Deep",
     "Dilated",
     "Every",
