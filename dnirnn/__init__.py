@@ -28,6 +28,7 @@ from dnirnn.version import __version__
 
 # Imported when asked for: what a core and its cuts do not need.
 LATER = {
+    "DecoupledParallel": "dnirnn.parallel",
     "Distillation": "dnirnn.distillation",
     "DynamicEvaluation": "dnirnn.dynamic_evaluation",
     "LoadedRun": "dnirnn.config.load",
@@ -52,6 +53,7 @@ __all__ = [
     "ConvSyntheticGradient",
     "Core",
     "Decoupled",
+    "DecoupledParallel",
     "Deep",
     "Dilated",
     "Distillation",

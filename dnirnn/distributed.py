@@ -168,9 +168,11 @@ class Ranks:
     """The processes that train one model together. This is one process: nothing is shared.
 
     rank, size: its number, and how many there are. The first one, 0, writes and measures.
+    lockstep: whether they make every update together; else they meet only where something is measured
+        or saved.
     """
 
-    rank, size = 0, 1
+    rank, size, lockstep = 0, 1, True
 
     @property
     def first(self) -> bool:
@@ -186,6 +188,10 @@ class Ranks:
     def rows(self, state: Tensor) -> Tensor:
         """This rank's rows of what belongs to the rows of a whole batch, [B, ...]."""
         return state
+
+    def whole(self, states: Sequence[Tensor]) -> Tensor:
+        """What belongs to the rows of the whole batch, of what every rank has."""
+        return torch.cat(list(states))
 
     def count(self, batch: Batch) -> int:
         """How many targets count in the ranks' batches."""
@@ -205,11 +211,12 @@ class Ranks:
         """The largest on any rank, of each."""
         return list(numbers)
 
-    def alike(self, value: Any) -> bool:
-        """Whether all ranks give the same, JSON-able."""
-        own = zlib.crc32(json.dumps(value, sort_keys=True).encode())
+    def check_alike(self, options: dict) -> None:
+        """Raises ValueError, on all ranks, where they were not given the same options."""
+        own = zlib.crc32(json.dumps(options, sort_keys=True).encode())
         largest, negative = self.largest(own, -own)
-        return largest == -negative
+        if largest != -negative:
+            raise ValueError("every rank of a run must be given the same options")
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What ``make`` returns on the first rank, where alone it is called."""
@@ -295,6 +302,36 @@ class TorchRanks(Ranks):
         return found or []
 
 
+class PartRanks(TorchRanks):
+    """Ranks that each hold a part of one network, and see whole batches (see dnirnn.parallel)."""
+
+    lockstep = False
+
+    def join(self, *modules: nn.Module) -> None:
+        with reaching(), torch.no_grad():
+            for tensor in (t for one in modules for t in (*one.parameters(), *one.buffers())):
+                dist.broadcast(tensor.detach(), group=self.group, group_src=0)
+
+    def share(self, stream: Stream) -> Stream:
+        return stream
+
+    def rows(self, state: Tensor) -> Tensor:
+        return state
+
+    def whole(self, states: Sequence[Tensor]) -> Tensor:
+        return states[0]
+
+    def count(self, batch: Batch) -> int:
+        return batch.count()
+
+    def from_each(self, own: Any) -> list:
+        """What every rank gives, on all of them."""
+        found = [None] * self.size
+        with reaching():
+            dist.all_gather_object(found, own, group=self.group)
+        return found
+
+
 @contextmanager
 def reaching() -> Iterator[None]:
     """Turns what torch.distributed raises where another rank has ended into RankLost."""
@@ -308,10 +345,11 @@ def reaching() -> Iterator[None]:
 
 
 @contextmanager
-def joined(device: str = "cpu") -> Iterator[Ranks]:
+def joined(device: str = "cpu", kind: type[TorchRanks] = TorchRanks) -> Iterator[Ranks]:
     """The ranks that torchrun started this process as one of; one alone where nothing did.
 
     device: cpu (gloo) or cuda (nccl), where each rank takes the GPU of its LOCAL_RANK.
+    kind: what they share.
 
     Raises ValueError for a device with a number, which all ranks would share.
     """
@@ -326,7 +364,6 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     with reaching():
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=WAIT)
-    try:
-        yield TorchRanks()
-    finally:
-        dist.destroy_process_group()
+    yield kind()
+    # After an error others may still wait for this one: it ends without them.
+    dist.destroy_process_group()

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from small_runs import UPDATES, Recall, make_model, make_trainer
 
 from dnirnn.distributed import RankLost, joined
+from dnirnn.parallel import Neighbour
 from dnirnn.training.trainer import Interrupted
 
 LOST, STOPPED, FAILED = 7, 8, 9  # exit codes: another rank ended; interrupted; anything else
@@ -94,8 +95,8 @@ def resumable(folder, ranks, rows=6):
 
 
 def kill_at(function: str, call: int) -> None:
-    """SIGKILL to this process at the n-th call of stream.next, all_reduce, os.fsync or broadcast."""
-    owner = {"next": Recall, "all_reduce": dist, "broadcast_object_list": dist, "fsync": os}[function]
+    """SIGKILL to this process at the n-th call of stream.next, a message, os.fsync or a collective."""
+    owner = {"next": Recall, "put": Neighbour, "fsync": os}.get(function, dist)
     original, calls = getattr(owner, function), 0
 
     def counted(*args, **options):

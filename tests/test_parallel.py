@@ -7,11 +7,13 @@ from functools import partial
 
 import pytest
 import torch
-from rank_runs import LOST, codes_of, run
+from rank_runs import LOST, codes_of, kill_at, run
+from small_runs import assert_equal_runs, rows_of
 from torch import nn
 from torch.nn import functional as F
 
 import dnirnn
+from dnirnn.commands.cli import main
 from dnirnn.parallel import DecoupledParallel
 
 ROWS, UPDATES, WIDTH, CLASSES = 6, 9, 5, 3
@@ -203,3 +205,56 @@ def test_bad_arguments_are_named():
     assert staleness == "staleness must be an int of at least 0; got -1"
     assert delay == "delay must be seconds, not negative; got -1.0"
     assert estimators == "estimators must be 4 on rank 0 of 2, 4 modules; got 0"
+
+
+# The command line
+
+
+def words(folder, *more: str) -> list[str]:
+    said = "train images --hidden 12 --batch 60 --symbols 1800 --evaluate-every 900 --log-every 300"
+    said += " --parallel decoupled --estimator cdni --quiet --threads 1 --staleness 0"
+    return [*said.split(), "--out", str(folder), *more]
+
+
+def images(folder, *more: str, kill: tuple[int, int] | None = None):
+    def work(ranks):
+        # It joins the ranks itself.
+        torch.distributed.destroy_process_group()
+        if kill is not None and ranks.rank == kill[0]:
+            kill_at("put", kill[1])
+        code = main(words(folder, *more))
+        os._exit(LOST if code == 1 else code)
+
+    return work
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images") / "whole"
+    assert codes_of(2, images(folder)) == [0, 0]
+    return folder
+
+
+def test_a_run_of_parts_is_measured_and_saved_whole(whole_run):
+    rows = [row for row in rows_of(whole_run) if row["kind"] == "train"]
+    assert [row["update"] for row in rows] == [5, 10, 15, 20, 25, 30]
+    assert rows[-1]["bits"] < rows[0]["bits"] and rows[-1]["estimator_error"] > 0
+    assert main(["eval", str(whole_run), "--split", "valid"]) == 0
+
+
+@pytest.mark.parametrize("victim", [1])
+def test_a_killed_part_loses_nothing(victim, whole_run, tmp_path):
+    run_folder = tmp_path / "run"
+    codes = codes_of(2, images(run_folder, kill=(victim, 17)))
+    assert codes == [-signal.SIGKILL if rank == victim else LOST for rank in range(2)]
+    assert codes_of(2, images(run_folder)) == [0, 0]
+    assert_equal_runs(run_folder, whole_run)
+
+
+def test_decoupled_parts_need_processes_and_cuts(tmp_path, capsys):
+    assert main(words(tmp_path / "one")) == 2
+    assert "--parallel decoupled takes several processes" in capsys.readouterr().err
+    assert main([*words(tmp_path / "one"), "--update", "random"]) == 2
+    assert "no --update random" in capsys.readouterr().err
+    for more in (["--estimator", "none"], ["--clip", "1"]):
+        assert main([*words(tmp_path / "one"), *more]) == 2

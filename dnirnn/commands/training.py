@@ -15,7 +15,7 @@ from dnirnn.config.options import changeable, flag, from_config
 from dnirnn.config.registry import TASKS
 from dnirnn.config.task import Task, figures_of, trainer_config
 from dnirnn.device import find_device, usable_cores
-from dnirnn.distributed import Ranks, joined
+from dnirnn.distributed import PartRanks, Ranks, TorchRanks, joined
 from dnirnn.progress import RunProgress
 from dnirnn.training.trainer import Trainer, load_weights, read_config, reading_config
 
@@ -42,7 +42,8 @@ def train(
     restart: begins anew, and moves a run that is there aside.
     change: goes on with the options given where they differ from those of the run, if they may.
     """
-    with joined(options.device) as ranks:
+    kind = PartRanks if getattr(options, "parallel", "data") == "decoupled" else TorchRanks
+    with joined(options.device, kind) as ranks:
         train_together(name, options, folder, restart, change, ranks)
 
 
@@ -73,7 +74,7 @@ def train_together(
         TASKS[name].attach(trainer, options)
     if shown:
         print(task.notice)
-        if ranks.size > 1:
+        if ranks.size > 1 and ranks.lockstep:
             print(f"{ranks.size} processes, {trainer.stream.batch_size} rows of the batch each")
         print(getattr(TASKS[name], "network_line", network_line)(task, options))
         print(f"run folder: {folder}", flush=True)
@@ -82,6 +83,8 @@ def train_together(
         result = trainer.run(progress)
     finally:
         progress.close()
+    if not ranks.lockstep:
+        trainer.updater.close()
     if ranks.first:
         print(summary(result, TASKS[name]))
         print(task.notice)

@@ -145,7 +145,7 @@ class TrainingState:
             state = progress["state"]
             own = (None if state is None else state.cpu(), get_rng(self.device))
             states, rngs = zip(*self.ranks.gathered(own) or [own])
-            progress["state"] = None if state is None else torch.cat(states)
+            progress["state"] = None if state is None else self.ranks.whole(states)
             progress["others_rng"] = list(rngs[1:])
         return {
             **progress,

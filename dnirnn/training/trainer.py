@@ -101,9 +101,7 @@ class Trainer:
     graphs: whether updates on a CUDA device are captured in CUDA graphs and replayed. What changes
         from update to update must then be tensors of the model that stay in place (``prepare``).
     ranks: the processes that train it together (see dnirnn.distributed), all with these arguments:
-        each takes its rows of the stream's batch, and R of them are one process with all rows, but
-        for the random numbers of dropout. The first one has the folder, measures and reports. None:
-        this process alone.
+        each takes its rows of the batch; the first one has the folder. None: this process alone.
 
     On a CUDA device with Adam or AdamW the host does not wait for the updates: it reads what they
     told when it logs, evaluates or saves, and where a sequence ends. With other optimizers it looks
@@ -185,6 +183,7 @@ class Trainer:
             self.ranks.from_first(self.saver.check)
         self.evaluation = Evaluation(training, evaluate, fidelity)
         self.interrupted: int | None = None
+        self.unagreed = 0.0  # seconds of updates that the ranks don't know of one another
         self.unread: list[Made] = []
 
     def make_updater(self, graphs: bool) -> Updater:
@@ -205,8 +204,6 @@ class Trainer:
             min(config.log_every, AHEAD),
             self.ranks,
         )
-
-    # How far it is
 
     @property
     def update(self) -> int:
@@ -277,12 +274,12 @@ class Trainer:
         now.update += 1
         now.symbols += targets
         seconds = time.perf_counter() - began
-        now.seconds += seconds
+        self.unagreed += seconds
         self.unread.append(Made(mark, steps, targets, batch.final, seconds))
         # A stream is told of every sequence before it begins the next.
         if self.updater.full or batch.final:
             self.look()
-        else:
+        elif self.ranks.lockstep:
             self.agree()
 
     def after_update(self) -> str | None:
@@ -311,14 +308,11 @@ class Trainer:
             )
         return stopped
 
-    # Its parts
-
     def begin(self, report: Callable[[dict], None] | None) -> None:
         """Makes the run folder, or goes on from the last checkpoint in it."""
         self.unread = []
         self.updater.forget()
-        if not self.ranks.alike(self.run_config):
-            raise ValueError("every rank of a run must be given the same options")
+        self.ranks.check_alike(self.run_config)
         went_on = self.saver.begin(self.config.tensorboard)
         self.evaluation.begin(self.saver.opened, report)
         self.agree()
@@ -362,7 +356,8 @@ class Trainer:
     def agree(self) -> None:
         """What clocks and signals decide is decided alike on all ranks: none stops alone."""
         now = self.progress
-        own = (now.seconds, self.interrupted or 0, self.saver.is_due())
+        seconds, self.unagreed = now.seconds + self.unagreed, 0.0
+        own = (seconds, self.interrupted or 0, self.saver.is_due())
         now.seconds, asked, due = self.ranks.largest(*own)
         self.asked, self.due = int(asked) or None, bool(due)
 
@@ -383,6 +378,7 @@ class Trainer:
         """Writes the checkpoint of this update, once."""
         self.look()
         self.saver.save()
+        self.due = False
 
     def interrupt(self, number: int = signal.SIGINT) -> None:
         """Asks the run to finish the update at hand, save and stop, as a signal of that number does."""

@@ -121,6 +121,21 @@ class FeedForwardOptions(Checked):
         1.0, "that a part is updated at a batch", "PROBABILITY", above=0,
         where=("update", ("random",)),
     )
+    parallel: str = option(
+        "data",
+        "what torchrun's processes share: data, the rows of a batch (not with batch norm, which all"
+        " layers here have); decoupled, the layers: each process holds some of those between cuts,"
+        " steps on what a predictor says, and does not wait for those above it",
+        choices=("data", "decoupled"),
+    )
+    staleness: int = option(
+        1,
+        "batches that the targets of the predictor between two processes may be behind; with more of"
+        " them missing the lower one waits",
+        "BATCHES",
+        at_least=0,
+        where=("parallel", ("decoupled",)),
+    )
     synthetic_inputs: bool = option(
         False,
         "a model beside each cut predicts from the image what the part below it will say, and is"
@@ -181,15 +196,19 @@ class ImagesOptions(ImagesTaskOptions, FeedForwardOptions, TrainingOptions, RunO
             )
         if "every" not in self.cuts and max(self.cuts) > self.layers:
             raise ValueError(f"--cuts must be of layers 1 to {self.layers}; got {max(self.cuts)}")
-        if self.update != "lockstep":
+        if self.parallel == "decoupled" and self.update != "lockstep":
+            raise ValueError(f"--parallel decoupled updates in its own way: no --update {self.update}")
+        if self.update != "lockstep" or self.parallel == "decoupled":
+            how = "--update lockstep"
+            how += " in one process" if self.parallel == "decoupled" else ""
             for name in ("warm_up", "blend", "micro_batch", "clip", "lift", "estimator_clip",
                          "estimator_lift"):  # fmt: skip
                 if getattr(self, name):
-                    raise ValueError(f"{flag(name)} goes with --update lockstep only")
+                    raise ValueError(f"{flag(name)} goes with {how} only")
             if self.estimator in ("none", "true"):
+                way = "--parallel decoupled" if self.parallel == "decoupled" else f"--update {self.update}"
                 raise ValueError(
-                    f"--update {self.update} needs cuts: --estimator zero, dni or cdni; got"
-                    f" {self.estimator}"
+                    f"{way} needs cuts: --estimator zero, dni or cdni; got {self.estimator}"
                 )
         if self.estimator_batch_norm and self.estimator_hidden in ((), ("linear",)):
             raise ValueError("--estimator-batch-norm takes hidden layers: --estimator-hidden UNITS ...")
