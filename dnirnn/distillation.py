@@ -5,6 +5,7 @@ Towards a teacher who knows nothing it is label smoothing (Szegedy et al. 2016, 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,8 @@ class Distillation:
 
         Raises ValueError where teachers say different numbers of symbols.
         """
-        total, after = None, []
+        total: Any = None
+        after: list[Tensor] = []
         with torch.no_grad():
             for teacher, state in zip(self.teachers, states, strict=True):
                 logits, state = teacher.unroll(x, state, t)

@@ -281,7 +281,8 @@ class TorchRanks(Ranks):
 
     def from_first(self, make: Callable[[], T]) -> T:
         """Where it fails there, its error is raised there, and RankLost that says it on the others."""
-        found, failed = [None, None], None
+        found: list[Any] = [None, None]
+        failed: Exception | None = None
         if self.first:
             try:
                 found[0] = make()

@@ -120,11 +120,14 @@ class DecoupledParallel(nn.Module):
         """
         self.update += 1
         unit, errors, found = 1 / len(y), [], {}
-        given, caught, lower = x, None, None
+        given: Any = x
+        # What caught the gradient of this module's input, and the cut below it on this rank.
+        caught: Any = None
+        lower: Any = None
         if self.below is not None:
             given, caught = catch(self.wait(self.below.get, self.update))
         for i, part in enumerate(self.parts):
-            h, in_time = part(given), []
+            h, in_time, interface = part(given), [], None
             if isinstance(h, tuple):
                 h, in_time = h
             if i == len(self.parts) - 1 and self.above is not None:
@@ -135,7 +138,7 @@ class DecoupledParallel(nn.Module):
                 pass_back(interface, in_time, caught, unit)
                 onward, next_caught = catch(h.detach())
             else:
-                interface = onward = next_caught = None
+                onward = next_caught = None
                 loss = self.loss(h, y)
                 pass_back(loss, in_time, caught, unit)
                 found["loss"] = loss.detach()
@@ -143,7 +146,7 @@ class DecoupledParallel(nn.Module):
             step(self.optimizers[i])
             if lower is not None:
                 errors += self.fit(i - 1, lower, unit, caught.probe.grad)
-            elif caught is not None:
+            elif self.below is not None:
                 self.below.put(self.update, caught.probe.grad[0])
             given, caught, lower = onward, next_caught, interface
         if self.above is not None:
@@ -178,7 +181,7 @@ class DecoupledParallel(nn.Module):
 
     def settle(self) -> None:
         """Waits for all targets on their way, and fits to them."""
-        while self.kept:
+        while self.kept and self.above is not None:
             self.take(*self.wait(self.above.get))
 
     @property
@@ -217,9 +220,12 @@ def pass_back(
     top: Interface | Tensor, in_time: list[Interface], caught: Interface | None, unit: float
 ) -> None:
     """One backward pass of a module: from the cut above it or the loss, and from its cuts in time."""
+    ends, seeds = [], []
     for one in in_time:
+        assert one.probe is not None and one.synthetic is not None, "a live cut"
         one.probe.reached = True
-    ends, seeds = [one.sent for one in in_time], [unit * one.synthetic for one in in_time]
+        ends.append(one.sent)
+        seeds.append(unit * one.synthetic)
     if isinstance(top, Tensor):
         torch.autograd.backward([top, *ends], [None, *seeds])
     elif not ends:
@@ -230,7 +236,7 @@ def pass_back(
         torch.autograd.backward(ends, seeds)
     else:
         torch.autograd.backward([top.sent, *ends], [unit * top.synthetic, *seeds])
-    if caught is not None and caught.probe.grad is None:
+    if caught is not None and caught.probe is not None and caught.probe.grad is None:
         caught.probe.grad = torch.zeros_like(caught.probe)
 
 
@@ -242,7 +248,7 @@ class Neighbour:
         self.sending: deque = deque()
         self.sent_bytes = 0
         self.come: queue.SimpleQueue = queue.SimpleQueue()
-        self.next: tuple | None = None
+        self.next: Any = None
         self.thread = threading.Thread(target=self.listen, daemon=True)
         self.thread.start()
 

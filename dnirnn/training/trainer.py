@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -401,7 +402,7 @@ class Trainer:
             "seconds": now.seconds,
             "best": now.best,
         }
-        test = self.test and (lambda: self.evaluation.measure(self.test))
+        test = self.test and partial(self.evaluation.measure, self.test)
         result = self.ranks.from_first(lambda: self.saver.write_result(result, test))
         self.model.eval()
         return result

@@ -85,7 +85,7 @@ class Updater:
         kept = dict(dtype=torch.float32, device=device)
         self.rates = [torch.zeros((), **kept) for _ in self.optimizers]
         self.rates_set: list[float] = []
-        self.bad = torch.zeros((), **kept)
+        self.bad: Tensor = torch.zeros((), **kept)
         for optimizer in self.optimizers:
             optimizer.found_inf = self.bad
         self.told = torch.zeros(capacity, len(TOLD), dtype=torch.float64, device=device)
