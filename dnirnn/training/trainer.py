@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dnirnn.checks import check_instances, check_paths
+from dnirnn.checks import check_instances, check_paths, shown
 from dnirnn.data import Batch, Stream
 from dnirnn.device import find_device, own_stream
 from dnirnn.distributed import Ranks
@@ -134,7 +134,9 @@ class Trainer:
         restart: bool = False,
         ranks: Ranks | None = None,
     ):
-        check_instances(SequenceModel, model=model)
+        # Or what has a SequenceModel's parts, as a task's own model may.
+        if not hasattr(model, "truncated"):
+            raise TypeError(f"model must be a SequenceModel; got {shown(model)}")
         check_instances(Stream, stream=stream)
         check_instances(TrainerConfig, config=config)
         check_paths(folder=folder)
