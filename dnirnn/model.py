@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dnirnn.checks import check_probabilities
 from dnirnn.data import Batch, Stream
 from dnirnn.interface import Interface
 from dnirnn.truncated import Truncated
@@ -86,8 +87,7 @@ class SequenceModel(nn.Module):
         super().__init__()
         if not isinstance(truncated, Truncated):
             raise TypeError(f"truncated must be a dnirnn.Truncated; got {type(truncated).__name__}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be a probability in [0, 1); got {dropout!r}")
+        check_probabilities(dropout=dropout)
         self.encoder, self.truncated, self.readout = encoder, truncated, readout
         self.dropout = nn.Dropout(dropout)
         self.loss, self.told = loss, told

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from strategies import Clock, assert_close, problems
+from torch import nn
 
 from dnirnn import (
     LSTM,
@@ -23,6 +24,9 @@ from dnirnn import (
     ZeroGradient,
     backward,
 )
+from dnirnn.config.network import BFloat16Model
+from dnirnn.data import Batch
+from dnirnn.model import SequenceModel, bit_nats
 
 TICKING = {
     "clockwork": lambda: Clockwork(3, 6, (1, 3)),
@@ -150,3 +154,17 @@ def test_a_state_that_knows_can_be_saved(tmp_path):
     assert torch.equal(loaded, state)
     assert torch.equal(pickle.loads(pickle.dumps(state)), state)
     copy.deepcopy(core)
+
+
+@pytest.mark.parametrize("kind", [SequenceModel, BFloat16Model])
+def test_a_model_s_state_knows_the_time_too(kind):
+    core = TICKING["every in deep"]()
+    model = kind(nn.Identity(), Truncated(core, 2, ZeroGradient()), nn.Identity(), bit_nats).eval()
+    x, y = torch.randn(6, 2, 3), torch.ones(6, 2, 4)
+    whole, ended, _ = model(Batch(x, y), model.initial_state(2))
+    nats, state = [], model.initial_state(2)
+    for i in range(0, 6, 2):
+        found, state, _ = model(Batch(x[i : i + 2], y[i : i + 2]), state)
+        nats.append(found)
+    assert_close(torch.cat(nats), whole, 1e-6)
+    assert_close(state, ended, 1e-6)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,21 @@ def test_a_large_text_is_encoded_once_wherever_it_lies(tmp_path, monkeypatch):
     char_lm.build(options_for(tmp_path / "other", quiet=True))
     assert len(made) == 3
     assert made == {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*") if p.is_file()}
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
+    """What Python and numpy hold at most while a text is read, encoded and laid out."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpus, "LARGE", 1)
+    monkeypatch.setattr(corpus, "PIECE", 4096)
+    peaks = []
+    for count in (40_000, 40_000, 400_000):  # the first one for what is imported and kept once
+        (tmp_path / "text").write_text(text_of(count))
+        tracemalloc.start()
+        char_lm.build(options_for(tmp_path / "text", quiet=True))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < peaks[1] + 100_000
 
 
 def test_unknown_characters_are_counted_and_scored_apart(tmp_path, tiny):

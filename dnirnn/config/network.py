@@ -31,12 +31,12 @@ class BFloat16Model(SequenceModel):
     """A SequenceModel whose products are computed in bfloat16, and its loss in float32."""
 
     def forward(
-        self, batch: Batch, state: Tensor, t0: int = 0
+        self, batch: Batch, state: Tensor, t0: int | Tensor | None = None
     ) -> tuple[Tensor, Tensor, list[Interface]]:
         with torch.autocast(batch.x.device.type, torch.bfloat16):
             return super().forward(batch, state, t0)
 
-    def step(self, x: Tensor, state: Tensor, t: int = 0) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor, t: int | None = None) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, torch.bfloat16):
             return super().step(x, state, t)
 
