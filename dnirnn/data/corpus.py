@@ -190,10 +190,11 @@ def load(
             f"--valid-file and --test-file go with a text file only; got --corpus {corpus}"
         )
     if corpus == "ptb":
-        splits = penn_treebank(data_dir) if data_dir else penn_treebank_from_hub()
-        if words:
-            splits = {split: text.replace("_", " ") for split, text in splits.items()}
-        return Corpus("Penn Treebank", splits, Words.convention if words else CONVENTIONS[corpus])
+        treebank = penn_treebank(data_dir) if data_dir else penn_treebank_from_hub()
+        if not words:
+            return Corpus("Penn Treebank", {**treebank}, CONVENTIONS[corpus])
+        spaced = {split: text.replace("_", " ") for split, text in treebank.items()}
+        return Corpus("Penn Treebank", {**spaced}, Words.convention)
     if corpus == "builtin":
         text = builtin()
         convention = Words.convention if words else CONVENTIONS[corpus]

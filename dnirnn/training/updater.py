@@ -72,7 +72,7 @@ class Updater:
         self.watch, self.capture, self.capacity = watch, capture, capacity
         self.rows_told: list[list[float]] = []
         # 1 from the first update on that was not finite; watched, whether the last one was.
-        self.bad: float | Tensor = 0.0
+        self.bad: Any = 0.0
         if watch:
             return
         unable = [type(one).__name__ for one in self.optimizers if not can_skip(one)]
