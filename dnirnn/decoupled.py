@@ -77,7 +77,7 @@ class Decoupled(nn.Module):
         update: str = "lockstep",
         probability: float = 1.0,
         synthetic_inputs: Sequence[nn.Module] | None = None,
-        synthetic_input_optimizers: Sequence[Optimizer] = (),
+        synthetic_input_optimizers: Sequence[Optimizer | None] = (),
     ):
         super().__init__()
         check_words(UPDATES, update=update)
@@ -88,7 +88,9 @@ class Decoupled(nn.Module):
         check_list("estimators", estimators, GradientEstimator)
         check_list("optimizers", optimizers, (Optimizer, type(None)))
         check_list("estimator_optimizers", estimator_optimizers, (Optimizer, type(None)))
-        check_list("synthetic_input_optimizers", synthetic_input_optimizers, Optimizer)
+        check_list(
+            "synthetic_input_optimizers", synthetic_input_optimizers, (Optimizer, type(None))
+        )
         if synthetic_inputs is not None:
             check_list("synthetic_inputs", synthetic_inputs, nn.Module)
         if not modules:

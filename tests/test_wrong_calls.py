@@ -361,8 +361,9 @@ CALLS = {
     ),
     "rows_of": (rows_of, dict(batch=X), dict(batch=[None, 3, [1]])),
 }  # fmt: skip
-# Not here: what has no argument, what people write subclasses of, and what is made by the rest.
-WITHOUT = {"Core", "GradientEstimator", "ZeroGradient", "Interface", "LoadedRun", "__version__"}
+# Not here: what has no argument, what people write subclasses of, what is made by the rest, and what
+# takes processes (DecoupledParallel: test_parallel.py).
+WITHOUT = {"Core", "DecoupledParallel", "GradientEstimator", "ZeroGradient", "Interface", "LoadedRun", "__version__"}
 NAMES = {"x_TBI": "x", "state_BS": "state"}
 
 
