@@ -111,6 +111,17 @@ def check_instances(kind: type, **given: object) -> None:
             raise TypeError(f"{name} must be a {kind.__name__}; got {shown(value)}")
 
 
+def check_list(name: str, given: Sequence, kind: type | tuple[type, ...]) -> None:
+    """Raises TypeError naming what is no list of such things."""
+    if not isinstance(given, (list, tuple, nn.ModuleList)):
+        raise TypeError(f"{name} must be a list; got {shown(given)}")
+    for one in given:
+        if not isinstance(one, kind):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            words = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+            raise TypeError(f"{name} must be of {words}; got {shown(one)}")
+
+
 def check_paths(**paths: str | os.PathLike) -> None:
     """Raises TypeError naming what is no path."""
     for name, value in paths.items():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dnirnn.checks import check_positive, check_words, shown
+from dnirnn.checks import check_list, check_positive, check_words, shown
 from dnirnn.cuts import cut, receive, send
 from dnirnn.estimators import GradientEstimator
 from dnirnn.interface import Interface, backward
@@ -21,17 +21,6 @@ class Said(NamedTuple):
     h: Tensor
     y: Tensor
     context: Tensor | None
-
-
-def check_list(name: str, given: Sequence, kind: type | tuple[type, ...]) -> None:
-    """Raises TypeError naming what is no list of such things."""
-    if not isinstance(given, (list, tuple, nn.ModuleList)):
-        raise TypeError(f"{name} must be a list; got {shown(given)}")
-    for one in given:
-        if not isinstance(one, kind):
-            kinds = kind if isinstance(kind, tuple) else (kind,)
-            words = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
-            raise TypeError(f"{name} must be of {words}; got {shown(one)}")
 
 
 class Decoupled(nn.Module):

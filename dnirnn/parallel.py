@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dnirnn.checks import check_knobs, check_list, check_sizes, shown
 from dnirnn.cuts import cut, receive, send
 from dnirnn.decoupled import step, told
 from dnirnn.distributed import RankLost, reaching
@@ -80,9 +81,15 @@ class DecoupledParallel(nn.Module):
         group: dist.ProcessGroup | None = None,
     ):
         super().__init__()
-        if isinstance(staleness, bool) or not isinstance(staleness, int) or staleness < 0:
-            raise ValueError(f"staleness must be an int of at least 0; got {staleness!r}")
-        if not 0 <= delay < 3600:
+        check_sizes(0, staleness=staleness)
+        check_knobs(delay=delay)
+        if not callable(loss):
+            raise TypeError(f"loss must be a function of (output, y); got {shown(loss)}")
+        check_list("modules", modules, nn.Module)
+        check_list("estimators", estimators, GradientEstimator)
+        check_list("optimizers", optimizers, (Optimizer, type(None)))
+        check_list("estimator_optimizers", estimator_optimizers, (Optimizer, type(None)))
+        if delay >= 3600:
             raise ValueError(f"delay must be seconds, not negative; got {delay!r}")
         if not modules:
             raise ValueError("modules must be at least one on every rank; got none")

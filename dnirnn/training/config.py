@@ -135,8 +135,8 @@ class TrainerConfig:
                 f"lr_warm_up and schedule can't both drive lr; got {self.lr_warm_up} and"
                 f" {self.schedule!r}"
             )
-        if self.average is not None and not 0 < self.average < 1:
-            raise ValueError(f"average must be in (0, 1), or None; got {self.average!r}")
+        if self.average is not None and not (is_number(self.average) and 0 < self.average < 1):
+            raise ValueError(f"average must be in (0, 1), or None; got {shown(self.average)}")
         if self.decay is not None and self.updates is self.minutes is self.symbols is None:
             raise ValueError("decay needs a budget: updates, minutes or symbols")
         if self.updates is self.minutes is self.symbols is self.patience is None:
