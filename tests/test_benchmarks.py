@@ -1,5 +1,6 @@
 """What the benchmarks compare computes the same thing on both sides."""
 
+import argparse
 import json
 import sys
 
@@ -9,7 +10,7 @@ from strategies import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as main
-from benchmarks import depth, steps
+from benchmarks import depth, processes, steps
 from benchmarks.cuda import Step, floor_of
 from benchmarks.stacks import INPUT, PEERS
 
@@ -91,3 +92,25 @@ def test_a_cut_at_every_layer_is_timed(tmp_path, monkeypatch, capsys):
     found = json.loads((tmp_path / "out.json").read_text())["depth"]
     assert set(found) == {"dni_ms", "backpropagation_ms", "floor_ms", "dni_vs_backpropagation"}
     assert min(found.values()) > 0 and "DNI/backpropagation" in capsys.readouterr().out
+
+
+def test_the_processes_are_compared_with_what_perfect_overlap_gives():
+    setting = dict(ranks_asked=2, delay=10.0, slow=0.0)
+    rows = [
+        dict(way=way, ranks=2, rank=rank, updates=updates, seconds=updates / rate, busy=0.5, mb=1.5,
+             accuracy=None if rank else 0.9, **setting)
+        for way, rate in (("ddp", 20), ("decoupled 1", 40))
+        for updates in (10, 20)
+        for rank in (0, 1)
+    ]  # fmt: skip
+    rows += [dict(way="floor", ranks=2, rank=r, alone=(1 + r) / 100, **setting) for r in (0, 1)]
+    *_, ddp, decoupled = processes.table(rows).splitlines()
+    assert ddp == "| 2 | 10.0 | 0.0 | ddp | 20.0 | 40 % | 0.9000 | 0.50 0.50 | 1.50 1.50 |"
+    assert "| decoupled 1 | 40.0 | 80 % |" in decoupled
+
+
+def test_a_pipeline_s_parts_are_the_network_s():
+    options = argparse.Namespace(seed=0, width=8, layers=5, batch=4, slow_seconds=0.0)
+    whole, halves = (torch.nn.Sequential(*processes.parts_of(options, n)) for n in (1, 2))
+    x = torch.rand(4, 64)
+    assert torch.equal(whole(x), halves(x))

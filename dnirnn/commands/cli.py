@@ -34,7 +34,7 @@ from dnirnn.config.recipes import recipes as recipes_of
 from dnirnn.config.registry import TASKS
 from dnirnn.device import find_device, usable_cores
 from dnirnn.distributed import RankLost
-from dnirnn.reports import feed_forward, recipes
+from dnirnn.reports import feed_forward, ray_runs, recipes
 from dnirnn.reports.runs import Failure
 from dnirnn.training.trainer import AnotherRun, Interrupted, NonFinite, read_config
 from dnirnn.version import __version__
@@ -95,7 +95,8 @@ def answer(argv: list[str]) -> int:
         arguments.words = argv
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
-            return arguments.command(arguments)
+            with ray_runs.on(getattr(arguments, "on", None), usable_cores()) as arguments.usable_cores:
+                return arguments.command(arguments)
     except SystemExit as done:  # --help and --version
         return int(done.code or OK)
     except (Interrupted, KeyboardInterrupt) as stopped:
@@ -606,14 +607,19 @@ def add_jobs(group: Any) -> None:
         help="runs at a time, which share the cores: small networks learn more in all as many runs"
         " of one thread than as one of many (default: one a core, and one on a GPU)",
     )
+    group.add_argument(
+        "--on",
+        metavar="ray[:ADDRESS]",
+        help="where the runs go: tasks of the Ray cluster at ADDRESS (auto: the one that is there), whose"
+        " machines all see the folder, or of a local one where none is given (default: processes here)",
+    )
 
 
-def jobs_and_threads(jobs: int | None, device: str = "cpu") -> tuple[int, int]:
+def jobs_and_threads(jobs: int | None, cores: int, device: str = "cpu") -> tuple[int, int]:
     """Runs at a time, and the threads of each: what is left over of the cores is shared.
 
     jobs: None: one a core, and one where they would share a GPU.
     """
-    cores = usable_cores()
     on_gpu = find_device(device).type == "cuda"
     jobs = (1 if on_gpu else cores) if jobs is None else jobs
     if jobs < 1:
@@ -634,7 +640,7 @@ def arm_rate(text: str) -> tuple[tuple[str | None, int], float]:
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    jobs, threads = jobs_and_threads(arguments.jobs, arguments.device)
+    jobs, threads = jobs_and_threads(arguments.jobs, arguments.usable_cores, arguments.device)
     kind = TASKS[arguments.task].Options
     cores: list[dict[str, Any]] = [{}]
     if arguments.task != "images":
@@ -764,7 +770,7 @@ def add_feed_forward(table: argparse.ArgumentParser) -> None:
 
 
 def run_feed_forward(arguments: argparse.Namespace) -> int:
-    jobs, threads = jobs_and_threads(arguments.jobs, arguments.device)
+    jobs, threads = jobs_and_threads(arguments.jobs, arguments.usable_cores, arguments.device)
     folder = arguments.out or Path("runs") / f"reproduce-{arguments.table}-{arguments.budget}"
     if arguments.epochs is not None and not 0 < arguments.epochs < float("inf"):
         raise ValueError(f"--epochs must be positive; got {arguments.epochs}")
@@ -793,7 +799,7 @@ def narrow(parser: argparse.ArgumentParser, name: str, said: str, unit: str, kin
 def run_reproduce(arguments: argparse.Namespace) -> int:
     recipe = recipes.RECIPES[arguments.table](arguments.budget)
     device = arguments.device or recipe.options.device
-    jobs, threads = jobs_and_threads(arguments.jobs, device)
+    jobs, threads = jobs_and_threads(arguments.jobs, arguments.usable_cores, device)
     changes: dict[str, Any] = {"threads": threads, "device": device}
     if getattr(arguments, "data_dir", None) is not None:
         changes["data_dir"] = arguments.data_dir
@@ -840,7 +846,7 @@ def add_demo(parent: argparse.ArgumentParser) -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    jobs, threads = jobs_and_threads(arguments.jobs)
+    jobs, threads = jobs_and_threads(arguments.jobs, arguments.usable_cores)
     return finish(demo.demo(arguments.out, arguments.minutes, jobs, threads))
 
 

@@ -104,7 +104,7 @@ def run_all(task: str, runs: Sequence[Run], jobs: int, quiet: bool) -> list[Fail
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    running.append(Child(task, waiting.pop(0)))
+                    running.append(start(task, waiting.pop(0)))
                 time.sleep(POLL_SECONDS)
                 for child in [child for child in running if child.ended()]:
                     running.remove(child)
@@ -118,6 +118,11 @@ def run_all(task: str, runs: Sequence[Run], jobs: int, quiet: bool) -> list[Fail
             progress.close()
             stop(running)
     return failures
+
+
+def start(task: str, run: Run) -> "Child":
+    """Begins a run: here, where nothing else was put in the place of this (see ray_runs)."""
+    return Child(task, run)
 
 
 class Child:
@@ -143,12 +148,30 @@ class Child:
 
     def failure(self) -> list[Failure]:
         """The run with the last line of what it complained of, if it failed."""
-        if self.process.returncode == 0:
-            return []
         self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else f"exit code {self.process.returncode}"
+        return self.failed(self.process.returncode, self.errors.read().decode(errors="replace"))
+
+    def failed(self, code: int, said: str) -> list[Failure]:
+        if code == 0:
+            return []
+        lines = said.strip().splitlines()
+        reason = lines[-1] if lines else f"exit code {code}"
         return [Failure(self.run.name, reason.removeprefix("dnirnn: "))]
+
+    def interrupt(self) -> None:
+        """Asks it to save and end."""
+        self.process.send_signal(signal.SIGINT)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended within so long."""
+        try:
+            self.process.wait(seconds)
+            return True
+        except subprocess.TimeoutExpired:
+            return False
+
+    def kill(self) -> None:
+        self.process.kill()
 
     def rows(self) -> list[dict]:
         """The last rows of the run's log; none where there is none yet."""
@@ -176,14 +199,15 @@ class Child:
 def stop(children: Sequence[Child]) -> None:
     """Asks the processes to save and end, and ends those that don't."""
     for child in children:
-        child.process.send_signal(signal.SIGINT)
+        child.interrupt()
     deadline = time.monotonic() + STOP_SECONDS
     try:
-        for child in children:
-            child.process.wait(max(0.0, deadline - time.monotonic()))
-    except (subprocess.TimeoutExpired, KeyboardInterrupt, Interrupted):
-        for child in children:
-            child.process.kill()
+        ended = [child.wait(max(0.0, deadline - time.monotonic())) for child in children]
+        late = [child for child, done in zip(children, ended) if not done]
+    except (KeyboardInterrupt, Interrupted):
+        late = children
+    for child in late:
+        child.kill()
 
 
 @contextmanager
