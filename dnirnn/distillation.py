@@ -95,15 +95,24 @@ class Distillation:
         with torch.no_grad():
             return tuple(teacher.initial_state(batch_size) for teacher in self.teachers)
 
-    def soft(self, x: Tensor, states: States, t: int | Tensor = 0) -> tuple[Tensor, States]:
+    def asked(self) -> list[bool]:
+        """Which of the teachers are asked."""
+        return [True] * len(self.teachers)
+
+    def soft(self, x: Tensor, states: States, t: int | Tensor = 0) -> tuple[Tensor | None, States]:
         """(q [T, B, V], the states after it) of inputs x [T, B] that go on from ``states`` at step t.
 
-        Raises ValueError where teachers say different numbers of symbols.
+        q is None, and a state what it was, where no teacher is asked. Raises ValueError where teachers
+        say different numbers of symbols.
         """
         total: Any = None
         after: list[Tensor] = []
+        asked = self.asked()
         with torch.no_grad():
-            for teacher, state in zip(self.teachers, states, strict=True):
+            for teacher, state, is_asked in zip(self.teachers, states, asked, strict=True):
+                if not is_asked:
+                    after.append(state)
+                    continue
                 logits, state = teacher.unroll(x, state, t)
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 likely = torch.softmax(logits / self.temperature, -1)
@@ -114,7 +123,7 @@ class Distillation:
                     )
                 total = likely if total is None else total + likely
                 after.append(state)
-        return total if len(after) == 1 else total / len(after), tuple(after)
+        return total if sum(asked) < 2 else total / sum(asked), tuple(after)
 
     def __call__(self, logits: Tensor, y: Tensor, soft: Tensor | None = None) -> Tensor:
         """The loss [T, B] of logits [T, B, V] for symbols y [T, B] and soft targets q [T, B, V].

@@ -296,7 +296,7 @@ def test_teachers_that_do_not_fit_are_refused(runs, tmp_path, capsys):
     ptb = ["--corpus", "ptb", "--data-dir", str(tmp_path)]
     refused(capsys, distil(runs, out, *ptb), "counts symbols by another convention: every character")
     train = ["train", "char-lm", "--temperature", "3"]
-    refused(capsys, train, "--temperature goes with --teachers only; got 3.0")
+    refused(capsys, train, "--temperature goes with --teachers or --codistill only; got 3.0")
     train = ["train", "char-lm", "--smoothing", "0.1", "--teachers", str(runs / "a")]
-    refused(capsys, train, "--smoothing is a teacher who knows nothing: not with --teachers")
+    refused(capsys, train, "--teachers, --codistill and --smoothing are one or the other")
     assert not out.exists()

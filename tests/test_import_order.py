@@ -22,7 +22,10 @@ ORDER = [
     {"cells"},
     {"stacks", "hierarchy"},
     {"model"},
-    {"fidelity", "distillation", "distributed", "dynamic_evaluation", "parallel", "horizon", "testing"},
+    {
+        "fidelity", "distillation", "codistillation", "distributed", "dynamic_evaluation", "parallel",
+        "horizon", "testing",
+    },
     {"training"},
     {"trainer"},  # where training.trainer was
     {"config"},

@@ -1,5 +1,6 @@
 """train, eval and sample: one run, from its options to its figures."""
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dnirnn.codistillation import worker_of_environment
 from dnirnn.commands import horizon
 from dnirnn.commands.fidelity import measurement, report
 from dnirnn.config.cores import UPDATES, annealing, counting, described
@@ -42,6 +44,10 @@ def train(
     restart: begins anew, and moves a run that is there aside.
     change: goes on with the options given where they differ from those of the run, if they may.
     """
+    if getattr(options, "codistill", False):  # each a run of its own
+        options, folder = as_worker(options, folder)
+        train_together(name, options, folder, restart, change, Ranks())
+        return
     kind = PartRanks if getattr(options, "parallel", "data") == "decoupled" else TorchRanks
     with joined(options.device, kind) as ranks:
         train_together(name, options, folder, restart, change, ranks)
@@ -88,6 +94,15 @@ def train_together(
     if ranks.first:
         print(summary(result, TASKS[name]))
         print(task.notice)
+
+
+def as_worker(options: Any, folder: Path) -> tuple[Any, Path]:
+    """The options of this one of several workers, and its own run folder in ``folder``."""
+    if options.worker is None:
+        worker, workers = worker_of_environment()
+        quiet = options.quiet or worker > 0
+        options = dataclasses.replace(options, worker=worker, workers=workers, quiet=quiet)
+    return options, folder / f"worker-{options.worker}"
 
 
 def network_line(task: Task, options: Any) -> str:

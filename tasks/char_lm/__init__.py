@@ -6,18 +6,21 @@ import torch
 from torch import Tensor
 
 from dnirnn import DistilledStream
+from dnirnn.codistillation import CodistilledStream, Exchange, share_of, store_of_environment
 from dnirnn.config.options import remembered
 from dnirnn.config.task import Figure, Task, steps_per_update
 from dnirnn.data import Stream, TextStream, Vocabulary, Words
 from dnirnn.data.corpus import SPLITS, Corpus, builtin, cached, compact, penn_treebank, pieces
+from dnirnn.model import SequenceModel
 from dnirnn.tasks.char_lm.evaluation import Evaluation, evaluate, load_corpus
 from dnirnn.tasks.char_lm.network import make, restore
 from dnirnn.tasks.char_lm.options import CharLMOptions, WordLMOptions, resolve
 from dnirnn.tasks.char_lm.sampling import sample
 from dnirnn.tasks.char_lm.teachers import distillation_of, fingerprints
+from dnirnn.training.trainer import Trainer
 
 __all__ = [
-    "DATA", "DECAY", "EPOCHS", "FIGURES", "UNIT", "CharLMOptions", "Evaluation", "Options", "build",
+    "DATA", "DECAY", "EPOCHS", "FIGURES", "UNIT", "CharLMOptions", "Evaluation", "Options", "attach", "build",
     "builtin", "encode", "evaluate", "load_corpus", "penn_treebank", "restore", "sample", "subject",
 ]  # fmt: skip
 
@@ -48,6 +51,10 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
         symbols = cached(corpus, vocabulary, fingerprint, options.quiet)
     else:
         symbols = encode(corpus, vocabulary)
+    if options.codistill:
+        if options.worker is None:
+            raise ValueError("--codistill needs --worker and --workers, which torchrun says")
+        symbols["train"] = share_of(symbols["train"], options.worker, options.workers)
     count, needed = len(symbols["train"]), options.batch * (steps or options.truncation)
     if count < needed:
         raise ValueError(
@@ -55,7 +62,7 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
             f" {needed // options.batch} steps need {needed:,} (lower --batch or --truncation)"
         )
     newline, unit = int(vocabulary.encode("\n")), vocabulary.unit
-    torch.manual_seed(options.seed)
+    torch.manual_seed(options.seed + 2**32 * (options.worker or 0))
     model = make(options, vocabulary)
     valid, test = (Evaluation.by(vocabulary, symbols[name]) for name in SPLITS[1:])
     config = {
@@ -67,11 +74,15 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
     notice = corpus.describe(symbols)
     if vocabulary.unknown is not None:
         notice += f"; {unit}s that are not in the training text are one unknown symbol, scored apart"
-    distillation = distillation_of(options, vocabulary)
+    distillation = distillation_of(options, vocabulary, model)
 
     def taught(stream: TextStream) -> Stream:
         return stream if distillation is None else DistilledStream(stream, distillation)
 
+    stream = taught(TextStream(symbols["train"], options.batch, newline))
+    if options.codistill:
+        stream = CodistilledStream(stream.stream, distillation, None, options.exchange_every)
+        notice += f"; worker {options.worker} of {options.workers}, on its share of train"
     if distillation is not None:
         model.loss = distillation
     if options.teachers:
@@ -79,7 +90,7 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
         notice += f"; teachers: {len(options.teachers)}, their part of the loss {options.teacher_weight}"
     return Task(
         model,
-        taught(TextStream(symbols["train"], options.batch, newline)),
+        stream,
         valid,
         lambda model: {f"test_{name}": value for name, value in test(model).items()},
         count if steps is None else options.batch * steps,
@@ -87,6 +98,24 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
         notice,
         lambda steps: taught(stretch(symbols["valid"], newline, steps)).next(steps),
     )
+
+
+def attach(trainer: Trainer, options: CharLMOptions) -> None:
+    """Has a worker give and take copies before its updates."""
+    if not options.codistill:
+        return
+    stream, prepare = trainer.stream, trainer.prepare
+    stream.exchange = Exchange(store_of_environment(), options.worker, options.workers)
+
+    def weights() -> dict[str, Tensor]:
+        with trainer.training.averaged():
+            return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+    def exchanging(model: SequenceModel, epochs: float) -> None:
+        prepare(model, epochs)
+        stream.before(trainer.update, weights)
+
+    trainer.prepare = exchanging
 
 
 def symbols_of(corpus: Corpus, options: CharLMOptions) -> Vocabulary | Words:
@@ -119,5 +148,5 @@ def encode(corpus: Corpus, vocabulary: Vocabulary | Words) -> dict[str, Tensor]:
 
 def subject(options: CharLMOptions) -> str:
     """What a run folder's name says of the task."""
-    taught = "-distilled" if options.teachers else ""
+    taught = "-distilled" if options.teachers else "-codistilled" if options.codistill else ""
     return Path(options.corpus).stem + taught

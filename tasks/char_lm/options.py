@@ -66,17 +66,35 @@ class TeacherOptions(Checked):
     )
     teacher_weight: float = option(
         0.5,
-        "with --teachers: what their predictions count for in the loss; the text counts for the rest",
+        "with --teachers or --codistill: what their predictions count for in the loss; the text counts for the rest",
         "FRACTION",
         at_least=0,
         at_most=1,
     )
     temperature: float = option(
         2.0,
-        "with --teachers: divides their logits and the student's; above 1 they say more of what is"
+        "with --teachers or --codistill: divides their logits and the student's; above 1 they say more of what is"
         " unlikely",
         "NUMBER",
         above=0,
+    )
+    codistill: bool = option(
+        False,
+        "several workers, started by torchrun, train on shares of the text, each in a folder of its own,"
+        " and learn what old copies of the others predict",
+    )
+    exchange_every: int = option(
+        500, "with --codistill: updates from one exchange of copies to the next", "UPDATES", at_least=1
+    )
+    burn_in: int = option(
+        1000, "with --codistill: updates before the copies teach", "UPDATES", at_least=0
+    )
+    worker: int | None = option(
+        None, "with --codistill: which of them this one is", "NUMBER", at_least=0,
+        shown="as torchrun says",
+    )
+    workers: int | None = option(
+        None, "with --codistill: how many there are", "NUMBER", at_least=2, shown="as torchrun says"
     )
     smoothing: float = option(
         0.0,
@@ -88,13 +106,23 @@ class TeacherOptions(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("teacher_weight", "temperature"):
-            value = getattr(self, name)
-            if not self.teachers and value != getattr(TeacherOptions, name):
-                raise ValueError(f"{flag(name)} goes with --teachers only; got {value}")
-        if self.teachers and self.smoothing:
+        both, one = ("teacher_weight", "temperature"), ("exchange_every", "burn_in", "worker", "workers")
+        for names, there, company in (
+            (both, self.teachers or self.codistill, "--teachers or --codistill"),
+            (one, self.codistill, "--codistill"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if not there and value != getattr(TeacherOptions, name):
+                    raise ValueError(f"{flag(name)} goes with {company} only; got {value}")
+        if bool(self.teachers) + self.codistill + bool(self.smoothing) > 1:
+            raise ValueError("--teachers, --codistill and --smoothing are one or the other")
+        if (self.worker is None) != (self.workers is None) or (
+            self.workers is not None and self.worker >= self.workers
+        ):
             raise ValueError(
-                f"--smoothing is a teacher who knows nothing: not with --teachers; got {self.smoothing}"
+                "--worker and --workers are given together, the first below the second; got"
+                f" {self.worker} and {self.workers}"
             )
 
 

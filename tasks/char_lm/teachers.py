@@ -7,21 +7,28 @@ from pathlib import Path
 from torch import nn
 
 from dnirnn import Distillation
+from dnirnn.codistillation import Copies
 from dnirnn.data import Vocabulary, Words
 from dnirnn.data.corpus import CONVENTIONS, OF_A_FILE
 from dnirnn.distillation import Uniform
+from dnirnn.model import SequenceModel
 from dnirnn.tasks.char_lm.network import restore
 from dnirnn.tasks.char_lm.options import CharLMOptions
 from dnirnn.training.trainer import load_weights, read_config, reading_config
 
 
-def distillation_of(options: CharLMOptions, vocabulary: Vocabulary | Words) -> Distillation | None:
-    """What the options ask to be learned beside the text; None: nothing.
+def distillation_of(
+    options: CharLMOptions, vocabulary: Vocabulary | Words, model: SequenceModel
+) -> Distillation | None:
+    """What the options ask to be learned beside the text; None: nothing. model: what is to learn.
 
     Raises ValueError, naming the run, for one that can't teach: see :func:`load_teacher`.
     """
     if options.smoothing:
         return Distillation([Uniform(len(vocabulary))], options.smoothing)
+    if options.codistill:
+        others = [one for one in range(options.workers) if one != options.worker]
+        return Copies(model, others, options.teacher_weight, options.temperature, options.burn_in)
     if not options.teachers:
         return None
     teachers = [load_teacher(Path(run), options, vocabulary) for run in options.teachers]
