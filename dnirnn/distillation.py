@@ -123,7 +123,7 @@ class Distillation:
                     )
                 total = likely if total is None else total + likely
                 after.append(state)
-        return total if sum(asked) < 2 else total / sum(asked), tuple(after)
+        return total if total is None or sum(asked) == 1 else total / sum(asked), tuple(after)
 
     def __call__(self, logits: Tensor, y: Tensor, soft: Tensor | None = None) -> Tensor:
         """The loss [T, B] of logits [T, B, V] for symbols y [T, B] and soft targets q [T, B, V].

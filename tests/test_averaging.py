@@ -15,6 +15,7 @@ from small_runs import (
 )
 
 from dnirnn.data import TextStream
+from dnirnn.distributed import Ranks
 from dnirnn.model import measure
 from dnirnn.training.averaging import Average
 from dnirnn.training.trainer import Interrupted, NonFinite, TrainerConfig, load_weights
@@ -136,5 +137,8 @@ def test_the_rate_rises_by_equal_steps_and_then_is_what_it_is(tmp_path, decay):
 def test_what_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         TrainerConfig(updates=1, **given)
+    parts = type("Parts", (Ranks,), dict(lockstep=False))()
+    with pytest.raises(ValueError, match="average must be None where ranks hold parts of a network"):
+        make_trainer("nowhere", ranks=parts, updates=1, average=0.9)
     with pytest.raises(ValueError, match=r"decay must be in \(0, 1\)"):
         Average([], 0.0)

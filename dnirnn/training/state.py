@@ -95,7 +95,7 @@ class Mark(NamedTuple):
 class TrainingState:
     """The model, its rates, the stream, how far they are: one state, to be saved and set again.
 
-    average: of the model's weights, where there is one.
+    average: of the model's weights, where the rates' TrainerConfig asks for one.
     device: where the model is, whose random numbers belong to it.
     ranks: the processes that train it: each has its rows of the state, and random numbers of its own.
     """
@@ -106,12 +106,29 @@ class TrainingState:
         rates: Rates,
         stream: Stream,
         device: torch.device,
-        average: Average | None = None,
         ranks: Ranks | None = None,
     ):
         self.model, self.rates, self.stream, self.device = model, rates, stream, device
-        self.average, self.ranks = average, ranks or Ranks()
-        self.progress = Progress()
+        self.ranks = ranks or Ranks()
+        self.progress, self.average = Progress(), None
+        decay = rates.config.average
+        if decay is not None:
+            if not self.ranks.lockstep:
+                raise ValueError(
+                    "average must be None where ranks hold parts of a network, and none has all the"
+                    f" weights of an update; got {decay}"
+                )
+            self.average = Average(model.core_parameters(), decay)
+
+    def take_in(self, bad: float | Tensor) -> None:
+        """Has an update's weights averaged; not where it was ``bad`` and changed nothing."""
+        if self.average is not None:
+            self.average.update(self.progress.update + 1, bad)
+
+    def settle(self) -> None:
+        """Leaves the averaged weights in the model, where there is no best one."""
+        if self.average is not None and self.progress.best is None:
+            self.average.apply()
 
     def averaged(self) -> AbstractContextManager:
         """The model is that of the averaged weights inside, where they are averaged."""

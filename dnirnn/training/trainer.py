@@ -25,7 +25,6 @@ from dnirnn.device import find_device, own_stream
 from dnirnn.distributed import Ranks
 from dnirnn.masks import draw_masks
 from dnirnn.model import SequenceModel
-from dnirnn.training.averaging import Average
 from dnirnn.training.budget import Budget
 from dnirnn.training.config import TrainerConfig
 from dnirnn.training.evaluation import Evaluation
@@ -176,8 +175,7 @@ class Trainer:
         given = asdict(config) if run_config is None else run_config
         self.run_config = json.loads(json.dumps(given))
         self.budget = Budget(config.updates, config.symbols, config.minutes, config.patience)
-        average = None if config.average is None else Average(self.core, config.average)
-        training = TrainingState(model, self.rates, stream, self.device, average, self.ranks)
+        training = TrainingState(model, self.rates, stream, self.device, self.ranks)
         self.training, self.progress = training, training.progress
         every, seconds = config.checkpoint_every, config.checkpoint_seconds
         self.saver = Saver(self.folder, training, self.run_config, may_change, every, seconds)
@@ -270,8 +268,7 @@ class Trainer:
         if self.looks_ahead:
             look_ahead(self.model, self.stream, batch, now.state, now.t)
         now.state = self.updater(batch, now.state, now.t)
-        if self.training.average is not None:
-            self.training.average.update(now.update + 1, self.updater.bad)
+        self.training.take_in(self.updater.bad)
         self.rates.after_update()
         now.t += steps
         now.update += 1
@@ -393,8 +390,7 @@ class Trainer:
             # The best model was lost: of what there is, the last weights are the best.
             self.run_evaluation()
             self.saver.save_again()
-        if self.training.average is not None and self.progress.best is None:
-            self.training.average.apply()
+        self.training.settle()
         now = self.progress
         result = {
             "stopped": stopped,
