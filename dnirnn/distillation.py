@@ -32,6 +32,30 @@ class Uniform(nn.Module):
         return self.logits.expand(*x.shape[:2], -1), state
 
 
+class Ensemble(nn.Module):
+    """Several models as one that predicts the mean of what they predict, to be measured.
+
+    logits = log(1/n sum_i softmax(z_i)). Its state is theirs, side by side.
+
+    models: at least one SequenceModel, of the same symbols.
+    """
+
+    def __init__(self, models: Sequence[SequenceModel]):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        self.together = Distillation(models)
+        self.loss = symbol_nats
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        return torch.cat(self.together.initial_state(batch_size), -1)
+
+    def unroll(self, x: Tensor, state: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        sizes = [one.initial_state(1).shape[1] for one in self.together.teachers]
+        likely, states = self.together.soft(x, state.split(sizes, -1), t)
+        assert likely is not None  # all are asked
+        return likely.log(), torch.cat(states, -1)
+
+
 class Distillation:
     """The loss of a student on targets and on the softened mean prediction of teachers.
 

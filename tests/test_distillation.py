@@ -271,6 +271,19 @@ def test_other_weights_of_a_teacher_are_another_run(runs, tmp_path, capsys):
     refused(capsys, words, "teachers_sha256")
 
 
+def test_an_ensemble_is_measured_by_its_mean_prediction(runs, capsys):
+    a, b = (load(runs / name) for name in "ab")
+    said = (runs / "tiny.txt").read_text()[-150:]
+    likely = (2 ** -a.score(said) + 2 ** -b.score(said)) / 2
+    words = ["eval", str(runs / "a"), "--others", str(runs / "b")]
+    capsys.readouterr()
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert f"test, bits per character: {float(-likely.log2().mean()):.4f}\nthe mean prediction of 2" in out
+    refused(capsys, [*words, "--dynamic"], "--others are measured as they are: no --dynamic")
+    refused(capsys, ["eval", str(runs / "a"), "--others", str(runs)], "is not a run folder")
+
+
 def test_label_smoothing_is_an_option(runs, tmp_path):
     words = ["--corpus", str(runs / "tiny.txt"), *TINY, *SHORT, "--quiet", "--threads", "1"]
     for out, more in (("plain", []), ("smooth", ["--smoothing", "0.1"])):

@@ -336,6 +336,13 @@ def add_eval(parent: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with char-lm: evaluate this UTF-8 file, whole, in place of a part of the run's data",
     )
+    parent.add_argument(
+        "--others",
+        nargs="+",
+        metavar="RUN",
+        help="with char-lm: runs of the same symbols, whose mean prediction together with RUN's is"
+        " measured: an ensemble",
+    )
     dynamic = parent.add_argument_group("dynamic evaluation, with char-lm: the weights move")
     dynamic.add_argument(
         "--dynamic",
@@ -375,6 +382,9 @@ def run_eval(arguments: argparse.Namespace) -> int:
             raise ValueError(f"{flag(name)} goes with --dynamic only; got {places[name]}")
     if arguments.dynamic:
         places |= {"dynamic": True, "dynamic_steps": arguments.dynamic_steps or 20}
+    places["others"] = arguments.others
+    if arguments.others and arguments.dynamic:
+        raise ValueError("--others are measured as they are: no --dynamic")
     if arguments.text is not None and arguments.split is not None:
         raise ValueError(f"--split is of the run's data, --text another text; got {arguments.split}")
     training.evaluate(

@@ -33,7 +33,7 @@ UNIT, EPOCHS = "characters", "epochs"
 # What `eval` may be told of it.
 DATA = {
     "split", "corpus", "data_dir", "valid_file", "test_file", "text", "dynamic", "dynamic_steps",
-    "dynamic_rate", "dynamic_decay",
+    "dynamic_rate", "dynamic_decay", "others",
 }  # fmt: skip
 Options = CharLMOptions
 

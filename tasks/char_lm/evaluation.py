@@ -10,10 +10,12 @@ from torch import Tensor
 from dnirnn.config.network import device_of
 from dnirnn.data import Vocabulary, Words, taken
 from dnirnn.data.corpus import SPLITS, Corpus, compact, load, pieces, text_of
+from dnirnn.distillation import Ensemble
 from dnirnn.model import SequenceModel
 from dnirnn.tasks.char_lm.dynamic import dynamic_lines
 from dnirnn.tasks.char_lm.network import figure_of, vocabulary_of
 from dnirnn.tasks.char_lm.options import CharLMOptions, WordLMOptions, options_of
+from dnirnn.tasks.char_lm.teachers import load_peer
 
 LOGITS = 2**24  # that are held at once
 
@@ -67,7 +69,7 @@ class Evaluation:
         found = torch.where(place < 0, self.first_input, found)
         return found[:-1], found[1:], place[1:] < len(self.symbols)
 
-    def __call__(self, model: SequenceModel, steps: int = 128) -> dict[str, float]:
+    def __call__(self, model: SequenceModel | Ensemble, steps: int = 128) -> dict[str, float]:
         """{"bits": mean bits per symbol}. ``steps`` a call change the speed, not the result.
 
         With an unknown symbol "bits" is the mean over all others, and "unknown", "unknown_bits" are
@@ -89,7 +91,7 @@ class Evaluation:
             found |= {"unknown": unknown, "unknown_bits": apart}
         return found
 
-    def nats(self, model: SequenceModel, steps: int) -> tuple[float, float, int]:
+    def nats(self, model: SequenceModel | Ensemble, steps: int) -> tuple[float, float, int]:
         """(nats of what is known, nats of what is unknown, how many are unknown)."""
         place = device_of(model)
         self.symbols, self.start = self.symbols.to(place), self.start.to(place)
@@ -123,7 +125,8 @@ def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
     """Lines that say the bits per character of a split, and of what text.
 
     config: a run's, and "text", if another file is to be evaluated, whole, in place of a split;
-        "dynamic", and what goes with it, for a dynamic evaluation beside the plain one.
+        "dynamic", and what goes with it, for a dynamic evaluation beside the plain one; "others", run
+        folders whose models predict together with this one.
 
     Raises ValueError where the corpus is not the one that the run was trained on.
     """
@@ -143,7 +146,13 @@ def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
     else:
         name, symbols = split, splits[split]
         notes = [f"{corpus.name}, {split}: {len(symbols):,} symbols ({corpus.convention})"]
-    lines = figures_of(model, vocabulary, symbols, name)
+    measured = model
+    if "others" in config:
+        options, place = options_of(config), device_of(model)
+        others = [load_peer(Path(run), options, vocabulary, "--others") for run in config["others"]]
+        measured = Ensemble([model, *(other.to(place) for other in others)])
+        notes = [f"the mean prediction of {len(others) + 1} models", *notes]
+    lines = figures_of(measured, vocabulary, symbols, name)
     if config.get("dynamic"):
         lines += dynamic_lines(config, model, vocabulary, splits, symbols, name)
     return [*lines, *notes]
@@ -176,7 +185,7 @@ def read_text(vocabulary: Vocabulary | Words, path: str) -> tuple[Tensor, list[s
 
 
 def figures_of(
-    model: SequenceModel, vocabulary: Vocabulary | Words, symbols: Tensor, name: str
+    model: SequenceModel | Ensemble, vocabulary: Vocabulary | Words, symbols: Tensor, name: str
 ) -> list[str]:
     found, unit = Evaluation.by(vocabulary, symbols)(model), vocabulary.unit
     lines = [f"{name}, {figure_of(vocabulary, found['bits'])}"]

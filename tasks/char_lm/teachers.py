@@ -4,8 +4,6 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
-
 from dnirnn import Distillation
 from dnirnn.codistillation import Copies
 from dnirnn.data import Vocabulary, Words
@@ -22,7 +20,7 @@ def distillation_of(
 ) -> Distillation | None:
     """What the options ask to be learned beside the text; None: nothing. model: what is to learn.
 
-    Raises ValueError, naming the run, for one that can't teach: see :func:`load_teacher`.
+    Raises ValueError, naming the run, for one that can't teach: see :func:`load_peer`.
     """
     if options.smoothing:
         return Distillation([Uniform(len(vocabulary))], options.smoothing)
@@ -31,29 +29,31 @@ def distillation_of(
         return Copies(model, others, options.teacher_weight, options.temperature, options.burn_in)
     if not options.teachers:
         return None
-    teachers = [load_teacher(Path(run), options, vocabulary) for run in options.teachers]
+    teachers = [load_peer(Path(run), options, vocabulary, "--teachers") for run in options.teachers]
     return Distillation(teachers, options.teacher_weight, options.temperature)
 
 
-def load_teacher(run: Path, options: CharLMOptions, vocabulary: Vocabulary | Words) -> nn.Module:
-    """The best model of a run.
+def load_peer(
+    run: Path, options: CharLMOptions, vocabulary: Vocabulary | Words, flag: str
+) -> SequenceModel:
+    """The best model of a run, of the same symbols as these options. flag: what named the run.
 
     Raises ValueError where it is no run of char-lm, or one of another convention or vocabulary.
     """
     config = read_config(run)
     task = "word-lm" if isinstance(vocabulary, Words) else "char-lm"
     if config.get("task") != task:
-        raise ValueError(f"--teachers must be runs of {task}; {run} is one of {config.get('task')}")
+        raise ValueError(f"{flag} must be runs of {task}; {run} is one of {config.get('task')}")
     with reading_config(run):
         model, known = restore(config)
     if convention_of(config["corpus"]) != convention_of(options.corpus):
         raise ValueError(
-            f"--teachers: {run} counts symbols by another convention: {convention_of(config['corpus'])};"
+            f"{flag}: {run} counts symbols by another convention: {convention_of(config['corpus'])};"
             f" here {convention_of(options.corpus)}"
         )
     if known.to_json() != vocabulary.to_json():
         raise ValueError(
-            f"--teachers: {run} has another vocabulary: {difference(known, vocabulary)}"
+            f"{flag}: {run} has another vocabulary: {difference(known, vocabulary)}"
         )
     load_weights(run, model)
     return model.requires_grad_(False)

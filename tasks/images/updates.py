@@ -51,7 +51,7 @@ class ParallelUpdater:
     reading each gets the others' parts, so that the first one can measure and save the whole.
     """
 
-    full = False
+    full, bad = False, 0.0
 
     def __init__(self, trainer: Trainer, staleness: int):
         model, self.ranks, self.told = trainer.model, trainer.ranks, []
