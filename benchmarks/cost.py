@@ -12,6 +12,7 @@ import torch
 import dnirnn
 from benchmarks import steps
 from benchmarks.timing import alternate
+from dnirnn.unroll import Chunks
 
 INPUT, HIDDEN, LENGTH = 64, 256, 8
 
@@ -26,7 +27,7 @@ def call(steps: int, batch: int, truncation: int, hidden: int = HIDDEN) -> Calla
     def both() -> None:
         for parameter in (x, *core.parameters()):
             parameter.grad = None
-        core.unroll_chunks(x, state, None, truncation)[0].backward(grad)
+        core.unroll(x, state, None, Chunks(steps, truncation)).output.backward(grad)
 
     return both
 

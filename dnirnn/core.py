@@ -5,7 +5,7 @@ Letters: T steps, B batch, I input, O output, S state, N chunks, K steps a chunk
 
 import abc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from dnirnn.checks import check_sizes, shown
+from dnirnn.deprecated import OldWays, by_old_way
 from dnirnn.scanned import scanned
-
-Pull = Callable[[int, Tensor], Tensor]
+from dnirnn.unroll import Chunks, Unrolled, advance, in_chunks
 
 # Of the call of a Truncated at hand, in this thread.
 CHARGES: ContextVar[list[Tensor] | None] = ContextVar("CHARGES", default=None)
 
 
-class Core(nn.Module, abc.ABC):
+class Core(OldWays, nn.Module, abc.ABC):
     """A recurrent network: a function of (input, state) applied once per step.
 
     ``step`` is the specification. ``forward`` is the loop over ``step``, or a faster path that is
@@ -127,87 +127,24 @@ class Core(nn.Module, abc.ABC):
             t = t + 1
         return torch.stack(outputs), state
 
-    def unroll_chunks(
+    def unroll(
         self,
         x_TBI: Tensor,
         state_BS: Tensor,
-        probe_NBS: Tensor | Sequence[Tensor] | None,
-        truncation: int,
-        t0: int | Tensor = 0,
-        reset: Tensor | None = None,
+        probe: Tensor | None,
+        chunks: Chunks,
         estimator: nn.Module | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> Unrolled:
         """Unrolls N = ceil(T / K) chunks, each cut from the one before.
 
-        Chunk 0 starts from ``state``, chunk n from ``sent[n-1].detach()``, each with ``probe[n]``
-        added (None: nothing is added). Returns (outputs [T, B, O], sent [N, B, S], synthetic
-        [N, B, S] or None). A core that overrides this method may compute synthetic = estimator.scale
-        * estimator(sent), detached, on the way; with None it leaves that to Truncated.
+        Chunk 0 starts from ``state``, chunk n from where chunk n - 1 ended, detached, each with
+        ``probe[n]`` added (None: nothing is added). Dense chunks have probe[t] added to the state
+        that step t starts from, a reset at that step not yet made.
+
+        A core that overrides this method may compute what ``estimator`` says, times its scale, on
+        the way, as :attr:`Unrolled.synthetic`; ``super().unroll`` serves what it has no faster path for.
         """
-        outputs, sent, state = [], [], state_BS
-        for n, x_KBI in enumerate(x_TBI.split(truncation)):
-            start = state if probe_NBS is None else state + probe_NBS[n]
-            rows = slice(n * truncation, n * truncation + len(x_KBI))
-            reset_KB = None if reset is None else reset[rows]
-            output, end = self(x_KBI, start, advance(t0, reset, n * truncation), reset_KB)
-            outputs.append(output)
-            sent.append(end)
-            state = end.detach()
-        return torch.cat(outputs), torch.stack(sent), None
-
-    def unroll_pulling(
-        self,
-        x_TBI: Tensor,
-        state_BS: Tensor,
-        probe_NBS: Tensor,
-        truncation: int,
-        t0: int | Tensor = 0,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Pull]:
-        """Unrolls as unroll_chunks does: (outputs [T, B, O], sent [N, B, S], pull).
-
-        ``pull(n, v)`` is J_n' v, [B, S], detached: what a gradient v of sent[n], and nothing else,
-        sends back to the state that chunk n starts from. It takes one chunk's backward pass.
-        """
-        pieces = probe_NBS.unbind()
-        output, sent, _ = Core.unroll_chunks(
-            self, x_TBI, state_BS, pieces, truncation, t0, reset
-        )
-
-        def pull(n: int, gradient_BS: Tensor) -> Tensor:
-            # Of all chunks' ends only this one's depends on the piece.
-            seeds = gradient_BS.expand_as(sent)
-            return torch.autograd.grad(
-                sent, pieces[n], seeds, retain_graph=True, materialize_grads=True
-            )[0]
-
-        return output, sent, pull
-
-    def unroll_dense(
-        self,
-        x_TBI: Tensor,
-        state_BS: Tensor,
-        probe_TBS: Tensor,
-        truncation: int,
-        t0: int | Tensor = 0,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Unrolls as unroll_chunks does, with probe[t] added to the state that step t starts from.
-
-        Returns (outputs [T, B, O], sent [N, B, S], entered [T, B, S]: those states without their
-        probes, detached).
-        """
-        outputs, sent, entered, state, t = [], [], [], state_BS, t0
-        for i in range(len(x_TBI)):
-            if i and i % truncation == 0:
-                sent.append(state)
-                state = state.detach()
-            entered.append(state.detach())
-            reset_1B = None if reset is None else reset[i : i + 1]
-            output, state = self(x_TBI[i : i + 1], state + probe_TBS[i], t, reset_1B)
-            outputs.append(output)
-            t = t + 1 if reset is None else torch.where(reset[i], 0, t) + 1
-        return torch.cat(outputs), torch.stack([*sent, state]), torch.stack(entered)
+        return in_chunks(self, x_TBI, state_BS, probe, chunks)
 
 
 @contextmanager
@@ -244,13 +181,19 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_pre_hooks
     )
 
-
-def unroll(core: Core, way: str, *arguments):
-    """``core.unroll_chunks(*arguments)``, or another way of unrolling it.
-
-    Where the core has hooks it is by calls of the core, one a chunk, so that they run.
-    """
-    return getattr(Core, way)(core, *arguments) if has_hooks(core) else getattr(core, way)(*arguments)
+def unroll(
+    core: Core,
+    x_TBI: Tensor,
+    state_BS: Tensor,
+    probe: Tensor | None,
+    chunks: Chunks,
+    estimator: nn.Module | None = None,
+) -> Unrolled:
+    """``core.unroll(...)``; by calls of the core where it has hooks, so that they run, or cuts are open."""
+    if has_hooks(core) or chunks.open_cuts is not None:
+        return in_chunks(core, x_TBI, state_BS, probe, chunks)
+    old = by_old_way(core, x_TBI, state_BS, probe, chunks)
+    return core.unroll(x_TBI, state_BS, probe, chunks, estimator) if old is None else old
 
 
 def step(core: Core, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
@@ -387,12 +330,3 @@ def between_resets(
         output, state = run(x_TBI[start:end], state)
         outputs.append(output)
     return torch.cat(outputs), state
-
-
-def advance(t0: int | Tensor, reset: Tensor | None, steps: int) -> int | Tensor:
-    """The t of the step ``steps`` after the one at ``t0``: counted from the row's last reset."""
-    if reset is None or steps == 0:
-        return t0 + steps
-    index = torch.arange(steps, device=reset.device)[:, None]
-    last = torch.where(reset[:steps], index, -1).amax(0)
-    return torch.where(last >= 0, steps - last, t0 + steps)

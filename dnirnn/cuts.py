@@ -7,8 +7,7 @@ from torch import Tensor
 
 from dnirnn.checks import check_flags, check_positive, check_tensors
 from dnirnn.estimators import GradientEstimator, ZeroGradient
-from dnirnn.estimators.base import tensors_of
-from dnirnn.interface import Interface, accumulate, check_interface, guard, make_probe
+from dnirnn.interface import Interface, asked, check_interface, fit, guard, make_probe, ready
 
 OF_TIME_ONLY = {
     "dense": "fits at the states within a chunk",
@@ -59,19 +58,19 @@ def cut(
     check(h, estimator, context)
     check_flags(through=through)
     half = h.dtype in (torch.float16, torch.bfloat16)
-    sent = h.float() if half else h
-    entered = sent.detach()
+    end = h.float() if half else h
+    start = end.detach()
     if not torch.is_grad_enabled():
-        return h, Interface(sent[None], None, entered[None], None, estimator)
+        return h, Interface(end[None], None, start[None], None, estimator)
     if isinstance(estimator, ZeroGradient):
         onward = h if through else h.detach()
-        return onward, Interface(sent[None], None, entered[None], None, estimator)
-    probe = make_probe(1, *h.shape, dtype=sent.dtype, device=h.device)
-    onward = ((sent if through else entered) + probe.view(h.shape)).to(h.dtype)
+        return onward, Interface(end[None], None, start[None], None, estimator)
+    probe = make_probe(1, *h.shape, dtype=end.dtype, device=h.device)
+    onward = ((end if through else start) + probe.view(h.shape)).to(h.dtype)
     guard(onward, probe)
     if through or not h.requires_grad:
         # What is sent back ends here: in nobody's gradient.
-        sent = entered.detach().requires_grad_()
+        end = start.detach().requires_grad_()
     contexts = None
     if context is not None:
         # Every vector of a row is told the row's context.
@@ -79,28 +78,8 @@ def cut(
         each = context.detach().view(len(context), *between, -1)
         each = each.expand(*h.shape[: h.dim() - estimator.state_dims], -1)
         contexts = each.expand(2, *each.shape)
-    predicted = bootstrap = None
-    if through:
-        synthetic = torch.zeros_like(entered)
-    else:
-        with torch.set_grad_enabled(estimator.keeps_graph):
-            predicted = estimator(entered, *(() if contexts is None else (contexts[0],)))
-        values = predicted.detach()
-        synthetic = values if estimator.scale == 1 else estimator.scale * values
-        if estimator.discount != estimator.scale:
-            bootstrap = (estimator.discount * values)[None]
-        predicted = predicted[None]
-    return onward, Interface(
-        sent[None],
-        synthetic[None],
-        entered[None],
-        probe,
-        estimator,
-        bootstrap=bootstrap,
-        context=contexts,
-        predicted=predicted,
-        held=tensors_of(estimator),
-    )
+    found = Interface(end[None], None, start[None], probe, estimator, context=contexts)
+    return onward, asked(found, torch.zeros_like(found.start) if through else None)
 
 
 def check(h: Tensor, estimator: GradientEstimator, context: Tensor | None) -> None:
@@ -111,7 +90,7 @@ def check(h: Tensor, estimator: GradientEstimator, context: Tensor | None) -> No
         got = getattr(h, "dtype", type(h).__name__)
         raise TypeError(f"h must be a floating-point tensor; got {got}")
     for name, what in OF_TIME_ONLY.items():
-        if getattr(estimator, name):
+        if getattr(estimator, name, False):
             raise ValueError(
                 f"estimator must have no {name} at a cut that is none of time: that {what}"
             )
@@ -160,21 +139,24 @@ def send(interface: Interface, below: Sequence[Interface] = (), unit: float = 1.
         raise TypeError(f"below must be a list of interfaces; got {type(below).__name__}")
     for lower in below:
         check_interface(lower, "below")
-    if interface.synthetic is None:
+    synthetic = interface.synthetic
+    if synthetic is None:
         return
     for lower in below:
         if lower.probe is not None:
             lower.probe.reached = True
     reached = [lower for lower in below if lower.probe is not None]
     targets = None
-    if interface.bootstrap is not None and reached:
+    interface = ready(interface)
+    boot = interface.estimator.bootstrap(interface)
+    if boot is not None and reached:
         probes = [lower.probe for lower in reached]
         before = [0 if probe.grad is None else probe.grad.clone() for probe in probes]
         found = torch.autograd.grad(
-            interface.sent, probes, unit * interface.bootstrap, retain_graph=True, allow_unused=True
+            interface.end, probes, unit * boot, retain_graph=True, allow_unused=True
         )
         targets = [old if new is None else old + new for old, new in zip(before, found)]
-    torch.autograd.backward(interface.sent, unit * interface.synthetic)
+    torch.autograd.backward(interface.end, unit * synthetic)
     if targets is not None:
         for lower, target in zip(reached, targets):
             lower.probe.grad = target if isinstance(target, Tensor) else None
@@ -189,6 +171,6 @@ def receive(interface: Interface, unit: float = 1.0) -> Tensor:
     check_positive(unit=unit)
     check_interface(interface)
     if interface.probe is None:
-        return interface.entered.new_zeros(())
+        return interface.start.new_zeros(())
     # The estimator may have stepped since it predicted.
-    return accumulate(interface._replace(predicted=None), unit, None)
+    return fit([interface._replace(kept={})], unit)["estimator_error"]

@@ -57,7 +57,7 @@ def fidelity(
                 for discount in (estimator.discount, 1.0)
             ]
         with torch.no_grad():
-            said = estimator(cut.sent.detach(), *context)[:-1].double()
+            said = estimator(cut.end.detach(), *context)[:-1].double()
         count = len(said) if batch.final else len(said) + 1 - (lookahead or 1)
         if count < 1:
             raise ValueError(

@@ -2,70 +2,27 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dnirnn.boundary import Interface
 from dnirnn.checks import check_sizes, shown
-from dnirnn.core import Pull
-from dnirnn.estimators import GradientEstimator, ZeroGradient
-from dnirnn.estimators.base import Held, as_held, swapped, tensors_of
+from dnirnn.estimators import ZeroGradient
+from dnirnn.estimators.base import as_held, swapped, tensors_of
 from dnirnn.loss import unit_of
 
 
-class Interface(NamedTuple):
-    """N stacked cuts of one call, between chunk n and chunk n + 1.
+def ready(cut: Interface) -> Interface:
+    """The cut, with a place for what its estimator keeps."""
+    return cut if cut.kept is not None else cut._replace(kept={}, held=tensors_of(cut.estimator))
 
-    Chunk n starts from entered[n] + probe[n] and ends in sent[n]. The gradient that sent[n] is given
-    in the backward pass is the synthetic gradient; what arrives in probe[n].grad is the
-    bootstrapped target of the estimator at entered[n].
 
-    sent: [N, B, S], attached to the graph.
-    synthetic: [N, B, S], scale * estimator(sent), in units of one sequence's own loss; zero where
-        the sequence ends or a new one starts. With an auxiliary task, its gradient is added. None
-        with ZeroGradient.
-    entered: [N, B, S], detached; [T, B, S], one a step, where the estimator is dense.
-    probe: as entered, zeros that require grad. None with ZeroGradient.
-    terminal: True, or a bool tensor [B]: rows whose sequence ends with the last chunk, for which
-        the estimator learns the target zero at sent[-1]. None where no sequence ends.
-    bootstrap: [N, B, S], discount * estimator(sent), zero where synthetic is: what enters the
-        targets in the place of synthetic. None where the two are equal.
-    context: [N + 1, B, C] (dense: [T + 1, B, C]), of the rows of entered, then of sent[-1]. None
-        where the estimator needs none.
-    pull: pull(n, v) is J_n' v, which lambda targets take chunk by chunk (see Core.unroll_pulling).
-        None without a trace_decay.
-    ahead: with an auxiliary task, the rows it is fitted on: states [R, S], what the estimator says
-        at the boundaries after them, and the rows' weights [R] or None (see GradientEstimator.
-        accumulate). None without one, or where no boundary has a next one.
-    ends: bool [N, B]: rows whose sequence ends at that boundary. None where none does.
-    charge: 0-d, what the core itself adds to the sequences' own losses, summed over steps and rows
-        (see ``Core.charge``); attached. None where it adds nothing.
-    weight: as entered without its last dimension, 1 for the rows that the estimator is fitted on
-        and 0 for the others. None where it is fitted on all.
-    steps: time steps of the call.
-    predicted: as entered, what the estimator says there, unscaled, where that is known already: its
-        regression need not ask again. None where it is not, as at cuts of time.
-    held: the estimator's parameters and buffers in the call: those that are fitted, where
-        ``torch.func.functional_call`` had put others in their place.
-    """
-
-    sent: Tensor
-    synthetic: Tensor | None
-    entered: Tensor
-    probe: Tensor | None
-    estimator: GradientEstimator
-    terminal: Tensor | bool | None = None
-    bootstrap: Tensor | None = None
-    context: Tensor | None = None
-    pull: Pull | None = None
-    ahead: tuple[Tensor, Tensor, Tensor | None] | None = None
-    ends: Tensor | None = None
-    charge: Tensor | None = None
-    weight: Tensor | None = None
-    steps: int = 1
-    predicted: Tensor | None = None
-    held: Held = ()
+def asked(cut: Interface, synthetic: Tensor | None = None) -> Interface:
+    """The cut with what its estimator injects; synthetic: that, where the core computed it."""
+    cut = ready(cut)
+    known = None if synthetic is None else cut.crossing(synthetic)
+    return cut._replace(synthetic=cut.estimator.inject(cut) if known is None else known)
 
 
 def make_probe(
@@ -154,7 +111,7 @@ def backward(
     Source: Jaderberg et al. 2017, section 2.1 (the update and its bootstrapped target).
     """
     live = check_cuts(loss, interfaces)
-    sizes = [cut.steps * cut.sent.shape[1] for cut in interfaces]
+    sizes = [steps_of(cut) * cut.end.shape[1] for cut in interfaces]
     unit = unit_of(loss, unit, reduction, sizes, fits=bool(live))
     check_sizes(micro_batches=micro_batches)
     if scaler is not None and not hasattr(scaler, "scale"):
@@ -169,45 +126,42 @@ def backward(
         loss = scaler.scale(loss)
         factor = factor * scaler.scale(torch.ones_like(loss.detach()))
     unit = unit * factor
-    tensors = [loss, *(cut.sent for cut in live)]
-
-    apart = [cut for cut in live if cut.bootstrap is not None or cut.pull is not None]
-    targets = targets_of(apart, live, tensors, unit) if apart else ()
-    jacobians = {id(cut): jacobian(cut) for cut in live if cut.estimator.needs_jacobian}
-
-    for cut in live:
-        cut.probe.reached = True
-    torch.autograd.backward(tensors, [None, *(unit * cut.synthetic for cut in live)])
-    for cut, target in zip(apart, targets):
-        cut.probe.grad = target
+    tensors = [loss, *(cut.end for cut in live)]
+    targets = targets_of(live, tensors, unit)
+    probes: list[Tensor] = [cut.probe for cut in live]
+    synthetic: list[Tensor] = [cut.synthetic for cut in live]
+    for probe in probes:
+        probe.reached = True
+    torch.autograd.backward(tensors, [None, *(unit * gradient for gradient in synthetic)])
+    for probe, target in zip(probes, targets):
+        if target is not None:
+            probe.grad = target
 
     if not live:
         return {}
     if micro_batches == 1 and scaler is None:
-        return fit(live, unit, jacobians)
-    return fit_in_part(live, unit, jacobians, factor, kept=scaler is not None)
+        return fit(live, unit)
+    return fit_in_part(live, unit, factor, kept=scaler is not None)
 
 
-def fit(
-    cuts: list[Interface], unit: float | Tensor, jacobians: dict[int, Tensor]
-) -> dict[str, Tensor]:
+def fit(cuts: Sequence[Interface], unit: float | Tensor) -> dict[str, Tensor]:
     """Fits the estimators of cuts whose probes have their gradients: what ``backward`` returns."""
-    errors = [accumulate(cut, unit, jacobians.get(id(cut))) for cut in cuts]
-    found = {"estimator_error": mean(errors)}
-    ahead = [
-        as_held(cut.held, lambda: cut.estimator.ahead.accumulate(*cut.ahead[:2], weight=cut.ahead[2]))
-        for cut in cuts
-        if cut.ahead is not None
-    ]
-    return {**found, "auxiliary_error": mean(ahead)} if ahead else found
+    errors: dict[str, list[Tensor]] = {}
+    for cut in cuts:
+        probe: Tensor = cut.probe
+        if probe.grad is None:
+            raise RuntimeError(
+                "nothing came back to a cut: the loss does not depend on what dnirnn.cut returned"
+                " first, which the rest of the network must read in the place of h"
+            )
+        found = as_held(cut.held, lambda: cut.estimator.fit(cut, probe.grad / unit))
+        for name, error in found.items():
+            errors.setdefault(name, []).append(error)
+    return {name: mean(each) for name, each in errors.items()}
 
 
 def fit_in_part(
-    cuts: list[Interface],
-    unit: float | Tensor,
-    jacobians: dict[int, Tensor],
-    factor: float | Tensor,
-    kept: bool,
+    cuts: list[Interface], unit: float | Tensor, factor: float | Tensor, kept: bool
 ) -> dict[str, Tensor]:
     """``fit``, adding ``factor`` times the gradients.
 
@@ -221,7 +175,7 @@ def fit_in_part(
     gathered = [p.grad for p in fitted]
     for p in fitted:
         p.grad = None
-    found = fit(cuts, unit, jacobians)
+    found = fit(cuts, unit)
     with torch.no_grad():
         for p, gradient in zip(fitted, gathered):
             if p.grad is not None:
@@ -230,7 +184,8 @@ def fit_in_part(
             else:
                 p.grad = gradient
         if buffers:
-            good = torch.stack([cut.probe.grad.isfinite().all() for cut in cuts]).all()
+            probes: list[Tensor] = [cut.probe for cut in cuts]
+            good = torch.stack([probe.grad.isfinite().all() for probe in probes]).all()
             for buffer, old in zip(buffers, before):
                 buffer.copy_(torch.where(good, buffer, old))
     return found
@@ -254,7 +209,7 @@ def check_cuts(loss: Tensor, interfaces: Sequence[Interface]) -> list[Interface]
                     "interfaces has one whose estimator was given tensors that are computed from"
                     " others (torch.func.functional_call): give it leaves, whose .grad is added to"
                 )
-            live.append(cut)
+            live.append(ready(cut))
         elif not isinstance(cut.estimator, ZeroGradient):
             raise ValueError(
                 "interfaces has one of a call made without gradients: under torch.no_grad, or in a"
@@ -279,6 +234,10 @@ def check_interface(cut: Interface, name: str = "interface") -> None:
         raise TypeError(f"{name} must be of dnirnn.Interface; got {type(cut).__name__}")
 
 
+def steps_of(cut: Interface) -> int:
+    return 1 if cut.chunks is None else cut.chunks.steps
+
+
 def mean(errors: list[Tensor]) -> Tensor:
     return errors[0] if len(errors) == 1 else torch.stack(errors).mean()
 
@@ -290,66 +249,20 @@ def charged(loss: Tensor, interfaces: Sequence[Interface], unit: float) -> Tenso
 
 
 def targets_of(
-    cuts: list[Interface], live: list[Interface], tensors: list[Tensor], unit: float | Tensor
-) -> list[Tensor]:
-    """The targets, times unit, of cuts for which those of the injecting pass will not do."""
-    boots = [cut.synthetic if cut.bootstrap is None else cut.bootstrap for cut in live]
-    seeds = [torch.ones_like(tensors[0]), *(unit * boot for boot in boots)]
-    probes = [cut.probe for cut in cuts]
-    found = torch.autograd.grad(tensors, probes, seeds, retain_graph=True, materialize_grads=True)
-    boot_of = {id(cut): boot for cut, boot in zip(live, boots)}
-    return [
-        target if cut.pull is None else lambda_targets(cut, target, unit * boot_of[id(cut)])
-        for cut, target in zip(cuts, found)
-    ]
-
-
-def lambda_targets(cut: Interface, target_NBS: Tensor, boot_NBS: Tensor) -> Tensor:
-    """The lambda targets, of the targets after one chunk and what they were bootstrapped from."""
-    # G_n = (target after one chunk) + discount trace_decay J_n' (G_(n+1) - g(s_(n+1)))
-    target = list(target_NBS.unbind())
-    for n in reversed(range(len(target) - 1)):
-        more = cut.estimator.discount * target[n + 1] - boot_NBS[n]
-        target[n] = target[n] + cut.pull(n, cut.estimator.trace_decay * more)
-    return torch.stack(target)
-
-
-def jacobian(cut: Interface) -> Tensor:
-    """[N, B, S, S], the derivative of sent[n] by probe[n]; zero over a sequence's end."""
-    rows = []
-    for i in range(cut.sent.shape[-1]):
-        seed = torch.zeros_like(cut.sent)
-        seed[..., i].fill_(1)
-        rows += torch.autograd.grad(
-            cut.sent, cut.probe, seed, retain_graph=True, materialize_grads=True
-        )
-    found = torch.stack(rows, 2)
-    return found if cut.ends is None else found.masked_fill(cut.ends[..., None, None], 0)
-
-
-def accumulate(cut: Interface, unit: float | Tensor, jacobian: Tensor | None) -> Tensor:
-    """Fits the estimator of a cut whose probe has its gradient: the regression error."""
-    if cut.probe.grad is None:
-        raise RuntimeError(
-            "nothing came back to a cut: the loss does not depend on what dnirnn.cut returned first,"
-            " which the rest of the network must read in the place of h"
-        )
-    shape = cut.probe.shape[-cut.estimator.state_dims :]
-    entered, target = cut.entered.reshape(-1, *shape), cut.probe.grad.reshape(-1, *shape) / unit
-    more = [] if cut.context is None else [cut.context[:-1].flatten(0, -2)]
-    weight = None if cut.weight is None else cut.weight.flatten().to(entered.dtype)
-    if cut.terminal is not None:
-        ended = cut.sent[-1].detach()
-        # Rows that did not end weigh nothing: to leave them out, the host would have to know.
-        if cut.terminal is not True or weight is not None:
-            weight = entered.new_ones(len(entered)) if weight is None else weight
-            ends = entered.new_ones(len(ended)) if cut.terminal is True else cut.terminal
-            weight = torch.cat([weight, ends.to(entered.dtype)])
-        entered = torch.cat([entered, ended])
-        target = torch.cat([target, torch.zeros_like(ended)])
-        more = [torch.cat([*more, cut.context[-1]])] if more else []
-    more += [] if jacobian is None else [jacobian]
-    weighed = {} if weight is None else {"weight": weight}
-    if cut.predicted is not None and cut.estimator.takes_predicted and not weighed:
-        more, weighed = [], {"predicted": cut.predicted.reshape(-1, *shape)}
-    return as_held(cut.held, lambda: cut.estimator.accumulate(entered, target, *more, **weighed))
+    live: list[Interface], tensors: list[Tensor], unit: float | Tensor
+) -> list[Tensor | None]:
+    """The targets, times unit, of cuts for which those of the injecting pass will not do; else None."""
+    own = [as_held(cut.held, lambda: cut.estimator.bootstrap(cut)) for cut in live]
+    apart = [i for i, boot in enumerate(own) if boot is not None]
+    targets: list[Tensor | None] = [None] * len(live)
+    if not apart:
+        return targets
+    boots: list[Tensor] = [cut.synthetic if boot is None else boot for cut, boot in zip(live, own)]
+    sent = [unit * boot for boot in boots]
+    found = torch.autograd.grad(
+        tensors, [live[i].probe for i in apart], [torch.ones_like(tensors[0]), *sent],
+        retain_graph=True, materialize_grads=True,
+    )  # fmt: skip
+    for i, target in zip(apart, found):
+        targets[i] = live[i].estimator.refine(live[i], target, sent[i])
+    return targets

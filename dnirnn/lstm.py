@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from dnirnn import ops
 from dnirnn.checks import check_sizes, check_tensors
-from dnirnn.core import Core, Pull, between_resets, resets_to
+from dnirnn.core import Core, between_resets, resets_to
 from dnirnn.from_torch import NAMES, refuse_options
+from dnirnn.unroll import Chunks, Unrolled
 
 
 class LSTM(Core):
@@ -120,53 +121,28 @@ class LSTM(Core):
         )
         return output, sent[0]
 
-    def unroll_chunks(
+    def unroll(
         self,
         x_TBI: Tensor,
         state_BS: Tensor,
-        probe_NBS: Tensor | None,
-        truncation: int,
-        t0: int | Tensor = 0,
-        reset: Tensor | None = None,
+        probe: Tensor | None,
+        chunks: Chunks,
         estimator: nn.Module | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        if not self.fused_for(x_TBI, reset):
-            return super().unroll_chunks(
-                x_TBI, state_BS, probe_NBS, truncation, t0, reset, estimator
-            )
+    ) -> Unrolled:
+        reset = chunks.reset
+        # The operator keeps what a step starts from after a reset, not what arrived there.
+        if not self.fused_for(x_TBI, reset) or (chunks.dense and reset is not None):
+            return super().unroll(x_TBI, state_BS, probe, chunks, estimator)
+        given = (x_TBI, state_BS, probe, self.weights)
+        if chunks.dense:
+            return Unrolled(*ops.lstm_dense(*given, chunks.truncation))
+        if chunks.vjp:
+            output, end, vjp = ops.lstm_vjp(*given, chunks.truncation, reset)
+            return Unrolled(output, end, vjp=vjp)
         emitted = getattr(estimator, "weights", [])
         scale = estimator.scale if estimator is not None and emitted else 0.0
-        output, sent, synthetic = ops.lstm_tbptt(
-            x_TBI, state_BS, probe_NBS, self.weights, emitted, truncation, scale, reset
-        )
-        return output, sent, synthetic if emitted else None
-
-    def unroll_pulling(
-        self,
-        x_TBI: Tensor,
-        state_BS: Tensor,
-        probe_NBS: Tensor,
-        truncation: int,
-        t0: int | Tensor = 0,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Pull]:
-        if not self.fused_for(x_TBI, reset):
-            return super().unroll_pulling(x_TBI, state_BS, probe_NBS, truncation, t0, reset)
-        return ops.lstm_pulling(x_TBI, state_BS, probe_NBS, self.weights, truncation, reset)
-
-    def unroll_dense(
-        self,
-        x_TBI: Tensor,
-        state_BS: Tensor,
-        probe_TBS: Tensor,
-        truncation: int,
-        t0: int | Tensor = 0,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        # The operator keeps what a step starts from after a reset, not what arrived there.
-        if reset is not None or not ops.fused_for(x_TBI):
-            return super().unroll_dense(x_TBI, state_BS, probe_TBS, truncation, t0, reset)
-        return ops.lstm_dense(x_TBI, state_BS, probe_TBS, self.weights, truncation)
+        output, end, synthetic = ops.lstm_tbptt(*given, emitted, chunks.truncation, scale, reset)
+        return Unrolled(output, end, synthetic=synthetic if emitted else None)
 
     def exports_whole(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
         return self.fused_for(x_TBI, reset)

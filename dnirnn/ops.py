@@ -169,35 +169,38 @@ def lstm_dense(
     return output, sent, states.reshape(-1, *state.shape)[: len(x)]
 
 
-def lstm_pulling(
+def lstm_vjp(
     x: Tensor,
     state: Tensor,
-    probe: Tensor,
+    probe: Tensor | None,
     weights: list[Tensor],
     truncation: int,
     reset: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Callable[[int, Tensor], Tensor]]:
-    """lstm_tbptt with a probe [N, B, S]: (output, sent, pull), as Core.unroll_pulling has them."""
+) -> tuple[Tensor, Tensor, Callable[..., tuple[Tensor, Tensor | None]]]:
+    """lstm_tbptt with a probe [N, B, S]: (output, end, vjp), as dnirnn.unroll.Unrolled has them."""
+    wants_x = x.requires_grad
     x, weights = autocast(x, weights)
-    output, sent, _, h, c, gates, between = torch.ops.dnirnn.lstm_tbptt(
+    output, end, _, h, c, gates, between = torch.ops.dnirnn.lstm_tbptt(
         x, state, probe, weights, [], truncation, 0.0, reset
     )
 
     @torch.no_grad()
-    def pull(n: int, gradient: Tensor) -> Tensor:
+    def vjp(
+        n: int, of_end: Tensor, of_output: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         rows = slice(n * truncation, (n + 1) * truncation)
         own = x[rows]
         of_chunk = slice(None), slice(len(own)), slice(n, n + 1)
         # By chunk on a GPU, else by time.
         below = between[of_chunk] if between.dim() == h.dim() else between[:, rows]
         kept = [part.contiguous() for part in (h[of_chunk], c[of_chunk], gates[of_chunk], below)]
-        _, _, back, _ = torch.ops.dnirnn.lstm_tbptt_backward(
-            None, gradient[None], own, *kept, weights, None if reset is None else reset[rows],
-            len(own), 1, False, False, False,
+        to_x, _, start, _ = torch.ops.dnirnn.lstm_tbptt_backward(
+            of_output, of_end[None], own, *kept, weights, None if reset is None else reset[rows],
+            len(own), 1, wants_x, False, False,
         )  # fmt: skip
-        return back[0]
+        return start[0], to_x if wants_x else None
 
-    return output, sent, pull
+    return output, end, vjp
 
 
 def gated_lstm(

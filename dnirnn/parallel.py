@@ -149,7 +149,7 @@ class DecoupledParallel(nn.Module):
                 loss = self.loss(h, y)
                 pass_back(loss, in_time, caught, unit)
                 found["loss"] = loss.detach()
-            errors += [fit(in_time, unit, {})["estimator_error"]] if in_time else []
+            errors += [fit(in_time, unit)["estimator_error"]] if in_time else []
             step(self.optimizers[i])
             if lower is not None:
                 errors += self.fit(i - 1, lower, unit, caught.probe.grad)
@@ -231,18 +231,18 @@ def pass_back(
     for one in in_time:
         assert one.probe is not None and one.synthetic is not None, "a live cut"
         one.probe.reached = True
-        ends.append(one.sent)
+        ends.append(one.end)
         seeds.append(unit * one.synthetic)
     if isinstance(top, Tensor):
         torch.autograd.backward([top, *ends], [None, *seeds])
     elif not ends:
         send(top, [] if caught is None else [caught], unit)
-    elif top.bootstrap is not None:
+    elif top.estimator.bootstrap(top) is not None:
         raise ValueError("a module that is cut in time needs an estimator above whose discount is its scale")
     elif top.synthetic is None:
         torch.autograd.backward(ends, seeds)
     else:
-        torch.autograd.backward([top.sent, *ends], [unit * top.synthetic, *seeds])
+        torch.autograd.backward([top.end, *ends], [unit * top.synthetic, *seeds])
     if caught is not None and caught.probe is not None and caught.probe.grad is None:
         caught.probe.grad = torch.zeros_like(caught.probe)
 

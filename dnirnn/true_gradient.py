@@ -56,12 +56,12 @@ def by_lookahead(
     check_positive(unit=unit)
     check_scalar(loss)
     check_interface(interface)
-    if interface.probe is None or len(interface.probe) != len(interface.sent):
+    if interface.probe is None or len(interface.probe) != len(interface.end):
         raise ValueError(
             "interface must have one probe a chunk: from a Truncated whose estimator is neither"
             " ZeroGradient nor dense, such as TrueGradient()"
         )
-    sent, probe = interface.sent, interface.probe
+    sent, probe = interface.end, interface.probe
     loss = charged(loss, [interface], unit)
     own = torch.autograd.grad(loss, probe, retain_graph=True, materialize_grads=True)[0] / unit
     found = own

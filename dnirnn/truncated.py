@@ -10,7 +10,6 @@ from dnirnn import ops
 from dnirnn.checks import check_tensors
 from dnirnn.core import (
     Core,
-    advance,
     charging,
     check_core,
     check_inputs,
@@ -20,8 +19,8 @@ from dnirnn.core import (
     unroll,
 )
 from dnirnn.estimators import GradientEstimator, ZeroGradient
-from dnirnn.estimators.base import tensors_of
-from dnirnn.interface import Interface, guard, make_probe
+from dnirnn.interface import Interface, asked, guard, make_probe
+from dnirnn.unroll import Chunks, Unrolled
 
 COMPILED = (
     "a Truncated with an estimator can't be captured whole: its probes require a gradient, which"
@@ -160,20 +159,20 @@ class Truncated(nn.Module):
                 f"x must have one chunk of {self.truncation} steps with open_cuts=0; got {steps}"
             )
         final = check_final(final, batch, x_TBI.device)
-        chunks = -(-steps // self.truncation)
-        cuts = (self.truncation, t0, reset)
-        estimator = None if isinstance(self.estimator, ZeroGradient) else self.estimator
-        said_by = self.estimator
-        if estimator is not None and torch.is_grad_enabled() and not estimator.is_used():
-            estimator, said_by = None, ZeroGradient()
-        if estimator is None or not torch.is_grad_enabled():
-            if self.open_cuts is None or not torch.is_grad_enabled():
-                output, sent, _ = unroll(core, "unroll_chunks", x_TBI, state, None, *cuts)
-            else:
-                output, sent = unroll_open(core, x_TBI, state, None, *cuts, self.open_cuts)
-            entered = torch.cat([state.detach()[None], sent.detach()[:-1]])
-            cut = Interface(sent, None, entered, None, said_by, steps=steps)
-            return output, keep_t(core, sent[-1].detach().clone(), t0, reset, steps), cut
+        estimator, K = self.estimator, self.truncation
+        chunks = Chunks(steps, K, t0, reset, final, self.open_cuts)
+
+        def returned(found: Unrolled, cut: Interface) -> tuple[Tensor, Tensor, Interface]:
+            ended = keep_t(core, found.end[-1].detach().clone(), t0, reset, steps)
+            return found.output, ended, cut
+
+        if not torch.is_grad_enabled() or not estimator.is_used():
+            if not torch.is_grad_enabled():
+                chunks = chunks._replace(open_cuts=None)
+            elif not isinstance(estimator, ZeroGradient):
+                estimator = ZeroGradient()
+            found = unroll(core, x_TBI, state, None, chunks)
+            return returned(found, Interface(found.end, None, starts(state, found), None, estimator, chunks))
         if ops.in_transform():
             raise RuntimeError(
                 "torch.func's transforms (vmap, grad, jvp) can't go through a Truncated with an"
@@ -189,95 +188,29 @@ class Truncated(nn.Module):
             )
         if context is not None or estimator.needs_context:
             context = check_context(context, estimator, steps, batch)
-        rows = steps if estimator.dense else chunks
+            stride = 1 if estimator.dense else K
+            context = torch.cat([context[:steps:stride], context[steps:]])
+        chunks = chunks._replace(dense=estimator.dense, vjp=estimator.needs_vjp)
+        rows = steps if chunks.dense else -(-steps // K)
         probe = make_probe(rows, *state.shape, dtype=state.dtype, device=state.device)
-        pull = synthetic = share = None
-        run = (x_TBI, state, probe, *cuts)
-        if self.open_cuts is not None:
-            output, sent = unroll_open(core, *run, self.open_cuts)
-            # Of g + (z / p) (G - g), what the open cut itself does not carry.
-            share = torch.ones_like(sent[:, :1, :1])
-            share[:-1] = 1 - 1 / self.open_cuts if chunks > 1 else 1
-        elif estimator.dense:
-            output, sent, entered = unroll(core, "unroll_dense", *run)
-        elif estimator.trace_decay and not estimator.needs_jacobian:
-            output, sent, pull = unroll(core, "unroll_pulling", *run)
-        else:
-            emitting = None if estimator.needs_context else estimator
-            output, sent, synthetic = unroll(core, "unroll_chunks", *run, emitting)
-        if not estimator.dense:
-            entered = torch.cat([state.detach()[None], sent.detach()[:-1]])
-
-        beside = []
-        if context is not None:
-            stride = 1 if estimator.dense else self.truncation
-            last = context[steps:]
-            beside = [torch.cat([context[self.truncation : steps : self.truncation], last])]
-            context = torch.cat([context[:steps:stride], last])
-        if synthetic is None:
-            synthetic = estimator.scale * say(estimator, sent, *beside)
-            synthetic = synthetic if share is None else share * synthetic
-        bootstrap = ahead = ended = None
-        if estimator.discount != estimator.scale:
-            bootstrap = cut_off(
-                synthetic * (estimator.discount / estimator.scale)
-                if estimator.scale
-                else estimator.discount
-                * say(estimator, sent, *beside)
-                * (1 if share is None else share),
-                reset,
-                final,
-                self.truncation,
-            )
-        synthetic = cut_off(synthetic, reset, final, self.truncation)
-        if estimator.auxiliary and chunks > 1:
-            coming = cut_off(say(estimator, sent, *beside), reset, final, self.truncation)[1:]
-            ahead, foresight = look_ahead(estimator, sent, coming, reset, self.truncation)
-            bootstrap = synthetic if bootstrap is None else bootstrap
-            synthetic = synthetic + torch.cat([foresight, torch.zeros_like(foresight[:1])])
-        if estimator.needs_jacobian:
-            going_on = torch.ones_like(sent[..., :1])
-            ended = cut_off(going_on, reset, final, self.truncation)[..., 0] == 0
-        terminal = final if estimator.terminal_target and final is not False else None
-        weight = None
-        if reset is not None and not estimator.terminal_target:
-            # A row that is reset at its first step entered with the end of another sequence.
-            weight = ~(reset if estimator.dense else reset[:: self.truncation])
+        # What is not injected, or takes a context, the core can't compute on its way.
+        emits = estimator.scale and not estimator.needs_context
+        found = unroll(core, x_TBI, state, probe, chunks, estimator if emits else None)
         cut = Interface(
-            sent, synthetic, entered, probe, self.estimator, terminal, bootstrap,
-            context, pull, ahead, ended, weight=weight, steps=steps,
-            held=tensors_of(estimator),
+            found.end, None, starts(state, found), probe, estimator, chunks, context, found.vjp
         )  # fmt: skip
-        return output, keep_t(core, sent[-1].detach().clone(), t0, reset, steps), cut
+        return returned(found, asked(cut, found.synthetic))
 
     def extra_repr(self) -> str:
         said = f"truncation={self.truncation}"
         return said if self.open_cuts is None else f"{said}, open_cuts={self.open_cuts}"
 
 
-def unroll_open(
-    core: Core,
-    x_TBI: Tensor,
-    state_BS: Tensor,
-    probe_NBS: Tensor | None,
-    truncation: int,
-    t0: int | Tensor,
-    reset: Tensor | None,
-    open_cuts: float,
-) -> tuple[Tensor, Tensor]:
-    """(outputs, sent) of chunks to whose cuts 1 / open_cuts times the gradient comes back."""
-    outputs, sent, state = [], [], state_BS
-    for n, x_KBI in enumerate(x_TBI.split(truncation)):
-        start = state if probe_NBS is None else state + probe_NBS[n]
-        rows = slice(n * truncation, n * truncation + len(x_KBI))
-        reset_KB = None if reset is None else reset[rows]
-        output, end = core(x_KBI, start, advance(t0, reset, n * truncation), reset_KB)
-        outputs.append(output)
-        sent.append(end)
-        if rows.stop < len(x_TBI):
-            # The value is that of the end to the bit: what is divided is zero.
-            state = end.detach() + (end - end.detach()) / open_cuts
-    return torch.cat(outputs), torch.stack(sent)
+def starts(state: Tensor, found: Unrolled) -> Tensor:
+    """What the chunks, or of dense ones the steps, start from, without their probes."""
+    if found.start is not None:
+        return found.start
+    return torch.cat([state.detach()[None], found.end.detach()[:-1]])
 
 
 def check_open_cuts(open_cuts: float | None, estimator: GradientEstimator) -> None:
@@ -290,56 +223,8 @@ def check_open_cuts(open_cuts: float | None, estimator: GradientEstimator) -> No
     if hasattr(estimator, "look"):
         raise ValueError(f"open_cuts goes with an estimator that looks at no cut; got {estimator}")
     for name in ("dense", "trace_decay", "auxiliary", "needs_jacobian"):
-        if getattr(estimator, name):
+        if getattr(estimator, name, False):
             raise ValueError(f"open_cuts goes with an estimator without {name}; got {estimator}")
-
-
-def say(estimator: GradientEstimator, sent: Tensor, *context: Tensor) -> Tensor:
-    """What the estimator predicts at sent, detached; autocast would have it in its own dtype."""
-    with torch.no_grad():
-        return estimator(sent.detach(), *context).to(sent.dtype)
-
-
-def look_ahead(
-    estimator: GradientEstimator,
-    sent: Tensor,
-    coming: Tensor,
-    reset: Tensor | None,
-    truncation: int,
-) -> tuple[tuple[Tensor, Tensor, Tensor | None], Tensor]:
-    """The auxiliary task at all boundaries but the last, whose next ones say ``coming``.
-
-    Returns the rows to fit, (states [R, S], coming [R, S], their weights [R] or None), and the
-    gradient [N - 1, B, S] of the task's error with respect to the states. Where a sequence starts
-    before the next boundary, there is nothing to predict: such a row weighs nothing.
-    """
-    states = sent[:-1].detach().requires_grad_()
-    missed = estimator.ahead(states) - coming
-    weight = None
-    if reset is not None:
-        known = ~torch.stack([part.any(0) for part in reset.split(truncation)[1:]])
-        missed = missed * known[..., None]
-        weight = known.flatten().to(states.dtype)
-    error = 0.5 * estimator.auxiliary * missed.square().sum()
-    rows = states.detach().flatten(0, 1), coming.flatten(0, 1), weight
-    return rows, torch.autograd.grad(error, states)[0]
-
-
-def cut_off(
-    synthetic_NBS: Tensor, reset: Tensor | None, final: bool | Tensor, truncation: int
-) -> Tensor:
-    """Zeroes the synthetic gradient where a sequence ends, or where the next chunk starts a new one."""
-    if reset is not None:
-        # A reset at step 0 cuts this call off from the one before; that call was told by `final`.
-        starts = reset[truncation::truncation]
-        ends = torch.cat([starts, torch.zeros_like(reset[:1])])
-        synthetic_NBS = synthetic_NBS.masked_fill(ends[..., None], 0)
-    if final is True:
-        return torch.cat([synthetic_NBS[:-1], torch.zeros_like(synthetic_NBS[-1:])])
-    if final is False:
-        return synthetic_NBS
-    last = synthetic_NBS[-1:].masked_fill(final[:, None], 0)
-    return torch.cat([synthetic_NBS[:-1], last])
 
 
 def check_context(

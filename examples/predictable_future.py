@@ -103,7 +103,7 @@ def main() -> None:
             state = model.initial_state(ROWS)
         nats, state, (cut,) = model(batch, state)
         chunks = -(-LOOKAHEAD // model.truncated.truncation)
-        seen.append(cut.sent.detach()[:-1][:count].flatten(0, 1))
+        seen.append(cut.end.detach()[:-1][:count].flatten(0, 1))
         true.append(true_gradients(nats.sum(), cut, chunks)[1:][:count].flatten(0, 1))
     states, gradients = torch.cat(seen).double(), torch.cat(true).double()
     rows = len(states)

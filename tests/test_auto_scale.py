@@ -81,9 +81,9 @@ def test_nothing_is_injected_before_it_is_earned_and_what_was_is_scaled():
     assert_close(*found)
     estimators[0].agreement.copy_(torch.tensor([3.0, 4.0]))
     _, _, (cut,) = Truncated(core, 2, estimators[0])(x, state)
-    said = estimators[0](cut.sent).detach()
+    said = estimators[0](cut.end).detach()
     assert_close(cut.synthetic, 0.75 * said)
-    assert_close(cut.bootstrap, 0.5 * 0.75 * said)
+    assert_close(cut.estimator.bootstrap(cut), 0.5 * 0.75 * said)
 
 
 def test_it_sleeps_where_it_earns_nothing_and_wakes_up():

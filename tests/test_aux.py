@@ -80,8 +80,8 @@ def test_its_loss_is_one_more_loss_of_the_core(build, problem, options, unit):
             ends = n + 2 == problem.chunks and torch.as_tensor(case.final).expand(problem.batch)[b]
             if case.reset is not None and end < problem.steps and case.reset[end, b]:
                 ends = True
-            coming = plain(cut.sent[n + 1, b]).detach() * (0.0 if ends else 1.0)
-            errors.append(0.5 * (estimator.ahead(cut.sent[n, b]) - coming).square().sum())
+            coming = plain(cut.end[n + 1, b]).detach() * (0.0 if ends else 1.0)
+            errors.append(0.5 * (estimator.ahead(cut.end[n, b]) - coming).square().sum())
     if errors:
         total = 0.3 * unit * torch.stack(errors).sum()
         more = torch.autograd.grad(total, list(core.parameters()), materialize_grads=True,

@@ -223,7 +223,7 @@ def test_a_core_without_parameters_says_what_to_write():
 def test_a_truncation_longer_than_the_sequence_is_allowed():
     """The last chunk may be short: a sequence of 5 steps is one chunk of 8."""
     _, _, (cut,) = Truncated(CORE, 8, ZeroGradient())(X, STATE)
-    assert cut.sent.shape == (1, 2, 8)
+    assert cut.end.shape == (1, 2, 8)
 
 
 def test_from_torch_runs_the_same_checks():

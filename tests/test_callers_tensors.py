@@ -9,7 +9,7 @@ import pytest
 import torch
 from strategies import Fitting, Problem, assert_close, gradients, own_loss
 
-from dnirnn import LSTM, Skip, SyntheticGradient, Truncated, WeightDrop, backward, ops
+from dnirnn import LSTM, Deep, Skip, SyntheticGradient, Truncated, WeightDrop, backward, ops
 
 PROBLEM = Problem(steps=5, batch=3, truncation=2, input_size=2, hidden_size=3, seed=0)
 
@@ -42,15 +42,21 @@ def test_a_state_of_another_dtype_is_refused_by_every_core(build):
             truncated(case.x, case.state.to(dtype), 0)
 
 
-def test_lambda_targets_of_a_weight_dropped_core_stay_on_its_fast_path(path, monkeypatch):
+@pytest.mark.skipif(not ops.built, reason="the extension is not built here")
+@pytest.mark.parametrize("make", [
+    lambda: WeightDrop(LSTM(2, 3), 0.4),
+    lambda: Deep([LSTM(2, 3), LSTM(3, 3)], dropout=0.3, residual=True),
+    lambda: WeightDrop(Deep([LSTM(2, 3), WeightDrop(LSTM(5, 2), 0.2)], skip=True), 0.3),
+])  # fmt: skip
+def test_lambda_targets_of_what_is_made_of_cores_stay_on_their_fast_path(make, monkeypatch):
     calls = []
-    monkeypatch.setattr(LSTM, "unroll_pulling", lambda *a, **k: calls.append(a) or slow(*a, **k))
-    slow = super(LSTM, LSTM).unroll_pulling
-    core = WeightDrop(LSTM(2, 3), 0.4).double()
-    truncated = Truncated(core, 2, SyntheticGradient(6, trace_decay=0.5).double())
+    fused = ops.lstm_vjp
+    monkeypatch.setattr(ops, "lstm_vjp", lambda *a: calls.append(a) or fused(*a))
+    core = make().double()
+    truncated = Truncated(core, 2, SyntheticGradient(core.state_size, trace_decay=0.5).double())
     output, _, cuts = truncated(torch.randn(5, 3, 2).double(), core.initial_state(3))
     backward(output.square().sum(), cuts, reduction="sum")
-    assert calls
+    assert len(calls) == sum(isinstance(part, LSTM) for part in core.modules())
 
 
 def test_threads_charge_and_record_for_themselves():

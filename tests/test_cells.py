@@ -32,7 +32,7 @@ from dnirnn import (
     backward,
     draw_masks,
 )
-from dnirnn.core import advance
+from dnirnn.unroll import Chunks, advance
 
 DROPS = dict(zoneout_h=0.3, zoneout_c=0.5, recurrent_dropout=0.4)
 
@@ -301,15 +301,12 @@ def test_masks_are_the_same_in_a_loop_of_steps_and_wherever_it_is_cut(
     assert_close(torch.stack(stepped), output)
     assert_close(now, state)
 
-    chunked, sent, _ = core.unroll_chunks(
-        case.x, case.state, None, problem.truncation, case.t0, case.reset
-    )
+    chunks = Chunks(problem.steps, problem.truncation, case.t0, case.reset)
+    chunked, sent, *_ = core.unroll(case.x, case.state, None, chunks)
     assert_close(chunked, output)
     assert_close(sent[-1], state)
     probe = torch.zeros(problem.steps, *case.state.shape, dtype=torch.float64)
-    dense, sent, _ = core.unroll_dense(
-        case.x, case.state, probe, problem.truncation, case.t0, case.reset
-    )
+    dense, sent, *_ = core.unroll(case.x, case.state, probe, chunks._replace(dense=True))
     assert_close(dense, output)
     assert_close(sent[-1], state)
 

@@ -244,7 +244,7 @@ def test_a_whole_update_under_autocast(path):
             loss = output.float().square().sum()
         backward(loss, cuts)
         (cut,) = cuts
-        held = [ended, cut.sent, cut.synthetic, cut.entered, cut.probe, cut.probe.grad]
+        held = [ended, cut.end, cut.synthetic, cut.start, cut.probe, cut.probe.grad]
         assert [tensor.dtype for tensor in held] == 6 * [torch.float32]
         gradients = [parameter.grad.clone() for parameter in truncated.parameters()]
         assert all(g.dtype == torch.float32 for g in gradients)

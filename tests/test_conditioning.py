@@ -61,24 +61,25 @@ def test_each_state_goes_with_its_context(path, problem, options, label, make):
     )
     ends = [min((n + 1) * problem.truncation, problem.steps) for n in range(problem.chunks)]
     said = torch.stack([
-        torch.stack([estimator(cut.sent[n, b], whole[end, b]) for b in range(problem.batch)])
+        torch.stack([estimator(cut.end[n, b], whole[end, b]) for b in range(problem.batch)])
         for n, end in enumerate(ends)
     ])  # fmt: skip
-    kept = cut.synthetic != 0 if estimator.scale else cut.bootstrap != 0
+    boot = estimator.bootstrap(cut)
+    kept = cut.synthetic != 0 if estimator.scale else boot != 0
     if problem.final == "no" and problem.reset == "none":
         assert kept.any()
     if estimator.scale:
         assert_close(cut.synthetic[kept], estimator.scale * said[kept])
     if estimator.discount != estimator.scale:
-        assert_close(cut.bootstrap[kept], estimator.discount * said[kept])
+        assert_close(boot[kept], estimator.discount * said[kept])
     result = backward(own_loss(output, case.y), [cut])
     if options.get("normalise"):
         return
     starts = range(0, problem.steps, 1 if options.get("dense") else problem.truncation)
     ended = torch.as_tensor(case.final).expand(problem.batch)
-    rows = torch.cat([cut.entered.flatten(0, 1), cut.sent[-1].detach()[ended]])
+    rows = torch.cat([cut.start.flatten(0, 1), cut.end[-1].detach()[ended]])
     told = torch.cat([whole[[*starts]].flatten(0, 1), whole[-1][ended]])
-    target = torch.cat([cut.probe.grad.flatten(0, 1), torch.zeros_like(cut.sent[-1][ended])])
+    target = torch.cat([cut.probe.grad.flatten(0, 1), torch.zeros_like(cut.end[-1][ended])])
     error = 0.5 * (estimator(rows, told) - target).square().sum(-1).mean()
     assert_close(result["estimator_error"], error)
     expected = torch.autograd.grad(error, list(estimator.parameters()))
@@ -126,7 +127,7 @@ def test_a_model_tells_the_next_step_s_input():
     x = torch.cat([batch.x, following.x])
     said = model.encoder(x)[[0, 3, 6, 7]]
     assert torch.equal(cut.context, said)
-    assert_close(cut.synthetic, 0.1 * model.truncated.estimator(cut.sent, said[1:]), 1e-6)
+    assert_close(cut.synthetic, 0.1 * model.truncated.estimator(cut.end, said[1:]), 1e-6)
 
 
 def test_at_a_sequence_s_end_there_is_no_next_input():

@@ -82,4 +82,4 @@ def test_a_truncation_longer_than_a_sequence_is_one_chunk():
     batch = task.stream.next(100)
     assert batch.first and batch.final and len(batch.x) == 3
     _, _, (cut,) = task.model(batch, task.model.initial_state(2))
-    assert cut.sent.shape[0] == 1 and cut.terminal is True
+    assert cut.end.shape[0] == 1 and cut.chunks.final is True

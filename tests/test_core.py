@@ -8,7 +8,7 @@ from strategies import Counter, any_reset, any_t0, assert_close, own_loss, probl
 from torch.func import functional_call
 
 from dnirnn import LSTM, Core
-from dnirnn.core import advance
+from dnirnn.unroll import Chunks, advance
 
 
 def loop(core, case):
@@ -103,17 +103,16 @@ def test_gradients_are_the_derivatives(build_smooth, problem):
 
 @given(problem=problems(t0=any_t0, reset=any_reset))
 def test_chunks_carry_the_state_and_count_on(build, problem):
-    """The values of unroll_chunks are forward's, wherever it cuts, and t counts on from a reset."""
+    """The values of unroll are forward's, wherever it cuts, and t counts on from a reset."""
     core = build(problem.input_size, problem.hidden_size, problem.seed)
     case = problem.case(core)
     outputs, states = loop(core, case)
-    output, sent, synthetic = core.unroll_chunks(
-        case.x, case.state, None, problem.truncation, case.t0, case.reset
-    )
+    chunks = Chunks(problem.steps, problem.truncation, case.t0, case.reset)
+    output, sent, *rest = core.unroll(case.x, case.state, None, chunks)
     ends = [min((n + 1) * problem.truncation, problem.steps) - 1 for n in range(problem.chunks)]
     assert_close(output, outputs)
     assert_close(sent, states[ends])
-    assert synthetic is None
+    assert rest == [None, None, None]
 
 
 @given(problem=problems())
@@ -121,7 +120,8 @@ def test_probe_is_added_to_the_state_that_a_chunk_starts_from(build, problem):
     core = build(problem.input_size, problem.hidden_size, problem.seed)
     case = problem.case(core)
     probe = torch.randn(problem.chunks, *case.state.shape, dtype=torch.float64)
-    output, sent, _ = core.unroll_chunks(case.x, case.state, probe, problem.truncation)
+    chunks = Chunks(problem.steps, problem.truncation)
+    output, sent, *_ = core.unroll(case.x, case.state, probe, chunks)
     state = case.state
     for n in range(problem.chunks):
         rows = slice(n * problem.truncation, (n + 1) * problem.truncation)
@@ -139,10 +139,10 @@ def test_a_faster_unrolling_of_dense_targets_is_the_generic_one(build, problem):
     probe = torch.zeros(
         problem.steps, *case.state.shape, dtype=torch.float64, requires_grad=True
     )
-    arguments = (case.x, case.state, probe, problem.truncation, case.t0, case.reset)
-    unrolled = core.unroll_dense(*arguments), Core.unroll_dense(core, *arguments)
+    chunks = Chunks(problem.steps, problem.truncation, case.t0, case.reset, dense=True)
+    arguments = (case.x, case.state, probe, chunks)
     results = []
-    for output, sent, entered in unrolled:
+    for output, sent, entered, *_ in (core.unroll(*arguments), Core.unroll(core, *arguments)):
         loss = own_loss(output, case.y) + sent.square().sum()
         results.append((output, sent, entered, torch.autograd.grad(loss, probe)[0]))
     assert_close(*results)
@@ -156,9 +156,9 @@ def test_a_reset_comes_after_the_probe(build, problem):
     reset = reset if case.reset is None else case.reset
     reset[:: problem.truncation] = True
     probe = torch.randn(problem.chunks, *case.state.shape, dtype=torch.float64)
-    arguments = (problem.truncation, 0, reset)
-    without = core.unroll_chunks(case.x, case.state, None, *arguments)
-    with_probe = core.unroll_chunks(case.x, case.state, probe, *arguments)
+    chunks = Chunks(problem.steps, problem.truncation, 0, reset)
+    without = core.unroll(case.x, case.state, None, chunks)
+    with_probe = core.unroll(case.x, case.state, probe, chunks)
     assert torch.equal(with_probe[0], without[0]) and torch.equal(with_probe[1], without[1])
 
 
@@ -183,10 +183,11 @@ def test_a_core_is_told_the_steps_since_the_sequence_started(t0, truncation):
     reset = torch.zeros(5, 2, dtype=torch.bool)
     reset[2, 0] = reset[3, 0] = True
     state = torch.zeros(2, 1)
-    output, _, _ = Teller().unroll_chunks(torch.zeros(5, 2, 1), state, None, truncation, t0)
+    x = torch.zeros(5, 2, 1)
+    output, *_ = Teller().unroll(x, state, None, Chunks(5, truncation, t0))
     first = torch.as_tensor(t0).expand(2)
     assert output[..., 0].T.tolist() == [[int(t) + i for i in range(5)] for t in first]
-    output, _, _ = Teller().unroll_chunks(torch.zeros(5, 2, 1), state, None, truncation, t0, reset)
+    output, *_ = Teller().unroll(x, state, None, Chunks(5, truncation, t0, reset))
     assert output[..., 0].T.tolist() == [
         [int(first[0]), int(first[0]) + 1, 0, 0, 1],
         [int(first[1]) + i for i in range(5)],

@@ -45,7 +45,7 @@ def test_through_cuts_nothing_and_is_taught_the_truth(net):
     assert_close(gradients(parts), wanted, 1e-13)
     assert_close([one.probe.grad[0] for one in interfaces], true, 1e-13)
     each = [
-        0.5 * (estimator(one.entered[0]) - g).square().sum() / net.batch
+        0.5 * (estimator(one.start[0]) - g).square().sum() / net.batch
         for one, g in zip(interfaces, true)
     ]
     assert_close(error, torch.stack(each).mean())
@@ -90,7 +90,7 @@ def test_what_is_sent_and_what_is_taught_is_as_defined(net, knobs):
     assert_close(gradients(parts), wanted)
     assert_close([one.probe.grad[0] for one in interfaces], targets)
     error = sum(
-        0.5 * (estimator(one.entered[0]) - target).square().sum() / net.batch
+        0.5 * (estimator(one.start[0]) - target).square().sum() / net.batch
         for one, target in zip(interfaces, targets)
     )
     assert_close(gradients(estimator), list(torch.autograd.grad(error, estimator.parameters())))

@@ -135,7 +135,7 @@ def test_cuts_of_time_and_of_depth_share_one_backward():
     output, _, cuts = Truncated(core, 2, time)(onward, core.initial_state(2))
     loss = output.square().sum()
     asked = [*encoder.parameters()]
-    wanted = torch.autograd.grad(interface.sent, asked, interface.synthetic, retain_graph=True)
+    wanted = torch.autograd.grad(interface.end, asked, interface.synthetic, retain_graph=True)
     backward(loss, [*cuts, interface])
     assert_close(gradients(encoder), list(wanted))
     assert interface.probe.grad.abs().sum() > 0 and time.layers[0].weight.grad is not None
@@ -163,7 +163,7 @@ def test_a_chain_of_estimators_learns_from_its_last_link():
     loss, found = run(through=True)
     backward(loss, found)
     for estimator, one in zip(estimators, found):
-        assert_close(estimator(one.entered), one.probe.grad, 1e-3)
+        assert_close(estimator(one.start), one.probe.grad, 1e-3)
 
 
 # Wrong use

@@ -91,11 +91,11 @@ def test_every_state_has_its_target(build, path, problem, knobs, unit):
     estimator = made(core, scale=knobs[0], discount=knobs[1], dense=True)
     states, targets = by_hand(core, estimator, problem.truncation, case)
     _, _, cut, result = update(core, estimator, problem.truncation, case, unit)
-    assert_close(cut.entered, states)
+    assert_close(cut.start, states)
     assert_close(cut.probe.grad / unit, targets)
     ended = torch.as_tensor(case.final).expand(problem.batch)
-    rows = torch.cat([states.flatten(0, 1), cut.sent[-1].detach()[ended]])
-    wanted = torch.cat([targets.flatten(0, 1), torch.zeros_like(cut.sent[-1][ended])])
+    rows = torch.cat([states.flatten(0, 1), cut.end[-1].detach()[ended]])
+    wanted = torch.cat([targets.flatten(0, 1), torch.zeros_like(cut.end[-1][ended])])
     error = 0.5 * (estimator(rows) - wanted).square().sum(-1).mean()
     assert_close(result["estimator_error"], error)
     expected = torch.autograd.grad(error, list(estimator.parameters()))
@@ -113,10 +113,10 @@ def test_the_core_learns_the_same(build, path, problem):
     dense = update(core, made(core, dense=True), problem.truncation, case)
     assert_close([dense[0], dense[1]], [output, state])
     assert_close(gradients(core), expected)
-    assert_close(dense[2].sent, cut.sent)
+    assert_close(dense[2].end, cut.end)
     assert_close(dense[2].synthetic, cut.synthetic)
     assert_close(dense[2].probe.grad[:: problem.truncation], cut.probe.grad)
-    assert_close(dense[2].entered[:: problem.truncation], cut.entered)
+    assert_close(dense[2].start[:: problem.truncation], cut.start)
 
 
 @few
@@ -135,8 +135,8 @@ def test_bfloat16_and_float32_states(path):
     with torch.autocast("cpu", torch.bfloat16):
         output, _, (cut,) = Truncated(core, 2, estimator)(torch.randn(5, 2, 3), torch.randn(2, 8))
     backward(output.float().sum(), [cut])
-    assert cut.entered.dtype == cut.probe.grad.dtype == torch.float32
-    assert cut.entered.shape == cut.probe.grad.shape == (5, 2, 8)
+    assert cut.start.dtype == cut.probe.grad.dtype == torch.float32
+    assert cut.start.shape == cut.probe.grad.shape == (5, 2, 8)
 
 
 def test_a_trace_decay_beside_it_is_refused():
@@ -199,8 +199,8 @@ def test_normalised_in_an_update(path):
     estimator.mean_square.copy_(torch.tensor([0.5, 0.125]))
     x = torch.randn(4, 2, 2, dtype=torch.float64)
     _, _, (cut,) = Truncated(core, 2, estimator)(x, torch.zeros(2, 6, dtype=torch.float64))
-    assert_close(cut.synthetic, 0.1 * estimator(cut.sent))
+    assert_close(cut.synthetic, 0.1 * estimator(cut.end))
     assert cut.synthetic.any() and estimator.unit == 2
     other = made(core, normalise=True)
     other.load_state_dict(estimator.state_dict())
-    assert_close(other(cut.sent), estimator(cut.sent))
+    assert_close(other(cut.end), estimator(cut.end))

@@ -214,7 +214,7 @@ def test_what_the_fast_network_makes_of_a_message_is_what_its_estimator_is_taugh
     case = case_of(core, 2 * period, seed=seed)._replace(final=False)
     (cut,), _ = update(core.truncate("dni", 2, estimator), case)
 
-    fast, slow, message = (part.requires_grad_() for part in cut.entered[1].split(core.sizes, 1))
+    fast, slow, message = (part.requires_grad_() for part in cut.start[1].split(core.sizes, 1))
     heard = message.expand(period, -1, -1)
     outputs, fast_end = core.fast(torch.cat([case.x[period:], heard], 2), fast)
     said, slow_end = core.slow(outputs[-1:], slow)

@@ -185,7 +185,7 @@ def test_detectors_are_exactly_0_or_1_in_float32(seed, layers):
     core = HMLSTM(3, 5, layers)
     truncated = Truncated(core, 3, SyntheticGradient(core.state_size))
     _, state, (cut,) = truncated(torch.randn(11, 4, 3), core.initial_state(4))
-    for z in (state[:, 1 - layers :], cut.sent[..., 1 - layers :]):
+    for z in (state[:, 1 - layers :], cut.end[..., 1 - layers :]):
         assert z.dtype == torch.float32 and ((z == 0) | (z == 1)).all()
 
 
@@ -265,7 +265,7 @@ def test_an_update_under_autocast_keeps_the_state_in_float32():
         output, state, cuts = truncated(x, core.initial_state(4))
         loss = output.float().square().sum()
     backward(loss, cuts)
-    assert state.dtype == cuts[0].sent.dtype == torch.float32
+    assert state.dtype == cuts[0].end.dtype == torch.float32
     assert ((state[:, -2:] == 0) | (state[:, -2:] == 1)).all()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in core.parameters())
 

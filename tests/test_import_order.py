@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     {"version", "checks"},
     {"files", "progress", "fakes"},
-    {"ops", "data", "device", "masks", "loss"},
+    {"unroll", "deprecated", "boundary", "ops", "data", "device", "masks", "loss"},
     {"core", "scanned", "estimators", "interface", "true_gradient", "cuts", "decoupled"},
     {"lstm", "from_torch", "truncated", "feedforward"},
     {"cells"},

@@ -82,9 +82,9 @@ def test_update_is_the_one_written_by_hand(build, problem, fitting, unit):
     output, state, cut, result = update(core, estimator, problem.truncation, case, unit)
     assert_close(output, expected.output)
     assert_close(state, expected.sent[-1])
-    assert_close(cut.sent, expected.sent)
+    assert_close(cut.end, expected.sent)
     assert_close(cut.synthetic, expected.synthetic)
-    assert_close(cut.entered, torch.cat([case.state[None], expected.sent[:-1]]))
+    assert_close(cut.start, torch.cat([case.state[None], expected.sent[:-1]]))
     assert_close(cut.probe.grad / unit, expected.targets)
     assert_close(gradients(core), expected.core)
     assert_close(gradients(estimator), expected.estimator)
@@ -148,8 +148,8 @@ def test_counter_in_closed_form():
     backward(output.sum(), [cut])
     assert output.flatten().tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert state.tolist() == [[7]]
-    assert cut.entered.flatten().tolist() == [0, 3, 6]
-    assert cut.sent.flatten().tolist() == [3, 6, 7]
+    assert cut.start.flatten().tolist() == [0, 3, 6]
+    assert cut.end.flatten().tolist() == [3, 6, 7]
     # The increment of step k of a chunk of K is in K - k outputs of it and in the state it ends in.
     assert core.increment.grad == (3 + 2 + 1) + (3 + 2 + 1) + 1 + 10 * 7
     assert estimator.target.flatten().tolist() == [3 + 10, 3 + 10, 1 + 10]
@@ -186,7 +186,7 @@ def test_one_call_of_n_chunks_is_n_calls_of_one(build, problem, fitting):
         part = slice_case(case, begin, end, carried, last=end == problem.steps)
         one_output, carried, one, _ = update(core, estimator, problem.truncation, part)
         assert_close(one_output, output[begin:end])
-        assert_close(one.sent[0], cut.sent[n])
+        assert_close(one.end[0], cut.end[n])
         assert_close(one.synthetic[0], cut.synthetic[n])
         assert_close(one.probe.grad[0], cut.probe.grad[n])
         found = [a + b for a, b in zip(found, gradients(core))]
@@ -269,7 +269,7 @@ def test_nothing_comes_back_from_beyond_the_end(build, problem, fitting):
     _, _, cut, _ = update(core, estimator, problem.truncation, case)
     assert not cut.synthetic[-1][final].any()
     begin = (problem.chunks - 1) * problem.truncation
-    alone = case._replace(state=cut.entered[-1], x=case.x[begin:], y=case.y[begin:])
+    alone = case._replace(state=cut.start[-1], x=case.x[begin:], y=case.y[begin:])
     _, at_state = full_bptt(core, alone._replace(t0=case.t0 + begin))
     assert_close(cut.probe.grad[-1][final], at_state[0][final])
 

@@ -108,7 +108,7 @@ def test_the_operator_emits_what_it_says():
     torch.nn.init.normal_(estimator.weight)
     torch.nn.init.normal_(estimator.bias)
     _, _, (cut,) = Truncated(core, 2, estimator)(torch.randn(6, 5, 3), torch.randn(5, 8))
-    assert_close(cut.synthetic, 0.7 * estimator(cut.sent.detach()), 1e-6)
+    assert_close(cut.synthetic, 0.7 * estimator(cut.end.detach()), 1e-6)
 
 
 def test_targets_that_are_not_finite_leave_the_solution_as_it_was():

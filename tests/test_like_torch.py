@@ -47,7 +47,7 @@ def update(core, estimator, dtype, autocast: bool):
             loss = output.float().square().sum()
         backward(loss, cuts)
     (cut,) = cuts
-    held = [state, cut.sent, cut.probe, cut.probe.grad, *estimator.parameters()]
+    held = [state, cut.end, cut.probe, cut.probe.grad, *estimator.parameters()]
     assert all(tensor.dtype == torch.float32 for tensor in held)
     found = [p.grad for p in model.parameters() if p.grad is not None]
     assert found and all(gradient.isfinite().all() for gradient in found)

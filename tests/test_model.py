@@ -31,7 +31,7 @@ def test_nats_are_those_of_plain_torch(truncation):
     model, batch = make_model(truncation=truncation).double(), batch_of()
     nats, _, (cut,) = model(batch, model.initial_state(4))
     torch.testing.assert_close(nats, nats_in_plain_torch(model, batch))
-    assert len(cut.sent) == -(-9 // truncation)
+    assert len(cut.end) == -(-9 // truncation)
 
 
 def test_the_state_of_one_batch_goes_on_in_the_next():
@@ -58,7 +58,7 @@ def test_a_target_without_weight_costs_nothing():
 def test_final_says_that_nothing_comes_from_beyond():
     model = make_model()
     cut = model(batch_of(final=True), model.initial_state(4))[2][0]
-    assert cut.terminal is True and not cut.synthetic[-1].any() and cut.synthetic[0].any()
+    assert cut.chunks.final is True and not cut.synthetic[-1].any() and cut.synthetic[0].any()
 
 
 @pytest.mark.parametrize("estimator", ["dni", "none"])

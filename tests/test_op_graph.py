@@ -67,14 +67,14 @@ def test_what_nobody_asks_for_is_not_computed(**sizes):
 def test_a_chunk_alone_pulls_back_what_it_does_beside_the_others(dtype, chunk, **sizes):
     call = make_call(**sizes, dtype=dtype)
     given = call.x, call.state, call.probe, call.weights, call.truncation, call.reset
-    output, sent, pull = ops.lstm_pulling(*given)
+    output, sent, vjp = ops.lstm_vjp(*given)
     expected = ops.lstm_tbptt(*call.arguments)
     assert torch.equal(output, expected[0]) and torch.equal(sent, expected[1])
     n = chunk % len(sent)
     seed = torch.zeros_like(sent)
     seed[n] = call.by_sent[n]
     (back,) = torch.autograd.grad(sent, call.probe, seed)
-    assert_close(pull(n, call.by_sent[n]), back[n], TOLERANCE[dtype], FLOOR)
+    assert_close(vjp(n, call.by_sent[n])[0], back[n], TOLERANCE[dtype], FLOOR)
 
 
 @pytest.mark.parametrize("name", ["output", "sent"])

@@ -93,7 +93,7 @@ def test_a_late_target_meets_its_own_activations():
 
         def watched(number, target):
             interface, _ = part.kept[number]
-            met.append((number, torch.equal(interface.entered[0], kept[number])))
+            met.append((number, torch.equal(interface.start[0], kept[number])))
             return take(number, target)
 
         part.take = watched

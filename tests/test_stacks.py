@@ -19,6 +19,7 @@ from dnirnn import (
     WeightDrop,
     draw_masks,
 )
+from dnirnn.unroll import Chunks
 
 
 class Recorder(Core):
@@ -38,13 +39,9 @@ class Recorder(Core):
         self.calls.append(("forward", *x_TBI.shape, t0))
         return self.core(x_TBI, state_BS, t0, reset)
 
-    def unroll_chunks(self, x_TBI, *arguments):
-        self.calls.append(("unroll_chunks", *x_TBI.shape))
-        return self.core.unroll_chunks(x_TBI, *arguments)
-
-    def unroll_dense(self, x_TBI, *arguments):
-        self.calls.append(("unroll_dense", *x_TBI.shape))
-        return self.core.unroll_dense(x_TBI, *arguments)
+    def unroll(self, x_TBI, state_BS, probe, chunks, estimator=None):
+        self.calls.append((f"unroll, dense={chunks.dense}, vjp={chunks.vjp}", *x_TBI.shape))
+        return self.core.unroll(x_TBI, state_BS, probe, chunks, estimator)
 
 
 def sequences(case):
@@ -149,13 +146,15 @@ def test_deep_calls_each_core_once():
     core = Deep([Recorder(LSTM(3, 4)), Recorder(RNN(4, 5))])
     x, state = torch.randn(7, 2, 3), torch.randn(2, 13)
     core(x, state, 3)
-    core.unroll_chunks(x, state, None, 2)
-    core.unroll_dense(x, state, torch.zeros(7, 2, 13), 2)
+    core.unroll(x, state, None, Chunks(7, 2))
+    core.unroll(x, state, torch.zeros(7, 2, 13), Chunks(7, 2, dense=True))
+    core.unroll(x, state, torch.zeros(4, 2, 13), Chunks(7, 2, vjp=True))
     for layer, inputs in zip(core.cores, (3, 4)):
         assert layer.calls == [
             ("forward", 7, 2, inputs, 3),
-            ("unroll_chunks", 7, 2, inputs),
-            ("unroll_dense", 7, 2, inputs),
+            ("unroll, dense=False, vjp=False", 7, 2, inputs),
+            ("unroll, dense=True, vjp=False", 7, 2, inputs),
+            ("unroll, dense=False, vjp=True", 7, 2, inputs),
         ]
 
 

@@ -102,7 +102,7 @@ def test_looking_ahead_leaves_the_stream_where_it_is(tmp_path, lookahead):
         nats, _, (cut,) = model(ahead, state, t)
         true = true_gradients(nats.sum(), cut, lookahead, 0.5)
         torch.testing.assert_close(told, true)
-        state, t = cut.sent[-(-len(batch.x) // 3) - 1].detach(), t + len(batch.x)
+        state, t = cut.end[-(-len(batch.x) // 3) - 1].detach(), t + len(batch.x)
         assert trainer.stream.state_dict() == stream.state_dict()
         torch.testing.assert_close(trainer.state, state)
 

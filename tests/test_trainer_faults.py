@@ -41,7 +41,7 @@ def spoil(trainer, what, at):
                 nats = Root.apply(nats)
             else:
                 cut = interfaces[0]
-                interfaces = [cut._replace(entered=torch.full_like(cut.entered, math.inf))]
+                interfaces = [cut._replace(start=torch.full_like(cut.start, math.inf))]
         return nats, ended, interfaces
 
     model.forward = spoiled

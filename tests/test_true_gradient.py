@@ -66,7 +66,7 @@ def test_they_are_the_gradients_of_the_coming_loss(
         expected = discounted(
             core,
             case,
-            cut.entered[n],
+            cut.start[n],
             n * problem.truncation,
             problem.truncation,
             lookahead or problem.chunks,
@@ -107,7 +107,7 @@ def test_window_by_window_too(build, problem, where):
         oracle.look(lambda: call(core, oracle, problem.truncation, from_here))
         loss, interfaces = call(core, oracle, problem.truncation, window)
         backward(loss, interfaces)
-        state, t0 = interfaces[0].sent[-1].detach(), t0 + end - begin
+        state, t0 = interfaces[0].end[-1].detach(), t0 + end - begin
     assert_close(gradients(core), expected)
 
 
@@ -158,6 +158,6 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ValueError, match=says):
             true_gradients(output.sum(), cut, **options)
     oracle.look(lambda: (output.sum(), [cut]))
-    assert oracle(cut.sent).shape == cut.sent.shape
+    assert oracle(cut.end).shape == cut.end.shape
     with pytest.raises(ValueError, match="looked at"):
         truncated(torch.randn(8, 2, 2), state)

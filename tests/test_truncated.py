@@ -22,10 +22,10 @@ def test_shapes(build, problem, fitting):
         (cut,) = interfaces
         assert output.shape == (problem.steps, problem.batch, core.output_size)
         assert state.shape == (problem.batch, core.state_size)
-        assert cut.sent.shape == cut.entered.shape == cuts
+        assert cut.end.shape == cut.start.shape == cuts
         assert cut.estimator is estimator
         if isinstance(estimator, ZeroGradient):
-            assert cut.synthetic is None and cut.probe is None and cut.terminal is None
+            assert cut.synthetic is None and cut.probe is None
         else:
             assert cut.synthetic.shape == cut.probe.shape == cuts
             assert cut.probe.requires_grad and cut.probe.is_leaf and not cut.probe.any()
@@ -52,7 +52,7 @@ def test_a_truncation_longer_than_the_sequence_is_one_short_chunk(build, problem
     expected = Truncated(core, problem.steps, ZeroGradient())(
         case.x, case.state, case.t0, False, case.reset
     )
-    assert len(cut.sent) == 1
+    assert len(cut.end) == 1
     assert torch.equal(output, expected[0]) and torch.equal(state, expected[1])
 
 
@@ -64,11 +64,11 @@ def test_nothing_attached_leaves_but_the_output_and_sent(build, problem, fitting
     output, state, (cut,) = Truncated(core, problem.truncation, fitting.estimator(core))(
         case.x, start
     )
-    assert output.requires_grad and cut.sent.requires_grad
-    assert not (state.requires_grad or cut.entered.requires_grad or cut.synthetic.requires_grad)
+    assert output.requires_grad and cut.end.requires_grad
+    assert not (state.requires_grad or cut.start.requires_grad or cut.synthetic.requires_grad)
     backward(own_loss(output, case.y), [cut])
     sent_back = torch.zeros_like(start) if start.grad is None else start.grad
-    if cut.bootstrap is None:
+    if cut.estimator.bootstrap(cut) is None:
         assert_close(sent_back, cut.probe.grad[0])
 
 
@@ -83,8 +83,8 @@ def test_without_grad_it_only_runs_the_core(build, problem, fitting):
         with context:
             same, end, (cut,) = truncated(case.x, case.state, case.t0, True, case.reset)
         assert torch.equal(same, output) and torch.equal(end, state)
-        assert cut.probe is None and cut.synthetic is None and cut.terminal is None
-        assert not (same.requires_grad or cut.sent.requires_grad)
+        assert cut.probe is None and cut.synthetic is None
+        assert not (same.requires_grad or cut.end.requires_grad)
 
 
 def test_leaves_its_inputs_alone(path):
@@ -104,7 +104,7 @@ def test_final_rows_are_zero_and_taught(path):
     final = torch.tensor([True, False, True])
     x, state = torch.randn(4, 3, 2), core.initial_state(3)
     _, _, (cut,) = Truncated(core, 2, estimator)(x, state, final=final)
-    assert torch.equal(cut.terminal, final)
+    assert torch.equal(cut.chunks.final, final)
     assert cut.synthetic[0].all() and cut.synthetic[1, 1].all()
     assert not cut.synthetic[1, [0, 2]].any()
     for none in (False, torch.zeros(3, dtype=torch.bool)):

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from dnirnn import ops
 from dnirnn.core import Core, resets_to
+from dnirnn.unroll import Chunks, Unrolled
 
 
 class GatedLSTM(Core):
@@ -41,26 +42,21 @@ class GatedLSTM(Core):
         )
         return output.to(x_TBI.dtype), sent[0]
 
-    def unroll_chunks(
+    def unroll(
         self,
         x_TBI: Tensor,
         state_BS: Tensor,
-        probe_NBS: Tensor | None,
-        truncation: int,
-        t0: int | Tensor = 0,
-        reset: Tensor | None = None,
+        probe: Tensor | None,
+        chunks: Chunks,
         estimator: nn.Module | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        # The probe comes in pieces where each chunk's pass is wanted by itself.
-        if not self.fused_for(x_TBI, reset) or not isinstance(probe_NBS, Tensor | None):
-            return super().unroll_chunks(
-                x_TBI, state_BS, probe_NBS, truncation, t0, reset, estimator
-            )
-        options = self.options(state_BS, len(x_TBI), t0, reset)
-        output, sent = ops.gated_lstm(
-            x_TBI, state_BS, probe_NBS, self.weights, truncation, reset=reset, **options
+    ) -> Unrolled:
+        if chunks.dense or chunks.vjp or not self.fused_for(x_TBI, chunks.reset):
+            return super().unroll(x_TBI, state_BS, probe, chunks, estimator)
+        options = self.options(state_BS, chunks.steps, chunks.t0, chunks.reset)
+        output, end = ops.gated_lstm(
+            x_TBI, state_BS, probe, self.weights, chunks.truncation, reset=chunks.reset, **options
         )
-        return output.to(x_TBI.dtype), sent, None
+        return Unrolled(output.to(x_TBI.dtype), end)
 
     def fused_for(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
         """Whether a call goes through the operator, whose resets go back to zero."""

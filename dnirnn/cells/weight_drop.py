@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dnirnn.checks import check_probabilities, shown
-from dnirnn.core import Core, Pull, check_core, resets_to, step, unroll
+from dnirnn.core import Core, check_core, resets_to, step, unroll
 from dnirnn.masks import Masks, draw_masks
+from dnirnn.unroll import Chunks, Unrolled
 
 
 class WeightDrop(Core):
@@ -67,47 +68,17 @@ class WeightDrop(Core):
             return super().forward(x_TBI, state_BS, t0, reset)
         return self.dropped("forward", x_TBI, state_BS, t0, reset)
 
-    def unroll_chunks(
+    def unroll(
         self,
         x_TBI: Tensor,
         state_BS: Tensor,
-        probe_NBS: Tensor | None,
-        truncation: int,
-        t0: int | Tensor = 0,
-        reset: Tensor | None = None,
+        probe: Tensor | None,
+        chunks: Chunks,
         estimator: nn.Module | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        if not resets_to(self, WeightDrop, reset):
-            return super().unroll_chunks(x_TBI, state_BS, probe_NBS, truncation, t0, reset)
-        return self.dropped(
-            "unroll_chunks", x_TBI, state_BS, probe_NBS, truncation, t0, reset, estimator
-        )
-
-    def unroll_dense(
-        self,
-        x_TBI: Tensor,
-        state_BS: Tensor,
-        probe_TBS: Tensor,
-        truncation: int,
-        t0: int | Tensor = 0,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if not resets_to(self, WeightDrop, reset):
-            return super().unroll_dense(x_TBI, state_BS, probe_TBS, truncation, t0, reset)
-        return self.dropped("unroll_dense", x_TBI, state_BS, probe_TBS, truncation, t0, reset)
-
-    def unroll_pulling(
-        self,
-        x_TBI: Tensor,
-        state_BS: Tensor,
-        probe_NBS: Tensor,
-        truncation: int,
-        t0: int | Tensor = 0,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Pull]:
-        if not resets_to(self, WeightDrop, reset):
-            return super().unroll_pulling(x_TBI, state_BS, probe_NBS, truncation, t0, reset)
-        return self.dropped("unroll_pulling", x_TBI, state_BS, probe_NBS, truncation, t0, reset)
+    ) -> Unrolled:
+        if not resets_to(self, WeightDrop, chunks.reset):
+            return super().unroll(x_TBI, state_BS, probe, chunks, estimator)
+        return self.dropped("unroll", x_TBI, state_BS, probe, chunks, estimator)
 
     def exports_whole(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
         return resets_to(self, WeightDrop, reset)
@@ -140,4 +111,4 @@ class Call(nn.Module):
             return self.core(*arguments)
         if method == "step":
             return step(self.core, *arguments)
-        return unroll(self.core, method, *arguments)
+        return unroll(self.core, *arguments)

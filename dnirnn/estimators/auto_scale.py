@@ -55,7 +55,7 @@ class AutoScale(GradientEstimator):
                 f" {type(estimator).__name__}"
             )
         for name in ("auxiliary", "needs_jacobian"):
-            if getattr(estimator, name):
+            if getattr(estimator, name, False):
                 raise ValueError(f"estimator must have no {name}; got {shown(estimator)}")
         if next(estimator.parameters(), None) is None:
             raise ValueError(f"estimator must be one that is fitted; got {shown(estimator)}")

@@ -2,10 +2,14 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from dnirnn.boundary import Interface
+
+Found = TypeVar("Found")
 
 
 class GradientEstimator(nn.Module, abc.ABC):
@@ -15,38 +19,41 @@ class GradientEstimator(nn.Module, abc.ABC):
     batch size or the reduction of the loss (see ``unit`` in :func:`dnirnn.backward`). It stays in
     float32, as states do, where its module is moved to a dtype of 16 bits.
 
+    A cut asks it four questions: what to :meth:`inject`, what to :meth:`bootstrap` with, how to
+    :meth:`refine` a target before the graph is freed, and to :meth:`fit` itself to it. A subclass
+    writes ``forward`` and ``accumulate``, which the answers of this class are made of, and gives
+    answers of its own where it has others. No answer waits for the device.
+
     scale: multiplies what is injected into the core at a boundary.
     discount: multiplies what enters the bootstrapped target.
     dense: whether it is fitted at every state of a chunk, and not at the first only.
     trace_decay: lambda of the targets (see SyntheticGradient); 0: the bootstrap after one chunk.
-    auxiliary: weight of the auxiliary task (see SyntheticGradient); 0: none.
+    needs_vjp: whether the cut is to have the chunks' vector-Jacobian products, as lambda targets need.
     terminal_target: whether it is taught zero at a state in which a sequence ends.
     needs_context: whether forward and accumulate take a context [..., C] after their states.
     reads: of how many coming steps the context tells, the next one first.
-    needs_jacobian: whether accumulate takes the chunks' Jacobians (see BPLambda).
     waits: whether Python decides by the values of tensors, or gives it others at every update: then
         no CUDA graph can hold an update of it.
     state_dims: how many last dimensions of a tensor are one state: 1, or 3 of feature maps.
     ranks: the processes that fit it together (see dnirnn.distributed); None: this one alone.
-    takes_predicted: whether accumulate takes ``predicted``, what forward said at ``entered`` since
-        the parameters last moved, and then does not ask again.
-    keeps_graph: whether a cut is to predict with a graph, which ``predicted`` then has.
+    keeps_graph: whether, at a cut that is none of time, the prediction is kept with its graph.
     """
 
     scale: float = 1.0
     discount: float = 1.0
     dense: bool = False
     trace_decay: float = 0.0
-    auxiliary: float = 0.0
     terminal_target: bool = True
     needs_context: bool = False
     reads: int = 1
-    needs_jacobian: bool = False
     waits: bool = False
     state_dims: int = 1
-    takes_predicted: bool = False
     keeps_graph: bool = False
     ranks: Any = None
+
+    @property
+    def needs_vjp(self) -> bool:
+        return self.trace_decay > 0
 
     def _apply(self, fn, recurse: bool = True):
         # .bfloat16() and the like: states are at least float32, and what is fitted to them too.
@@ -69,6 +76,62 @@ class GradientEstimator(nn.Module, abc.ABC):
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """The same of a mean, where all ranks have equally many rows."""
         return value if self.ranks is None else self.ranks.sum(value) / self.ranks.size
+
+    def predict(self, cut: Interface) -> Tensor:
+        """``forward`` at the cut's ends, detached and unscaled: computed once, in ``cut.kept``."""
+        if "predicted" not in cut.kept:
+            # A cut that is none of time has one row of ends, which may be maps.
+            of_time = cut.chunks is not None
+            asked = (cut.end.detach(), *cut.context_of_ends())
+            with torch.set_grad_enabled(self.keeps_graph and not of_time):
+                # Autocast would have it in its own dtype.
+                found = self(*asked) if of_time else self(*(part[0] for part in asked))[None]
+                cut.kept["predicted"] = found.to(cut.end.dtype)
+        return cut.kept["predicted"].detach()
+
+    def inject(self, cut: Interface) -> Tensor:
+        """The gradient that the cut's ends are given, as ``cut.end``, asked once, in the forward pass.
+
+        Where the core computed scale * forward(end) on the way, that is taken, and this not asked.
+        """
+        return cut.crossing(self.scale * self.predict(cut))
+
+    def bootstrap(self, cut: Interface) -> Tensor | None:
+        """What stands for it in the target, as ``cut.end``.
+
+        None: the target is what comes back in the pass that injects, and is not refined.
+        Else the targets have a pass of their own.
+        """
+        if self.discount == self.scale:
+            return cut.synthetic if self.needs_vjp else None
+        if self.scale and cut.synthetic is not None:
+            return cut.synthetic * (self.discount / self.scale)
+        return cut.crossing(self.discount * self.predict(cut))
+
+    def refine(self, cut: Interface, target: Tensor, boot: Tensor) -> Tensor:
+        """The target, made of the one that came back to ``cut.probe``, while there is a graph.
+
+        boot: what ``bootstrap`` said. Both are times the same factor, and so is what is returned.
+
+        Here lambda targets, where there is a trace_decay; else the target as it is.
+        """
+        if not self.needs_vjp:
+            return target
+        # G_n = (target after one chunk) + discount trace_decay J_n' (G_(n+1) - g(s_(n+1)))
+        assert cut.vjp is not None
+        targets = list(target.unbind())
+        for n in reversed(range(len(targets) - 1)):
+            more = self.discount * targets[n + 1] - boot[n]
+            targets[n] = targets[n] + cut.vjp(n, self.trace_decay * more)[0]
+        return torch.stack(targets)
+
+    def fit(self, cut: Interface, target: Tensor) -> dict[str, Tensor]:
+        """Adds to the parameters' .grad by the target, as ``cut.probe``: the errors, detached.
+
+        ``estimator_error`` is half the squared error, summed over S, meaned over rows.
+        """
+        start, target, context, weighed = cut.rows(target)
+        return {"estimator_error": self.accumulate(start, target, *context, **weighed)}
 
     @abc.abstractmethod
     def forward(self, state: Tensor) -> Tensor:
@@ -96,11 +159,14 @@ class ZeroGradient(GradientEstimator):
     scale = 0.0
     discount = 0.0
 
+    def is_used(self) -> bool:
+        return False
+
     def forward(self, state: Tensor) -> Tensor:
         return torch.zeros_like(state)
 
     def accumulate(
-        self, entered: Tensor, target: Tensor, weight: Tensor | None = None
+        self, entered: Tensor, target: Tensor, *context: Tensor, weight: Tensor | None = None
     ) -> Tensor:
         return target.new_zeros(())
 
@@ -127,7 +193,7 @@ def swapped(held: Held) -> bool:
     return any(place.get(name, tensor) is not tensor for place, name, tensor in held)
 
 
-def as_held(held: Held, function: Callable[[], Tensor]) -> Tensor:
+def as_held(held: Held, function: Callable[[], Found]) -> Found:
     """function(), with those tensors in their places."""
     if not swapped(held):
         return function()

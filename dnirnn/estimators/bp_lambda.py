@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dnirnn.boundary import Interface
 from dnirnn.checks import check_flags, check_knobs, check_sizes
 from dnirnn.estimators.base import GradientEstimator
 
@@ -41,6 +42,7 @@ class BPLambda(GradientEstimator):
     """
 
     needs_jacobian = True
+    needs_vjp = False
 
     def __init__(
         self,
@@ -80,6 +82,28 @@ class BPLambda(GradientEstimator):
 
     def forward(self, state: Tensor) -> Tensor:
         return F.linear(state, self.weight, self.bias)
+
+    def bootstrap(self, cut: Interface) -> Tensor | None:
+        # Never None: its targets have a pass of their own, before which the graph is there to refine.
+        boot = super().bootstrap(cut)
+        return cut.synthetic if boot is None else boot
+
+    def refine(self, cut: Interface, target: Tensor, boot: Tensor) -> Tensor:
+        """The target as it is; keeps the Jacobians [N, B, S, S], zero over a sequence's end."""
+        rows = []
+        for i in range(cut.end.shape[-1]):
+            seed = torch.zeros_like(cut.end)
+            seed[..., i].fill_(1)
+            rows += torch.autograd.grad(
+                cut.end, cut.probe, seed, retain_graph=True, materialize_grads=True
+            )
+        cut.kept["jacobian"] = cut.crossing(torch.stack(rows, 2))
+        return target
+
+    def fit(self, cut: Interface, target: Tensor) -> dict[str, Tensor]:
+        start, target, _, weighed = cut.rows(target)
+        error = self.accumulate(start, target, cut.kept["jacobian"], **weighed)
+        return {"estimator_error": error}
 
     def accumulate(
         self,

@@ -1,16 +1,16 @@
 """ConvSyntheticGradient: convolutions that predict the gradient of feature maps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dnirnn.checks import check_flags, check_knobs, check_sequences, check_sizes
-from dnirnn.estimators.base import GradientEstimator
-from dnirnn.estimators.synthetic import NORM_DECAY
+from dnirnn.estimators.layered import Layered
 
 
-class ConvSyntheticGradient(GradientEstimator):
+class ConvSyntheticGradient(Layered):
     """Convolutions with ReLU that predict the gradient of feature maps from the maps.
 
     With layers W_1..W_D, each a convolution that keeps height and width:
@@ -62,21 +62,18 @@ class ConvSyntheticGradient(GradientEstimator):
             raise ValueError("batch_norm is of hidden layers; got hidden=()")
         self.state_size, self.context_size = channels, context_size
         self.scale, self.discount = float(scale), float(discount)
-        self.needs_context, self.normalise = context_size > 0, normalise
-        made = {"device": device, "dtype": dtype}
+        self.needs_context = context_size > 0
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         widths = [channels + context_size, *hidden, channels]
-        self.layers = nn.ModuleList(
-            nn.Conv2d(i, o, kernel_size, padding=kernel_size // 2, **made)
-            for i, o in zip(widths, widths[1:])
+        self.set_layers(
+            [
+                nn.Conv2d(i, o, kernel_size, padding=kernel_size // 2, **made)
+                for i, o in zip(widths, widths[1:])
+            ],
+            [nn.BatchNorm2d(width, **made) for width in (hidden if batch_norm else ())],
+            normalise,
+            made,
         )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
-        self.norms = nn.ModuleList(
-            nn.BatchNorm2d(width, **made) for width in (hidden if batch_norm else ())
-        )
-        if normalise:
-            # The mean square of the targets, and the weight of all that is in it (from 0 to 1).
-            self.register_buffer("mean_square", torch.zeros(2, **made))
 
     def forward(self, state: Tensor, context: Tensor | None = None) -> Tensor:
         """The predicted gradient [B, C, H, W] at the maps of that shape, with the context [B, K]."""
@@ -88,16 +85,7 @@ class ConvSyntheticGradient(GradientEstimator):
         if context is not None:
             told = context.to(state.dtype)[:, :, None, None].expand(-1, -1, *state.shape[2:])
             value = torch.cat([state, told], 1)
-        for i, layer in enumerate(self.layers[:-1]):
-            value = layer(value)
-            value = torch.relu(self.norms[i](value) if len(self.norms) else value)
-        return self.layers[-1](value)
-
-    @property
-    def unit(self) -> Tensor:
-        """The targets' running RMS, a 0-d tensor; 0 before the first."""
-        total, weight = self.mean_square
-        return (total / weight.clamp_min(torch.finfo(weight.dtype).tiny)).sqrt()
+        return self.through(value)
 
     def accumulate(
         self,
@@ -107,20 +95,12 @@ class ConvSyntheticGradient(GradientEstimator):
         weight: Tensor | None = None,
     ) -> Tensor:
         """As GradientEstimator's, on maps [R, C, H, W]; with a context [R, K] where one was asked for."""
-        unit = None
-        if self.normalise:
-            square = torch.stack(
-                [self.mean_over_ranks(target.square().mean()), target.new_ones(())]
-            )
-            self.mean_square.lerp_(square, 1 - NORM_DECAY)
-            unit = self.unit
-            target = target / unit.clamp_min(torch.finfo(unit.dtype).tiny)
+        target, square = self.in_units(target, weight)
         with torch.enable_grad():
             each = 0.5 * (self.convolved(entered, context) - target).square().flatten(1).sum(1)
             error = each.mean() if weight is None else (each * weight).sum() / weight.sum()
         error.backward()
-        error = error.detach()
-        return error if unit is None else error * unit.square()
+        return error.detach() if square is None else error.detach() * square
 
     def extra_repr(self) -> str:
         return f"scale={self.scale}, discount={self.discount}, context_size={self.context_size}"

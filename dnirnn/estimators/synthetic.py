@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from dnirnn import ops
+from dnirnn.boundary import Interface
 from dnirnn.checks import check_flags, check_knobs, check_sequences, check_sizes
 from dnirnn.core import has_hooks
-from dnirnn.estimators.base import GradientEstimator
-
-NORM_DECAY = 0.99  # of the running mean square of the targets, a fit
+from dnirnn.estimators.layered import Layered
 
 
-class SyntheticGradient(GradientEstimator):
+class SyntheticGradient(Layered):
     """A linear map or an MLP with ReLU that predicts the gradient from the state.
 
     With layers W_1..W_D: g(s) = W_D relu(... relu(W_1 s + b_1) ...) + b_D. The regression is half
@@ -107,16 +106,12 @@ class SyntheticGradient(GradientEstimator):
         self.terminal_target, self.needs_context = terminal_target, context_size > 0
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         widths = [state_size + context_size, *hidden, state_size]
-        self.layers = nn.ModuleList(nn.Linear(i, o, **made) for i, o in zip(widths, widths[1:]))
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
-        self.norms = nn.ModuleList(
-            nn.BatchNorm1d(width, **made) for width in (hidden if batch_norm else ())
+        self.set_layers(
+            [nn.Linear(i, o, **made) for i, o in zip(widths, widths[1:])],
+            [nn.BatchNorm1d(width, **made) for width in (hidden if batch_norm else ())],
+            normalise,
+            made,
         )
-        self.normalise = normalise
-        if normalise:
-            # The mean square of the targets, and the weight of all that is in it (from 0 to 1).
-            self.register_buffer("mean_square", torch.zeros(2, **made))
         self.auxiliary = float(auxiliary)
         self.ahead = None
         if auxiliary:
@@ -128,9 +123,10 @@ class SyntheticGradient(GradientEstimator):
     def weights(self) -> list[Tensor]:
         """[W_1, b_1, ..., W_D, b_D] where forward is this MLP of the state alone, else [].
 
-        What the fused operator takes, which then emits the predictions on its way.
+        What the fused operator takes, which then emits the predictions, times scale, on its way. The
+        auxiliary task needs them as they are.
         """
-        others = self.normalise or self.needs_context or len(self.norms)
+        others = self.normalise or self.needs_context or len(self.norms) or self.auxiliary
         return [] if others or any(map(has_hooks, self.layers)) else self.parts
 
     @property
@@ -151,25 +147,68 @@ class SyntheticGradient(GradientEstimator):
         """Those of g; the auxiliary task's predictor has its own."""
         return [*self.layers.parameters(), *self.norms.parameters()]
 
-    @property
-    def unit(self) -> Tensor:
-        """The targets' running RMS, a 0-d tensor; 0 before the first."""
-        total, weight = self.mean_square
-        return (total / weight.clamp_min(torch.finfo(weight.dtype).tiny)).sqrt()
-
     def forward(self, state: Tensor, context: Tensor | None = None) -> Tensor:
         """The predicted gradient [..., S] at the state [..., S], with the context [..., C]."""
         value = state if context is None else torch.cat([state, context.to(state.dtype)], -1)
-        value = self.mlp(value)
+        value = self.through(value)
         return self.unit * value if self.normalise else value
 
-    def mlp(self, value: Tensor) -> Tensor:
-        for i, layer in enumerate(self.layers[:-1]):
-            value = layer(value)
-            if len(self.norms):
-                value = over_rows(self.norms[i], value)
-            value = torch.relu(value)
-        return self.layers[-1](value)
+    def normed(self, norm: nn.Module, value: Tensor) -> Tensor:
+        """The batch norm of value [..., F] over all its rows."""
+        rows = value.reshape(-1, value.shape[-1])
+        if norm.training and len(rows) < 2:
+            raise ValueError("batch_norm takes calls of at least 2 rows in training; got 1")
+        return norm(rows).view_as(value)
+
+    def inject(self, cut: Interface) -> Tensor:
+        """scale g, and the auxiliary task's gradient where there is one."""
+        plain = super().inject(cut)
+        if self.ahead is None or len(plain) == 1:
+            return plain
+        cut.kept["ahead"], foresight = self.look_ahead(cut)
+        return plain + torch.cat([foresight, torch.zeros_like(plain[:1])])
+
+    def bootstrap(self, cut: Interface) -> Tensor | None:
+        if "ahead" not in cut.kept:
+            return super().bootstrap(cut)
+        return cut.crossing(self.discount * self.predict(cut))
+
+    def fit(self, cut: Interface, target: Tensor) -> dict[str, Tensor]:
+        """With ``auxiliary_error`` where there is an auxiliary task."""
+        if cut.chunks is None and self.takes_predicted and "predicted" in cut.kept:
+            # Its start is its end, where the prediction is known.
+            start, target, _, _ = cut.rows(target)
+            predicted = cut.kept["predicted"].reshape(start.shape)
+            return {"estimator_error": self.accumulate(start, target, predicted=predicted)}
+        found = super().fit(cut, target)
+        if self.ahead is not None and "ahead" in cut.kept:
+            states, coming, weight = cut.kept["ahead"]
+            found["auxiliary_error"] = self.ahead.accumulate(states, coming, weight=weight)
+        return found
+
+    def look_ahead(
+        self, cut: Interface
+    ) -> tuple[tuple[Tensor, Tensor, Tensor | None], Tensor]:
+        """The auxiliary task at all boundaries but the last.
+
+        Returns the rows to fit, (states [R, S], what g says at the next boundaries [R, S], their
+        weights [R] or None), and the gradient [N - 1, B, S] of the task's error with respect to the
+        states. Where a sequence starts before the next boundary, there is nothing to predict: such a
+        row weighs nothing.
+        """
+        assert self.ahead is not None and cut.chunks is not None
+        coming = cut.crossing(self.predict(cut))[1:]
+        states = cut.end[:-1].detach().requires_grad_()
+        missed = self.ahead(states) - coming
+        reset, weight = cut.chunks.reset, None
+        if reset is not None:
+            parts = reset.split(cut.chunks.truncation)[1:]
+            known = ~torch.stack([part.any(0) for part in parts])
+            missed = missed * known[..., None]
+            weight = known.flatten().to(states.dtype)
+        error = 0.5 * self.auxiliary * missed.square().sum()
+        rows = states.detach().flatten(0, 1), coming.flatten(0, 1), weight
+        return rows, torch.autograd.grad(error, states)[0]
 
     def accumulate(
         self,
@@ -188,24 +227,18 @@ class SyntheticGradient(GradientEstimator):
             return ops.regress(lambda _: predicted, entered, target, self.own_parameters(), weight)
         if predicted is not None:
             return self.fit_linear(entered, target, predicted)
-        unit = None
-        if self.normalise:
-            self.observe(target, weight)
-            unit = self.unit
-            # Before the first target the unit is 0: what does not count must not become infinite.
-            target = target if weight is None else target * weight[:, None]
-            target = target / unit.clamp_min(torch.finfo(unit.dtype).tiny)
+        target, square = self.in_units(target, weight)
         if context is not None:
             entered = torch.cat([entered, context.to(entered.dtype)], -1)
         parts = self.parts
         hooked = any(map(has_hooks, self.layers)) or not all(part.is_leaf for part in parts)
         if hooked or len(self.norms):
-            error = ops.regress(self.mlp, entered, target, self.own_parameters(), weight)
+            error = ops.regress(self.through, entered, target, self.own_parameters(), weight)
         elif context is None and weight is None:
             error = ops.accumulate_regression(entered, target, parts)
         else:
             error = ops.reference_regression(entered, target, parts, weight)
-        return error if unit is None else error * unit.square()
+        return error if square is None else error * square
 
     @torch.no_grad()
     def fit_linear(self, entered: Tensor, target: Tensor, predicted: Tensor) -> Tensor:
@@ -217,29 +250,9 @@ class SyntheticGradient(GradientEstimator):
                 parameter.grad = found if parameter.grad is None else parameter.grad.add_(found)
         return 0.5 * (residual * share).sum()
 
-    def observe(self, target: Tensor, weight: Tensor | None) -> None:
-        """Moves the mean square of the targets on, unless no row counts."""
-        square, share = target.square(), 1 - NORM_DECAY
-        if weight is None:
-            mean = self.mean_over_ranks(square.mean())
-        else:
-            sums = torch.stack([(square.mean(-1) * weight).sum(), weight.sum()])
-            total, count = self.sum_over_ranks(sums)
-            mean = total / count.clamp_min(1)
-            share = share * (count > 0).to(count.dtype)
-        self.mean_square.lerp_(torch.stack([mean, target.new_ones(())]), share)
-
     def extra_repr(self) -> str:
         said = f"scale={self.scale}, discount={self.discount}"
         for name in ("context_size", "normalise", "dense", "trace_decay", "auxiliary"):
             said += f", {name}={getattr(self, name)}" if getattr(self, name) else ""
         said += ", batch_norm=True" if len(self.norms) else ""
         return said if self.terminal_target else f"{said}, terminal_target=False"
-
-
-def over_rows(norm: nn.Module, value: Tensor) -> Tensor:
-    """The batch norm of value [..., F] over all its rows."""
-    rows = value.reshape(-1, value.shape[-1])
-    if norm.training and len(rows) < 2:
-        raise ValueError("batch_norm takes calls of at least 2 rows in training; got 1")
-    return norm(rows).view_as(value)

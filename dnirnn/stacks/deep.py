@@ -9,6 +9,7 @@ from dnirnn.checks import check_flags, check_probabilities, shown
 from dnirnn.core import Core, resets_to, step, unroll, with_t
 from dnirnn.from_torch import FromTorch
 from dnirnn.masks import Masks, draw_masks
+from dnirnn.unroll import Chunks, Unrolled
 
 
 class Deep(Core):
@@ -25,8 +26,7 @@ class Deep(Core):
     one a step or, with ``same_mask``, one for a whole sequence (Gal and Ghahramani 2016).
 
     The state [B, S] is the concatenation of the cores' states. Layers run one after another, each
-    over all steps of a call and all of its chunks, so that fused cores stay fused; with lambda
-    targets chunk by chunk, for what a chunk sends back goes through all layers.
+    over all steps of a call and all of its chunks, so that fused cores stay fused.
 
     cores: at least one; an nn.LSTM, nn.GRU or nn.RNN is taken as FromTorch has it. The input size of each is the output size of the one below; with ``skip``
         plus that of x. With ``residual`` all output sizes are one.
@@ -92,7 +92,7 @@ class Deep(Core):
             output, state = step(self.cores[layer], reads[0], states[layer], t)
             return output[None], state
 
-        output, state = self.through(x_BI[None], t, None, run)
+        output, state = self.through(x_BI[None], self.drawn(x_BI[None], t, None), run)
         return output[0], state
 
     def forward(
@@ -105,59 +105,58 @@ class Deep(Core):
         def run(layer: int, reads: Tensor) -> tuple[Tensor, Tensor]:
             return self.cores[layer](reads, states[layer], t0, reset)
 
-        return self.through(x_TBI, t0, reset, run)
+        return self.through(x_TBI, self.drawn(x_TBI, t0, reset), run)
 
-    def unroll_chunks(
+    def unroll(
         self,
         x_TBI: Tensor,
         state_BS: Tensor,
-        probe_NBS: Tensor | None,
-        truncation: int,
-        t0: int | Tensor = 0,
-        reset: Tensor | None = None,
+        probe: Tensor | None,
+        chunks: Chunks,
         estimator: nn.Module | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        if not resets_to(self, Deep, reset):
-            return super().unroll_chunks(x_TBI, state_BS, probe_NBS, truncation, t0, reset)
+    ) -> Unrolled:
+        if not resets_to(self, Deep, chunks.reset):
+            return super().unroll(x_TBI, state_BS, probe, chunks, estimator)
         # All layers are cut at the same steps: a chunk reads its own inputs from below, no other's.
         states = state_BS.split(self.sizes, 1)
-        probes = [None] * len(self.cores)
-        if probe_NBS is not None:
-            probes = probe_NBS.split(self.sizes, 2)
+        probes = [None] * len(self.cores) if probe is None else probe.split(self.sizes, 2)
+        layers: list[Unrolled] = []
 
         def run(layer: int, reads: Tensor) -> tuple[Tensor, Tensor]:
-            return unroll(
-                self.cores[layer], "unroll_chunks", reads, states[layer], probes[layer],
-                truncation, t0, reset,
-            )[:2]  # fmt: skip
+            layers.append(unroll(self.cores[layer], reads, states[layer], probes[layer], chunks))
+            return layers[-1].output, layers[-1].end
 
-        output, sent = self.through(x_TBI, t0, reset, run)
-        return output, sent, None
+        masks = self.drawn(x_TBI, chunks.t0, chunks.reset)
+        output, end = self.through(x_TBI, masks, run)
 
-    def unroll_dense(
-        self,
-        x_TBI: Tensor,
-        state_BS: Tensor,
-        probe_TBS: Tensor,
-        truncation: int,
-        t0: int | Tensor = 0,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if not resets_to(self, Deep, reset):
-            return super().unroll_dense(x_TBI, state_BS, probe_TBS, truncation, t0, reset)
-        states, probes = state_BS.split(self.sizes, 1), probe_TBS.split(self.sizes, 2)
-        entered = []
+        def vjp(
+            n: int, of_end: Tensor, of_output: Tensor | None = None
+        ) -> tuple[Tensor, Tensor | None]:
+            # From the top down: what a layer sends to its inputs is what its outputs below are sent.
+            rows = slice(n * chunks.truncation, (n + 1) * chunks.truncation)
+            ends, of_y = of_end.split(self.sizes, 1), of_output
+            starts: list[Tensor] = []
+            of_x: list[Tensor | None] = []
+            for layer in reversed(range(len(layers))):
+                own = layers[layer].vjp
+                assert own is not None
+                start, of_reads = own(n, ends[layer], of_y)
+                starts.insert(0, start)
+                if layer == 0:
+                    of_x.append(of_reads)
+                else:
+                    assert of_reads is not None  # it goes back to a probe
+                    width = self.cores[layer - 1].output_size
+                    of_x.append(of_reads[..., width:] if self.skip else None)
+                    below = of_reads[..., :width]
+                    if masks:
+                        below = below * masks[layer - 1][rows] / (1 - self.dropout)
+                    of_y = below + of_y if self.residual and of_y is not None else below
+            found = [part for part in of_x if part is not None] if x_TBI.requires_grad else []
+            return torch.cat(starts, 1), sum(found) if found else None
 
-        def run(layer: int, reads: Tensor) -> tuple[Tensor, Tensor]:
-            output, sent, at = unroll(
-                self.cores[layer], "unroll_dense", reads, states[layer], probes[layer],
-                truncation, t0, reset,
-            )  # fmt: skip
-            entered.append(at)
-            return output, sent
-
-        output, sent = self.through(x_TBI, t0, reset, run)
-        return output, sent, torch.cat(entered, 2)
+        start = torch.cat([layer.start for layer in layers], 2) if chunks.dense else None
+        return Unrolled(output, end, start, vjp if chunks.vjp else None)
 
     def exports_whole(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
         return resets_to(self, Deep, reset)
@@ -165,14 +164,13 @@ class Deep(Core):
     def through(
         self,
         x_TBI: Tensor,
-        t0: int | Tensor,
-        reset: Tensor | None,
+        masks: Sequence[Tensor],
         run: Callable[[int, Tensor], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """Layer by layer, where run(layer, what it reads) -> (outputs, states [..., S_l])."""
         below, states = x_TBI, []
         for layer in range(len(self.cores)):
-            reads = self.dropped(layer - 1, below, t0, reset) if layer else x_TBI
+            reads = below * masks[layer - 1] / (1 - self.dropout) if layer and masks else below
             if layer and self.skip:
                 reads = torch.cat([reads, x_TBI], 2)
             output, state = run(layer, reads)
@@ -180,11 +178,11 @@ class Deep(Core):
             states.append(state)
         return below, torch.cat(states, -1)
 
-    def dropped(self, layer: int, y_TBO: Tensor, t0: int | Tensor, reset: Tensor | None) -> Tensor:
-        if not (self.training and self.dropout):
-            return y_TBO
-        steps, batch, _ = y_TBO.shape
-        return y_TBO * self.masks[layer](batch, t0, steps, reset) / (1 - self.dropout)
+    def drawn(self, x_TBI: Tensor, t0: int | Tensor, reset: Tensor | None) -> list[Tensor]:
+        """The masks [T, B, O_l] above the layers but the last; none where nothing is dropped."""
+        steps, batch, _ = x_TBI.shape
+        drops = self.training and self.dropout
+        return [mask(batch, t0, steps, reset) for mask in self.masks] if drops else []
 
     def extra_repr(self) -> str:
         return f"residual={self.residual}, skip={self.skip}, dropout={self.dropout}"

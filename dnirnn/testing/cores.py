@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dnirnn.core import Core
 from dnirnn.testing.laws import close, judge
+from dnirnn.unroll import Chunks
 
 
 class Shape(NamedTuple):
@@ -60,7 +61,7 @@ def check_core(core: Core, *, compile: bool = False, seed: int = 0) -> None:
     The laws, each at several shapes: outputs are [T, B, O] and states [B, S]; the same call gives
     the same; no row depends on another; ``forward`` is the loop over ``step``, in values and in the
     gradients of the inputs, the state and every parameter, for any t0 and any resets; a sequence
-    cut in two calls, anywhere, gives what one call gives; chunks (``unroll_chunks``) are that loop,
+    cut in two calls, anywhere, gives what one call gives; chunks (``unroll``) are that loop,
     detached at every cut, with the probes added; the core's own faster paths for dense and for
     lambda targets give what Core's give; float32 stays float32, and a state in 16 bits is float32.
 
@@ -77,7 +78,7 @@ def check_core(core: Core, *, compile: bool = False, seed: int = 0) -> None:
         any_split_is_the_whole,
         chunks_are_the_cut_loop,
         dense_is_the_generic,
-        pulling_is_the_generic,
+        vjp_is_the_generic,
         single_precision_stays,
     ]
     if compile:
@@ -208,9 +209,8 @@ def chunks_are_the_cut_loop(case: Case) -> None:
     probe = 0.01 * torch.ones(N, *case.state.shape, dtype=torch.float64, device=case.x.device)
 
     def chunked(case: Case) -> tuple[Tensor, Tensor]:
-        arguments = (case.shape.K, case.t0, case.reset)
-        output, sent, _ = case.core.unroll_chunks(case.x, case.state.detach(), probe, *arguments)
-        return output, sent
+        chunks = Chunks(case.shape.T, case.shape.K, case.t0, case.reset)
+        return case.core.unroll(case.x, case.state.detach(), probe, chunks)[:2]
 
     def by_step(case: Case) -> tuple[Tensor, Tensor]:
         outputs, states = loop(case, case.shape.K, probe)
@@ -224,31 +224,36 @@ def dense_is_the_generic(case: Case) -> None:
     def results(unroll: Callable) -> list[Tensor]:
         size = (case.shape.T, *case.state.shape)
         probe = torch.zeros(size, dtype=torch.float64, device=case.x.device, requires_grad=True)
-        arguments = (case.x, case.state, probe, case.shape.K, case.t0, case.reset)
-        output, sent, entered = unroll(*arguments)
-        loss = (output * case.weight).sum() + sent.square().sum()
-        return [output, sent, entered, *torch.autograd.grad(loss, probe)]
+        chunks = Chunks(case.shape.T, case.shape.K, case.t0, case.reset, dense=True)
+        output, end, start, *_ = unroll(case.x, case.state, probe, chunks)
+        loss = (output * case.weight).sum() + end.square().sum()
+        return [output, end, start, *torch.autograd.grad(loss, probe)]
 
-    generic = results(lambda *arguments: Core.unroll_dense(case.core, *arguments))
+    generic = results(lambda *arguments: Core.unroll(case.core, *arguments))
     for what, found, expected in zip(
-        ("outputs", "states", "entered states", "targets"), results(case.core.unroll_dense), generic
+        ("outputs", "ends", "starts", "targets"), results(case.core.unroll), generic
     ):
-        close(f"{what} of unroll_dense", found, expected)
+        close(f"{what} of dense chunks of unroll", found, expected)
 
 
-def pulling_is_the_generic(case: Case) -> None:
+def vjp_is_the_generic(case: Case) -> None:
     N = -(-case.shape.T // case.shape.K)
 
     def results(unroll: Callable) -> list[Tensor]:
         size = (N, *case.state.shape)
         probe = torch.zeros(size, dtype=torch.float64, device=case.x.device, requires_grad=True)
-        arguments = (case.x, case.state, probe, case.shape.K, case.t0, case.reset)
-        output, sent, pull = unroll(*arguments)
-        return [output, sent, *(pull(n, torch.ones_like(case.state)) for n in range(N))]
+        chunks = Chunks(case.shape.T, case.shape.K, case.t0, case.reset, vjp=True)
+        x = case.x.detach().requires_grad_()
+        output, end, _, vjp, _ = unroll(x, case.state, probe, chunks)
+        found = [output, end]
+        for n, weight in zip(range(N), case.weight.split(case.shape.K)):
+            of_end = torch.ones_like(case.state)
+            found += [vjp(n, of_end)[0], *vjp(n, of_end, weight)]
+        return found
 
-    generic = results(lambda *arguments: Core.unroll_pulling(case.core, *arguments))
-    for found, expected in zip(results(case.core.unroll_pulling), generic, strict=True):
-        close("results of unroll_pulling", found, expected)
+    generic = results(lambda *arguments: Core.unroll(case.core, *arguments))
+    for found, expected in zip(results(case.core.unroll), generic, strict=True):
+        close("results of unroll with vjp", found, expected)
 
 
 def single_precision_stays(case: Case) -> None:

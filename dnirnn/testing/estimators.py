@@ -44,7 +44,7 @@ def check_estimator(
     if not isinstance(estimator, GradientEstimator):
         got = type(estimator).__name__
         raise TypeError(f"estimator must be a dnirnn.GradientEstimator; got {got}")
-    if estimator.needs_jacobian or isinstance(estimator, BPLambda):
+    if isinstance(estimator, BPLambda):
         raise TypeError(f"estimator must not need the chunks' Jacobians; got {type(estimator).__name__}")
     draw = torch.Generator().manual_seed(seed)
     cases = []

@@ -52,7 +52,7 @@ def fidelity(model: ImageModel, known: Images) -> dict[str, float]:
     with torch.no_grad():
         for place, (cut, wanted) in enumerate(zip(cuts, true), start=1):
             context = () if cut.context is None else (cut.context[0],)
-            said = cut.estimator(cut.entered[0], *context).double()
+            said = cut.estimator(cut.start[0], *context).double()
             wanted = wanted[0].double()
             lengths = said.norm() * wanted.norm()
             found[f"cosine_{place}"] = float((said * wanted).sum() / lengths) if lengths else 0.0

@@ -1,0 +1,80 @@
+"""The names of before, for one release: each warns, and is what the new one is."""
+
+import pytest
+import torch
+from strategies import assert_close
+
+from dnirnn import LSTM, SyntheticGradient, Truncated, backward
+from dnirnn.unroll import Chunks
+
+X, STATE = torch.randn(5, 3, 2).double(), torch.randn(3, 6).double()
+
+
+def make(**knobs):
+    estimator = SyntheticGradient(6, scale=0.5, discount=0.3, **knobs).double()
+    torch.nn.init.normal_(estimator.layers[0].weight)
+    return Truncated(LSTM(2, 3).double(), 2, estimator)
+
+
+def test_fields_of_an_interface():
+    truncated = make(trace_decay=0.5)
+    output, _, (cut,) = truncated(X, STATE, final=True)
+    boot, back = truncated.estimator.bootstrap(cut), cut.vjp(1, STATE)[0]
+    names = {"entered": cut.start, "sent": cut.end, "bootstrap": boot}
+    for name, expected in names.items():
+        with pytest.warns(DeprecationWarning, match=rf"Interface\.{name} is called"):
+            assert_close(getattr(cut, name), expected)
+    with pytest.warns(DeprecationWarning, match=r"Interface\.\w+ is called"):
+        assert cut.steps == 5 and cut.terminal is True
+        assert_close(cut.pull(1, STATE), back)
+    with pytest.raises(AttributeError, match="no 'carry'"):
+        _ = cut.carry
+
+
+@pytest.mark.parametrize("way", ["unroll_chunks", "unroll_dense", "unroll_pulling"])
+def test_ways_of_unrolling_a_core(way):
+    core, dense, vjp = LSTM(2, 3).double(), way == "unroll_dense", way == "unroll_pulling"
+    probe = torch.zeros(5 if dense else 3, 3, 6, dtype=torch.float64, requires_grad=True)
+    with pytest.warns(DeprecationWarning, match=rf"Core\.{way} is called Core\.unroll"):
+        output, sent, third = getattr(core, way)(X, STATE, probe, 2)
+    found = core.unroll(X, STATE, probe, Chunks(5, 2, dense=dense, vjp=vjp))
+    assert_close((output, sent), (found.output, found.end))
+    if dense:
+        assert_close(third, found.start)
+    if vjp:
+        assert_close(third(1, STATE), found.vjp(1, STATE)[0])
+
+
+@pytest.mark.parametrize("knobs", [{}, {"dense": True}, {"trace_decay": 0.5}], ids=str)
+def test_a_core_with_ways_of_its_own_takes_them(knobs):
+    calls = []
+
+    class Own(LSTM):
+        def unroll_chunks(self, *given):
+            calls.append(1)
+            return super().unroll_chunks(*given)
+
+        def unroll_dense(self, *given):
+            calls.append(2)
+            return super().unroll_dense(*given)
+
+        def unroll_pulling(self, *given):
+            calls.append(3)
+            return super().unroll_pulling(*given)
+
+    truncated, gradients = make(**knobs), []
+    own = Own(2, 3).double()
+    own.load_state_dict(truncated.core.state_dict())
+    for core in (truncated.core, own):
+        truncated.core = core
+        core.zero_grad()
+        if core is own:
+            with pytest.warns(DeprecationWarning, match=r"Own\.unroll_\w+ is called unroll"):
+                output, _, cuts = truncated(X, STATE)
+                backward(output.square().sum(), cuts, reduction="sum")
+        else:
+            output, _, cuts = truncated(X, STATE)
+            backward(output.square().sum(), cuts, reduction="sum")
+        gradients.append([p.grad for p in core.parameters()])
+    assert_close(*gradients)
+    assert calls == [2 if "dense" in knobs else 3 if "trace_decay" in knobs else 1]
