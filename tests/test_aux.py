@@ -114,5 +114,5 @@ def test_a_fresh_one_moves_nothing():
 def test_its_parameters_are_the_estimator_s():
     estimator = SyntheticGradient(6, (4,), auxiliary=1.0)
     assert len(list(estimator.parameters())) == 8
-    assert [tuple(w.shape) for w in estimator.weights] == [(4, 6), (4,), (6, 4), (6,)]
+    assert [tuple(w.shape) for w in estimator.parts] == [(4, 6), (4,), (6, 4), (6,)]
     assert "auxiliary=1.0" in repr(estimator)

@@ -193,8 +193,8 @@ def test_a_trace_that_is_too_large_is_refused():
 @pytest.mark.parametrize("options, says", [
     (dict(trace_decay=1.5), "trace_decay must be at most 1; got 1.5"),
     (dict(trace_decay=-0.5), "trace_decay must be finite and not negative"),
-    (dict(state_size=0), "state_size must be at least 1"),
-    (dict(batch_size=0), "batch_size must be at least 1"),
+    (dict(state_size=0), "state_size must be an int of at least 1"),
+    (dict(batch_size=0), "batch_size must be an int of at least 1"),
 ])  # fmt: skip
 def test_numbers_out_of_range_are_refused(options, says):
     with pytest.raises(ValueError, match=says):

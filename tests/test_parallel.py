@@ -203,7 +203,7 @@ def test_bad_arguments_are_named():
 
     (staleness, delay, estimators), _ = run(2, work)
     assert staleness == "staleness must be an int of at least 0; got -1"
-    assert delay == "delay must be seconds, not negative; got -1.0"
+    assert delay == "delay must be finite and not negative; got -1.0"
     assert estimators == "estimators must be 4 on rank 0 of 2, 4 modules; got 0"
 
 
