@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import dnirnn
 from dnirnn.commands.cli import main
 from dnirnn.parallel import DecoupledParallel
+from dnirnn.training.checkpoint import checkpoints, load
 
 ROWS, UPDATES, WIDTH, CLASSES = 6, 9, 5, 3
 
@@ -258,3 +259,18 @@ def test_decoupled_parts_need_processes_and_cuts(tmp_path, capsys):
     assert "no --update random" in capsys.readouterr().err
     for more in (["--estimator", "none"], ["--clip", "1"]):
         assert main([*words(tmp_path / "one"), *more]) == 2
+
+
+def test_what_is_not_finite_leaves_the_last_checkpoint(tmp_path, capfd):
+    """Its parts have stepped by then: what they are is not saved."""
+    said = words(tmp_path / "run", "--lr", "1e38", "--checkpoint-seconds", "1000")
+
+    def work(ranks):
+        torch.distributed.destroy_process_group()
+        os._exit(main(said))
+
+    assert codes_of(2, work) == [1, 1]
+    assert "the last good state is in" in capfd.readouterr().err
+    (saved,) = checkpoints(tmp_path / "run" / "checkpoints")
+    assert saved.name == "update-00000000"
+    assert all(tensor.isfinite().all() for tensor in load(saved)[0].values())

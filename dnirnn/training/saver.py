@@ -63,8 +63,9 @@ class Saver:
 
     @property
     def last(self) -> Path:
-        """The last checkpoint there is."""
-        return ckpt.checkpoints(self.folder / CHECKPOINTS)[-1]
+        """The last checkpoint there is; where they are, on a rank that does not see them."""
+        there = self.folder / CHECKPOINTS
+        return [there, *ckpt.checkpoints(there)][-1]
 
     @property
     def best(self) -> Path:

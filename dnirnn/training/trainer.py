@@ -344,8 +344,10 @@ class Trainer:
             name = first_not_finite(told)
             if name is not None:
                 self.training.go_back(made.mark)
-                self.save()
-                raise in_update(name, told[name], made.steps, now, self.checkpoint_folder)
+                if self.updater.undoes:
+                    self.save()
+                saved = self.checkpoint_folder if self.updater.undoes else self.saver.last
+                raise in_update(name, told[name], made.steps, now, saved)
             now.add(told, made.targets, made.seconds)
             if made.final:
                 self.stream.observe(bits_of(now.sequence))

@@ -49,6 +49,8 @@ class Updater:
     ranks: the processes whose rows make the batch: gradients, and what an update tells, are of all.
     """
 
+    undoes = True  # an update that was not finite has changed nothing
+
     def __init__(
         self,
         model: SequenceModel,

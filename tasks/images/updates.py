@@ -20,7 +20,7 @@ class DecoupledUpdater:
     that is told is that of the last time that the last part was updated.
     """
 
-    full, bad = True, 0.0
+    full, bad, undoes = True, 0.0, False
 
     def __init__(self, model: ImageModel):
         self.model, self.told, self.loss = model, [], 0.0
@@ -51,7 +51,7 @@ class ParallelUpdater:
     reading each gets the others' parts, so that the first one can measure and save the whole.
     """
 
-    full, bad = False, 0.0
+    full, bad, undoes = False, 0.0, False
 
     def __init__(self, trainer: Trainer, staleness: int):
         model, self.ranks, self.told = trainer.model, trainer.ranks, []
