@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 
-import safetensors.torch
 import torch
 import torch.distributed as dist
+from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from dnirnn.data import Stream
@@ -73,7 +73,7 @@ class Exchange:
 
     def give(self, update: int, weights: Weights) -> None:
         """Puts this worker's weights there, those after ``update`` updates."""
-        data = safetensors.torch.save({name: dense(tensor) for name, tensor in weights.items()})
+        data = safetensors.save({name: dense(tensor) for name, tensor in weights.items()})
         pieces = [data[at : at + PIECE] for at in range(0, len(data), PIECE)]
         self.given += 1
         place = f"{self.worker}/{self.given % 2}"
@@ -95,7 +95,7 @@ class Exchange:
         data = b"".join(self.store.get(f"{said['place']}/{i}") for i in range(said["pieces"]))
         if zlib.crc32(data) != said["crc"]:  # written anew meanwhile: there will be newer ones
             return None
-        return said["update"], safetensors.torch.load(data)
+        return said["update"], safetensors.load(data)
 
     def ask(self, what):
         if self.gone:
