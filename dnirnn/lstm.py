@@ -10,6 +10,7 @@ from dnirnn import ops
 from dnirnn.checks import check_sizes, check_tensors
 from dnirnn.core import Core, Pull, between_resets, resets_to
 from dnirnn.from_torch import NAMES, refuse_options
+from dnirnn.weight_drop import LayeredConfig
 
 
 class LSTM(Core):
@@ -177,3 +178,9 @@ class LSTM(Core):
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
+
+
+class LSTMConfig(LayeredConfig, name="lstm"):
+    """dnirnn's own LSTM"""
+
+    kind = LSTM
