@@ -169,6 +169,6 @@ class TrueGradientConfig(EstimatorConfig, name="true"):
     )
 
     def build(self, setting: Setting) -> GradientEstimator:
-        whole = self.lookahead == "sequence"
-        chunks = None if whole else -(-self.lookahead // setting.truncation)
+        steps = self.lookahead
+        chunks = None if isinstance(steps, str) else -(-steps // setting.truncation)
         return TrueGradient(chunks, self.scale, self.discount)

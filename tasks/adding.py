@@ -16,8 +16,9 @@ from dnirnn.config.saved import from_config, remembered
 from dnirnn.config.task import Figure, Task, TaskOptions, steps_per_update
 from dnirnn.data import Batch
 from dnirnn.data.drawn import DrawnStream
+from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel, squared_error
-from dnirnn.options import OptionGroup, changed, option
+from dnirnn.options import changed, option
 
 FIGURES = (
     Figure("test_error", "test, mean squared error", "{:.5f}", True),

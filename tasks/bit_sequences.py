@@ -15,8 +15,9 @@ from dnirnn.config.task import Task, TaskOptions
 from dnirnn.data import Batch
 from dnirnn.data.drawn import DrawnStream
 from dnirnn.estimators.base import EstimatorConfig
+from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel, bit_nats
-from dnirnn.options import OptionGroup, changed, option
+from dnirnn.options import changed, option
 
 DECAY = "cosine"  # of the learning rate over the budget
 TESTED = 256  # sequences of a size that an evaluation runs

@@ -25,8 +25,9 @@ from dnirnn.config.saved import from_config, remembered
 from dnirnn.config.task import Figure, Task, TaskOptions, steps_per_update
 from dnirnn.data import Batch, Stream, images
 from dnirnn.data.images import Images
+from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel
-from dnirnn.options import OptionGroup, changed, option
+from dnirnn.options import changed, option
 
 FIGURES = (
     Figure("test_threes", "test, counts of 3s right", "{:.3f}", False),

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from dnirnn.commands import cli, demo, training
 from dnirnn.commands.cli import main
 from dnirnn.config.arguments import given
-from dnirnn.options import every_option, flag, flat
+from dnirnn.groups import every_option, flat
+from dnirnn.options import flag
 from dnirnn.reports.report import words_of
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.training.log import WALL_CLOCK, read_log

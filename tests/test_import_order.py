@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 # Each module may import those before its line, and, without a cycle, those on it.
 ORDER = [
-    {"version", "checks", "options"},
+    {"version", "checks", "options", "groups"},
     {"files", "progress", "fakes"},
     {"ops", "data", "device", "masks", "loss"},
     {"core", "scanned", "estimators", "interface", "true_gradient", "cuts", "decoupled", "weight_drop"},

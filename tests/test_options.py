@@ -16,7 +16,8 @@ from dnirnn.config.registry import TASKS
 from dnirnn.config.saved import from_config, plain, read_values, remembered
 from dnirnn.core import CORES
 from dnirnn.estimators.base import ESTIMATORS
-from dnirnn.options import Config, Registry, every_option, flat
+from dnirnn.groups import every_option, flat
+from dnirnn.options import Config, Registry
 from dnirnn.tasks.copy import CopyOptions
 from dnirnn.training.config import TrainerConfig, Training
 from dnirnn.training.layout import upgraded

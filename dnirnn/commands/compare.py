@@ -13,19 +13,8 @@ from dnirnn.commands.training import add_config, default_folder, file_name, file
 from dnirnn.config.arguments import add_options, given, reader
 from dnirnn.config.registry import TASKS
 from dnirnn.config.task import steps_per_update
-from dnirnn.options import (
-    Config,
-    Field,
-    OptionGroup,
-    Registry,
-    every_option,
-    fields_of,
-    fitting,
-    flag,
-    kinds_of,
-    listed,
-    misplaced,
-)
+from dnirnn.groups import OptionGroup, every_option, fitting, kinds_of, listed, misplaced
+from dnirnn.options import Config, Field, Registry, fields_of, flag
 from dnirnn.reports.comparison import ARM, others_in, report, word_of
 from dnirnn.reports.runs import Failure, Run, checked, run_missing
 

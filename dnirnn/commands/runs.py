@@ -10,7 +10,7 @@ from dnirnn.commands.shared import OK
 from dnirnn.config.registry import TASKS
 from dnirnn.config.saved import from_config
 from dnirnn.config.task import Figure, figures_of
-from dnirnn.options import every_option, flat
+from dnirnn.groups import every_option, flat
 from dnirnn.reports import plots
 from dnirnn.reports.curves import points
 from dnirnn.training.log import read_log

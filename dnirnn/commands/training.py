@@ -19,7 +19,8 @@ from dnirnn.config.saved import changeable, described, read_values
 from dnirnn.config.task import Task, figures_of, trainer_config
 from dnirnn.device import find_device, usable_cores
 from dnirnn.distributed import PartRanks, Ranks, TorchRanks, joined
-from dnirnn.options import Config, OptionGroup, flag, kinds_of
+from dnirnn.groups import OptionGroup, kinds_of
+from dnirnn.options import Config, flag
 from dnirnn.progress import RunProgress
 from dnirnn.training.trainer import AnotherRun, Trainer
 

@@ -6,16 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
-from dnirnn.options import (
-    Config,
-    Field,
-    OptionGroup,
-    every_option,
-    fields_of,
-    flag,
-    goes,
-    key_value,
-)
+from dnirnn.groups import OptionGroup, every_option, goes
+from dnirnn.options import Config, Field, fields_of, flag, key_value
 
 
 class UsageError(ValueError):

@@ -15,9 +15,10 @@ from dnirnn.config.task import Figure, Measure
 from dnirnn.core import CORES, Core, CoreConfig
 from dnirnn.data import Batch
 from dnirnn.estimators.base import ESTIMATORS, EstimatorConfig, Setting
+from dnirnn.groups import OptionGroup
 from dnirnn.interface import Interface
 from dnirnn.model import SequenceModel
-from dnirnn.options import OptionGroup, choice, option
+from dnirnn.options import choice, option
 
 UPDATES = Figure("updates", "share of the steps that update the state", "{:.3f}", True)
 

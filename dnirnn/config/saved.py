@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dnirnn.options import OptionGroup, every_option, fields_of, fitting, flat, listed
+from dnirnn.groups import OptionGroup, every_option, fitting, flat, listed
+from dnirnn.options import fields_of
 from dnirnn.training.layout import LAYOUT, upgraded
 
 Kind = TypeVar("Kind", bound=OptionGroup)

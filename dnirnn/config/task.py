@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dnirnn.data import Batch, Stream
+from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel
-from dnirnn.options import OptionGroup, option
+from dnirnn.options import option
 from dnirnn.progress import minutes
 from dnirnn.training.config import TrainerConfig, Training
 

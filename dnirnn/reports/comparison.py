@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dnirnn.config.registry import TASKS
 from dnirnn.config.saved import described, from_config
 from dnirnn.config.task import Figure, figures_of
-from dnirnn.options import every_option, flat
+from dnirnn.groups import every_option, flat
 from dnirnn.reports import plots
 from dnirnn.reports.curves import points
 from dnirnn.reports.runs import Run, shown_figure, write_csv, write_log

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from dnirnn.config.registry import TASKS
 from dnirnn.config.saved import described
-from dnirnn.options import OptionGroup, flag, flat, listed
+from dnirnn.groups import OptionGroup, flat, listed
+from dnirnn.options import flag
 from dnirnn.progress import minutes
 from dnirnn.reports import plots
 from dnirnn.reports.curves import Point, points

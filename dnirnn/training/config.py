@@ -171,13 +171,15 @@ class TrainerConfig(Training):
     On the command line evaluate_every, fidelity_every and log_every count training symbols.
     """
 
-    spell = staticmethod(str)
-
     chunks: int | str = option(1, "chunks an update", at_least=1, words=("sequence",))
     checkpoint_every: int | None = option(None, "updates between two checkpoints", at_least=1)
     lr: float = changed(Training, "lr", default=2e-3)
     evaluate_every: int | None = changed(Training, "evaluate_every", default=1000)
     log_every: int = changed(Training, "log_every", default=100)
+
+    @staticmethod
+    def spell(name: str) -> str:
+        return name
 
     def __init__(self, **values: Any):
         for old, new in RENAMED.items():

@@ -7,7 +7,8 @@ from dnirnn.config.network import NetworkOptions
 from dnirnn.config.saved import from_config
 from dnirnn.config.task import TaskOptions
 from dnirnn.estimators.base import EstimatorConfig
-from dnirnn.options import OptionGroup, changed, flag, option
+from dnirnn.groups import OptionGroup
+from dnirnn.options import changed, flag, option
 
 
 @dataclasses.dataclass(frozen=True, init=False)

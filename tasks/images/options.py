@@ -11,7 +11,8 @@ from dnirnn import (
     ZeroGradient,
 )
 from dnirnn.config.task import TaskOptions
-from dnirnn.options import Config, OptionGroup, Registry, changed, choice, flag, option
+from dnirnn.groups import OptionGroup
+from dnirnn.options import Config, Registry, changed, choice, flag, option
 
 CLASSES = 10
 KERNEL = 5
