@@ -157,7 +157,7 @@ CORES = {
     "clockwork-lstm": (lambda i, h: Clockwork(i, 3 * h, (1, 2, 4), "lstm"), "fused"),
     "clockwork-lstm-reference": (lambda i, h: Clockwork(i, 2 * h, (1, 3), "lstm"), "reference"),
 }
-for name in REGISTERED.keys() - CORES.keys():
+for name in sorted(REGISTERED.keys() - CORES.keys()):
     CORES[name] = (registered(REGISTERED[name]), None)
 # Those whose gradient is not the derivative, so that finite differences must disagree: they round,
 # and go back as if they had not; or leave out what grows with t.
