@@ -8,13 +8,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dnirnn.checks import check_sizes, shown
 from dnirnn.deprecated import OldWays, by_old_way
+from dnirnn.options import Config, Registry, flag, key_value, option
 from dnirnn.scanned import scanned
 from dnirnn.unroll import Chunks, Unrolled, advance, in_chunks
 
@@ -330,3 +333,58 @@ def between_resets(
         output, state = run(x_TBI[start:end], state)
         outputs.append(output)
     return torch.cat(outputs), state
+
+
+@dataclass(frozen=True)
+class CoreConfig(Config):
+    """What makes a core; one beside each that --core names, in the registry CORES."""
+
+    registry: ClassVar[Registry] = Registry("core")
+
+    hidden: int = option(256, "units of a recurrent layer, or of all of them together", "UNITS", at_least=1)
+
+    @property
+    def multiple(self) -> int:
+        """What ``hidden`` must be a multiple of."""
+        return 1
+
+    def build(self, input_size: int) -> Core:
+        raise NotImplementedError(f"{type(self).__name__} must say what it builds")
+
+    def anneal(self, core: Core, epochs: float) -> None:
+        """Sets in a core that it built what changes with the epochs of training."""
+
+    @classmethod
+    def of_class(cls, found: Any, name: str) -> "type[CoreConfig]":
+        """Of a Core without a Config: its arguments are ``core_options``.
+
+        Raises ValueError for anything else.
+        """
+        if not (isinstance(found, type) and issubclass(found, Core)):
+            raise ValueError(f"--core must name a dnirnn.Core; {name} is {found!r}")
+        return type("Config", (OwnCore,), {"kind": found, "__doc__": found.__doc__})
+
+
+@dataclass(frozen=True)
+class OwnCore(CoreConfig):
+    """Any Core: kind(input_size, hidden_size=hidden, **core_options), the second where it takes it."""
+
+    kind: ClassVar[type[Core]]
+
+    core_options: tuple = option((), "arguments of its class", "KEY=VALUE", many=key_value)
+
+    def build(self, input_size: int) -> Core:
+        sized = {"hidden_size": self.hidden} if "hidden_size" in signature(self.kind).parameters else {}
+        return own(self.kind, "core_options", input_size, **{**sized, **dict(self.core_options)})
+
+
+def own(kind: Callable[..., Any], option: str, *sizes: int, **arguments: Any) -> Any:
+    """Calls a person's class. Raises ValueError where the option's arguments do not fit it."""
+    try:
+        signature(kind).bind(*sizes, **arguments)
+    except TypeError as error:
+        raise ValueError(f"{flag(option)} do not fit {kind.__name__}: {error}") from None
+    return kind(*sizes, **arguments)
+
+
+CORES = CoreConfig.registry

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from dnirnn.checks import shown
 from dnirnn.core import Core, between_resets
+from dnirnn.weight_drop import LayeredConfig
 
 REFUSED = {
     "bidirectional": "a truncated network can't read the future",
@@ -121,3 +122,29 @@ def functional(module: nn.RNNBase, x: Tensor, state: Tensor | tuple[Tensor, Tens
     options = (module.bias, module.num_layers, 0.0, module.training, False, False)
     output, *ended = FUNCTIONS[module.mode](x, state, weights, *options)
     return output, tuple(ended) if len(ended) > 1 else ended[0]
+
+
+class TorchConfig(LayeredConfig):
+    module: type[nn.RNNBase]
+
+    @classmethod
+    def kind(cls, *sizes: int) -> Core:
+        return FromTorch(cls.module(*sizes))
+
+
+class TorchLSTMConfig(TorchConfig, name="torch-lstm"):
+    """torch.nn's LSTM"""
+
+    module = nn.LSTM
+
+
+class TorchGRUConfig(TorchConfig, name="torch-gru"):
+    """torch.nn's GRU"""
+
+    module = nn.GRU
+
+
+class TorchRNNConfig(TorchConfig, name="torch-rnn"):
+    """torch.nn's RNN"""
+
+    module = nn.RNN

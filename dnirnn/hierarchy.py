@@ -1,11 +1,15 @@
 """Hierarchy: a fast network and a slow one that ticks once every so many of its steps."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from dnirnn.checks import check_sizes, check_words
-from dnirnn.core import Core, check_core, step, with_t
+from dnirnn.core import Core, CoreConfig, check_core, step, with_t
 from dnirnn.estimators import GradientEstimator, SyntheticGradient, ZeroGradient
+from dnirnn.lstm import LSTM
+from dnirnn.options import option
 from dnirnn.truncated import Truncated
 
 
@@ -133,3 +137,14 @@ class Hierarchy(Core):
 
     def extra_repr(self) -> str:
         return f"period={self.period}"
+
+
+@dataclass(frozen=True)
+class HierarchyConfig(CoreConfig, name="hierarchy"):
+    """an LSTM, and one that ticks every --every steps; each hears the other"""
+
+    every: int = option(4, "steps from one tick of the slower LSTM to the next", "STEPS", at_least=1)
+
+    def build(self, input_size: int) -> Core:
+        fast = LSTM(input_size + self.hidden, self.hidden)
+        return Hierarchy(fast, LSTM(self.hidden, self.hidden), self.every)

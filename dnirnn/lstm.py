@@ -11,6 +11,7 @@ from dnirnn.checks import check_sizes, check_tensors
 from dnirnn.core import Core, between_resets, resets_to
 from dnirnn.from_torch import NAMES, refuse_options
 from dnirnn.unroll import Chunks, Unrolled
+from dnirnn.weight_drop import LayeredConfig
 
 
 class LSTM(Core):
@@ -153,3 +154,9 @@ class LSTM(Core):
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
+
+
+class LSTMConfig(LayeredConfig, name="lstm"):
+    """dnirnn's own LSTM"""
+
+    kind = LSTM

@@ -2,13 +2,15 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dnirnn.checks import check_knobs, check_positive, shown
-from dnirnn.estimators import GradientEstimator
+from dnirnn.estimators.base import EstimatorConfig, GradientEstimator, Setting
 from dnirnn.interface import Interface, charged, check_interface, check_scalar
+from dnirnn.options import option
 
 
 def true_gradients(
@@ -143,3 +145,30 @@ class TrueGradient(GradientEstimator):
 
     def extra_repr(self) -> str:
         return f"lookahead={self.lookahead}, scale={self.scale}, discount={self.discount}"
+
+
+@dataclass(frozen=True)
+class TrueGradientConfig(EstimatorConfig, name="true"):
+    """it itself: every update looks ahead, at the price of all the steps that it looks at"""
+
+    label = "true gradient"
+
+    lookahead: int | str = option(
+        40,
+        "how far it looks ahead from a cut, rounded up to whole chunks, or the word sequence for to"
+        " the sequence's end",
+        "STEPS",
+        at_least=1,
+        words=("sequence",),
+    )
+    scale: float = option(
+        1.0, "multiplies the gradient where it is injected into the core", at_least=0, may_change=True
+    )
+    discount: float = option(
+        1.0, "multiplies the loss of each further chunk", at_least=0, may_change=True
+    )
+
+    def build(self, setting: Setting) -> GradientEstimator:
+        steps = self.lookahead
+        chunks = None if isinstance(steps, str) else -(-steps // setting.truncation)
+        return TrueGradient(chunks, self.scale, self.discount)

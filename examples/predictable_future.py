@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dnirnn import TrueGradient, true_gradients
-from dnirnn.config.options import from_config
+from dnirnn.config.saved import from_config
 from dnirnn.data import TextStream
 from dnirnn.tasks import char_lm, copy
 from dnirnn.training.trainer import load_weights, read_config

@@ -11,21 +11,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dnirnn.config.network import device_of, make_model
-from dnirnn.config.options import (
-    Checked,
-    NetworkOptions,
-    RunOptions,
-    TrainingOptions,
-    changed,
-    from_config,
-    option,
-    remembered,
-)
-from dnirnn.config.task import Figure, Task, steps_per_update
+from dnirnn.config.network import NetworkOptions, device_of, make_model
+from dnirnn.config.saved import from_config, remembered
+from dnirnn.config.task import Figure, Task, TaskOptions, steps_per_update
 from dnirnn.data import Batch
 from dnirnn.data.drawn import DrawnStream
+from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel, squared_error
+from dnirnn.options import changed, option
 
 FIGURES = (
     Figure("test_error", "test, mean squared error", "{:.5f}", True),
@@ -41,18 +34,18 @@ TESTED = 1024  # sequences that an evaluation runs
 VALIDATION, TEST = 2**40, 2**40 + 1  # seeds, apart from those of training, which are small
 
 
-@dataclasses.dataclass(frozen=True)
-class AddingSequences(Checked):
+@dataclasses.dataclass(frozen=True, init=False)
+class AddingSequences(OptionGroup):
     """sequences"""
 
     length: int = option(100, "length of a sequence", "STEPS", at_least=2)
 
 
-@dataclasses.dataclass(frozen=True)
-class AddingOptions(AddingSequences, NetworkOptions, TrainingOptions, RunOptions):
+@dataclasses.dataclass(frozen=True, init=False)
+class AddingOptions(AddingSequences, NetworkOptions, TaskOptions):
     # A sequence is one symbol.
-    evaluate_every: int = changed(TrainingOptions, "evaluate_every", 10_000)
-    log_every: int = changed(TrainingOptions, "log_every", 500)
+    evaluate_every: int = changed(TaskOptions, "evaluate_every", default=10_000)
+    log_every: int = changed(TaskOptions, "log_every", default=500)
 
 
 Options = AddingOptions

@@ -9,29 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnirnn.config.network import device_of, make_model
-from dnirnn.config.options import (
-    Checked,
-    EstimatorOptions,
-    NetworkOptions,
-    RunOptions,
-    TrainingOptions,
-    changed,
-    option,
-    remembered,
-)
-from dnirnn.config.task import Task
+from dnirnn.config.network import NetworkOptions, device_of, make_model
+from dnirnn.config.saved import remembered
+from dnirnn.config.task import Task, TaskOptions
 from dnirnn.data import Batch
 from dnirnn.data.drawn import DrawnStream
+from dnirnn.estimators.base import EstimatorConfig
+from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel, bit_nats
+from dnirnn.options import changed, option
 
 DECAY = "cosine"  # of the learning rate over the budget
 TESTED = 256  # sequences of a size that an evaluation runs
 RECENT = 10  # sequences whose mean error decides whether they grow
 
 
-@dataclasses.dataclass(frozen=True)
-class SequenceOptions(Checked):
+@dataclasses.dataclass(frozen=True, init=False)
+class SequenceOptions(OptionGroup):
     """sequences"""
 
     bits: int = option(8, "size of the vectors to copy", "BITS", at_least=1)
@@ -49,17 +43,17 @@ class SequenceOptions(Checked):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class CurriculumOptions(SequenceOptions, NetworkOptions, TrainingOptions, RunOptions):
+@dataclasses.dataclass(frozen=True, init=False)
+class CurriculumOptions(SequenceOptions, NetworkOptions, TaskOptions):
     """All options; the defaults are those that the ablation in results/README.md came from."""
 
     # A chunk an update changes the parameters while a sequence is half read.
-    update_steps: int | str = changed(TrainingOptions, "update_steps", "sequence")
-    lr: float = changed(TrainingOptions, "lr", 3e-3)
-    estimator_hidden: tuple = changed(
-        EstimatorOptions, "estimator_hidden", ("linear",), shown="linear"
+    update_steps: int | str = changed(NetworkOptions, "update_steps", default="sequence")
+    lr: float = changed(TaskOptions, "lr", default=3e-3)
+    estimator: EstimatorConfig = changed(
+        NetworkOptions, "estimator", defaults={"estimator_hidden": ("linear",)}
     )
-    estimator_lr: float = changed(TrainingOptions, "estimator_lr", 1e-3)
+    estimator_lr: float = changed(TaskOptions, "estimator_lr", default=1e-3)
 
 
 class BitStream(DrawnStream):

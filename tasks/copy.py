@@ -9,7 +9,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from dnirnn.config.options import from_config
+from dnirnn.config.saved import from_config
 from dnirnn.config.task import Figure, Task, steps_per_update
 from dnirnn.data import Batch
 from dnirnn.model import SequenceModel
@@ -26,7 +26,7 @@ UNIT, EPOCHS = "vectors to copy", "batches of sequences"
 DATA: set[str] = set()  # what `eval` may be told of it
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class CopyOptions(CurriculumOptions):
     pass
 

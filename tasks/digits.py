@@ -13,27 +13,21 @@ import dataclasses
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn import Hierarchy
-from dnirnn.config.cores import make_core
-from dnirnn.config.network import assemble, device_of, make_truncated
-from dnirnn.config.options import (
-    Checked,
-    NetworkOptions,
-    RunOptions,
-    TrainingOptions,
-    from_config,
-    option,
-    remembered,
-)
-from dnirnn.config.task import Figure, Task, steps_per_update
+from dnirnn.config.network import NetworkOptions, assemble, device_of, make_truncated
+from dnirnn.config.saved import from_config, remembered
+from dnirnn.config.task import Figure, Task, TaskOptions, steps_per_update
 from dnirnn.data import Batch, Stream, images
 from dnirnn.data.images import Images
+from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel
+from dnirnn.options import changed, option
 
 FIGURES = (
     Figure("test_threes", "test, counts of 3s right", "{:.3f}", False),
@@ -45,13 +39,15 @@ FIGURES = (
 DECAY = "none"  # of the learning rate over the budget
 UNIT, EPOCHS = "digits", "epochs"
 DATA = {"split", "data_dir"}  # what `eval` may be told of it
+FOUND = ("pixels", "images_sha256")  # what it adds to a run's configuration
 TRAININGS = ("full", "truncated", "dni")
+COMPARED = {"core": ("lstm",), "training": TRAININGS}
 NOT_ASKED = -1  # in the place of a count
 TESTED = 128  # sequences that an evaluation runs
 
 
-@dataclasses.dataclass(frozen=True)
-class CountingOptions(Checked):
+@dataclasses.dataclass(frozen=True, init=False)
+class CountingOptions(OptionGroup):
     """digits"""
 
     digits: str = option(
@@ -73,7 +69,7 @@ class CountingOptions(Checked):
     windows: int = option(8, "T * T digits, so many times, are a sequence", "WINDOWS", at_least=1)
     front: tuple = option(
         (256, 256), "widths of the layers between a picture and network A", "UNITS",
-        at_least=1, parse=int, many=True, shown="256 256",
+        at_least=1, many=int,
     )
     training: str | None = option(
         None,
@@ -86,22 +82,25 @@ class CountingOptions(Checked):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class DigitsOptions(CountingOptions, NetworkOptions, TrainingOptions, RunOptions):
-    truncation: int | None = option(
-        None,
-        "steps a chunk: how far back a gradient is carried exactly",
-        "STEPS",
-        at_least=1,
-        shown="--period",
+@dataclasses.dataclass(frozen=True, init=False)
+class DigitsOptions(CountingOptions, NetworkOptions, TaskOptions):
+    truncation: int | None = changed(
+        NetworkOptions, "truncation", default=None, shown="--period"
     )
+
+    @classmethod
+    def completed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("training") not in TRAININGS:
+            return values
+        estimator = "dni" if values["training"] == "dni" else "none"
+        named = getattr(values.get("estimator"), "name", "") == estimator
+        return values if named else {**values, "estimator": estimator}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.training is not None:
             horizon = self.period * (self.period if self.training == "full" else 1)
             object.__setattr__(self, "truncation", horizon)
-            object.__setattr__(self, "estimator", "dni" if self.training == "dni" else "none")
         if self.truncation is None:
             object.__setattr__(self, "truncation", self.period)
         if self.parameters is not None:
@@ -229,9 +228,9 @@ def make(options: DigitsOptions, pixels: int) -> SequenceModel:
     for inward, outward in zip((pixels, *options.front), options.front):
         layers += [nn.Linear(inward, outward), nn.ReLU()]
     with torch.device("meta"):
-        message = make_core(options, 1).output_size
-    fast = make_core(options, options.front[-1] + message)
-    core = Hierarchy(fast, make_core(options, message), options.period)
+        message = options.core.build(1).output_size
+    fast = options.core.build(options.front[-1] + message)
+    core = Hierarchy(fast, options.core.build(message), options.period)
     truncated = make_truncated(options, core, options.period + options.period**2 + 2)
     loss = partial(answer_nats, period=options.period)
     told = partial(spell, period=options.period)

@@ -13,10 +13,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from dnirnn.config.options import changed, from_config, option
+from dnirnn.config.saved import from_config
 from dnirnn.config.task import Figure, Task, steps_per_update
 from dnirnn.data import Batch
 from dnirnn.model import SequenceModel
+from dnirnn.options import changed, option
 from dnirnn.tasks import bit_sequences
 from dnirnn.tasks.bit_sequences import (
     DECAY,
@@ -40,7 +41,7 @@ DATA: set[str] = set()  # what `eval` may be told of it
 TEN = 10  # repeats that the count's channel says as 1
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class RepeatOptions(SequenceOptions):
     """repeats"""
 
@@ -51,10 +52,10 @@ class RepeatOptions(SequenceOptions):
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class RepeatCopyOptions(RepeatOptions, CurriculumOptions):
     # Graves et al. draw both from 1 to 10.
-    max_length: int = changed(SequenceOptions, "max_length", 10)
+    max_length: int = changed(SequenceOptions, "max_length", default=10)
 
 
 Options = RepeatCopyOptions

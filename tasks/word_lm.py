@@ -2,11 +2,21 @@
 
 from dnirnn.config.task import Figure, Task
 from dnirnn.tasks import char_lm
-from dnirnn.tasks.char_lm import DATA, DECAY, EPOCHS, attach, evaluate, restore, sample, subject
+from dnirnn.tasks.char_lm import (
+    DATA,
+    DECAY,
+    EPOCHS,
+    FOUND,
+    attach,
+    evaluate,
+    restore,
+    sample,
+    subject,
+)
 from dnirnn.tasks.char_lm.options import WordLMOptions
 
 __all__ = [
-    "DATA", "DECAY", "EPOCHS", "FIGURES", "UNIT", "Options", "attach", "build", "evaluate", "restore", "sample",
+    "DATA", "DECAY", "EPOCHS", "FIGURES", "FOUND", "UNIT", "Options", "attach", "build", "evaluate", "restore", "sample",
     "subject",
 ]  # fmt: skip
 

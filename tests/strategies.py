@@ -32,6 +32,7 @@ from dnirnn import (
     SyntheticGradient,
     WeightDrop,
 )
+from dnirnn.core import CORES as REGISTERED
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.append(str(EXAMPLES))
@@ -102,14 +103,19 @@ class Oracle(GradientEstimator):
         return 0.5 * (true[: len(target)] - target).square().sum(-1).mean()
 
 
-# name: (build, path of dnirnn.LSTM or None)
+def registered(config):
+    """What builds the core of a registered Config, as small as it can be."""
+    return lambda i, h: config(hidden=h * config().multiple).build(i)
+
+
+# name: (build, path of dnirnn.LSTM or None). Whatever --core names and has no line here is added.
 CORES = {
     "lstm": (lambda i, h: LSTM(i, h), "fused"),
     "lstm-2": (lambda i, h: LSTM(i, h, 2), "fused"),
     "lstm-2-reference": (lambda i, h: LSTM(i, h, 2), "reference"),
-    "from-lstm-2": (lambda i, h: FromTorch(nn.LSTM(i, h, 2)), None),
-    "from-gru-2": (lambda i, h: FromTorch(nn.GRU(i, h, 2)), None),
-    "from-rnn": (lambda i, h: FromTorch(nn.RNN(i, h)), None),
+    "torch-lstm": (lambda i, h: FromTorch(nn.LSTM(i, h, 2)), None),
+    "torch-gru": (lambda i, h: FromTorch(nn.GRU(i, h, 2)), None),
+    "torch-rnn": (lambda i, h: FromTorch(nn.RNN(i, h)), None),
     "clock": (Clock, None),
     "leaky": (Leaky, None),
     "norm-lstm": (lambda i, h: NormLSTM(i, h + 2, zoneout_h=0.1, zoneout_c=0.4).eval(), "fused"),
@@ -119,7 +125,7 @@ CORES = {
         lambda i, h: Deep([LSTM(i, h), GRU(h + i, h), RNN(h + i, h)], residual=True, skip=True),
         "fused",
     ),
-    "every-last": (lambda i, h: Deep([RNN(i, h), Every(LSTM(h, h), 3)], residual=True), "fused"),
+    "every": (lambda i, h: Deep([RNN(i, h), Every(LSTM(h, h), 3)], residual=True), "fused"),
     "every-mean": (lambda i, h: Deep([Every(Clock(i, h), 2, "mean"), RNN(h, h)]), None),
     "every-concat": (
         lambda i, h: Deep([LSTM(i, h), Every(Clock(2 * h, h), 2, "concat")], residual=True),
@@ -127,7 +133,7 @@ CORES = {
     ),
     "dilated-rnn": (lambda i, h: Dilated(i, h, [1, 2], "rnn"), None),
     "dilated-gru": (lambda i, h: Dilated(i, h, [3, 1], "gru"), None),
-    "dilated-lstm": (lambda i, h: Dilated(i, h, [1, 2, 4], "lstm"), "fused"),
+    "dilated": (lambda i, h: Dilated(i, h, [1, 2, 4], "lstm"), "fused"),
     "phased": (lambda i, h: PhasedLSTM(i, h, periods=(1.5, 6.0), open_ratio=0.6), "fused"),
     "phased-eval": (lambda i, h: PhasedLSTM(i, h + 2, open_ratio=0.9).eval(), "reference"),
     "fast-slow": (lambda i, h: FastSlow(i, h, 2, layer_norm=False), None),
@@ -151,6 +157,8 @@ CORES = {
     "clockwork-lstm": (lambda i, h: Clockwork(i, 3 * h, (1, 2, 4), "lstm"), "fused"),
     "clockwork-lstm-reference": (lambda i, h: Clockwork(i, 2 * h, (1, 3), "lstm"), "reference"),
 }
+for name in sorted(REGISTERED.keys() - CORES.keys()):
+    CORES[name] = (registered(REGISTERED[name]), None)
 # Those whose gradient is not the derivative, so that finite differences must disagree: they round,
 # and go back as if they had not; or leave out what grows with t.
 STRAIGHT_THROUGH = {"hm-lstm", "hm-lstm-2-norm", "skip", "skip-in-deep", "phased", "phased-eval"}

@@ -3,17 +3,22 @@
 import csv
 import dataclasses
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+from test_cli import refused
 
 from dnirnn.commands import compare
 from dnirnn.commands.cli import main
-from dnirnn.config.options import ESTIMATORS
-from dnirnn.reports import plots, runs
+from dnirnn.config.saved import remembered
+from dnirnn.estimators.base import ESTIMATORS
+from dnirnn.reports import comparison, plots, runs
 from dnirnn.reports.curves import Point
+from dnirnn.tasks import images
 from dnirnn.tasks.char_lm import FIGURES, CharLMOptions
 from dnirnn.training.log import read_log
 
@@ -41,11 +46,9 @@ def compared(text, tmp_path_factory):
 # The plan
 
 
-def plan(tmp_path, **change):
-    arms = [(truncation, estimator) for truncation in (2, 8) for estimator in ("none", "dni")]
-    given = dict(arms=arms, seeds=[0, 1], rates={})
-    networks = [CharLMOptions(estimator=estimator) for estimator in ("none", "dni")]
-    return compare.plan(networks, tmp_path, **(given | change))
+def plan(tmp_path, given=None, seeds=(0, 1), rates=None, named=(), base=None, **varied):
+    varied = varied or dict(truncation=[2, 8], estimator=["none", "dni"])
+    return compare.plan("char-lm", given or {}, varied, tmp_path, seeds, rates, base, named)
 
 
 def test_a_run_for_each_arm_seed_by_seed(tmp_path):
@@ -59,20 +62,78 @@ def test_a_run_for_each_arm_seed_by_seed(tmp_path):
 
 
 def test_rates_go_to_their_arms_the_closer_first(tmp_path):
-    rates = {(None, 8): 0.5, ("dni", 8): 0.25}
+    rates = {"8": 0.5, "8:dni": 0.25}
     found = {run.name: run.options.lr for run in plan(tmp_path, seeds=[0], rates=rates)}
     usual = CharLMOptions().lr
     assert list(found.values()) == [usual, usual, 0.5, 0.25]
 
 
-@pytest.mark.parametrize("arm", [(None, 3), ("dni", 2)])
+@pytest.mark.parametrize("arm", ["3", "dni:2"])
 def test_a_rate_without_an_arm_is_refused(tmp_path, arm):
     with pytest.raises(ValueError, match="--lrs gives a rate for"):
-        plan(tmp_path, arms=[(2, "none"), (8, "none")], rates={arm: 0.1})
+        plan(tmp_path, truncation=[2, 8], estimator=["none"], rates={arm: 0.1})
 
 
 def test_what_is_named_twice_is_run_once(tmp_path):
-    assert len(plan(tmp_path, arms=[(2, "dni")] * 2, seeds=[1, 1])) == 1
+    assert len(plan(tmp_path, truncation=[2], estimator=["dni", "dni"], seeds=[1, 1])) == 1
+    same = plan(tmp_path, core=["lstm", "skip"], skip_cost=[0.0, 0.5], seeds=[0])
+    assert [run.name for run in same] == [
+        "lstm-T8-dni-seed0", "skip-T8-dni-skip_cost0-seed0", "skip-T8-dni-skip_cost0.5-seed0",
+    ]  # fmt: skip
+
+
+def test_any_options_are_varied_each_arm_with_what_goes_with_it(tmp_path):
+    given = {"dense": True, "hidden": 9, "periods": (1, 3)}
+    varied = dict(core=["clockwork", "lstm"], estimator=["none", "dni"], lr=[0.1, 0.2])
+    planned = plan(tmp_path, given, seeds=[0], **varied)
+    assert len(planned) == 8
+    for run in planned:
+        options = run.options
+        assert options.hidden == 9 and run.name == (
+            f"{options.core}-T8-{options.estimator}-lr{options.lr:g}-seed0"
+        )
+        assert getattr(options.core, "periods", (1, 3)) == (1, 3)
+        assert getattr(options.estimator, "dense", True)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [({"skip_cost": 1.0}, "--skip-cost goes with --core skip only"), ({"hiden": 3}, "no option --hiden")],
+)
+def test_what_no_arm_reads_is_refused(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        plan(tmp_path, given, core=["gru", "rnn"])
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("lr", "--vary lr must have values"),
+        ("hiden 3", "--vary must name an option: one of .*; got hiden"),
+        ("seed 1 2", "--vary must name an option: --seeds; got seed"),
+        ("lr fast", "--vary lr: .*'fast'"),
+        ("dense maybe", "--vary dense must have values yes or no; got 'maybe'"),
+        ("core wheel", "--core must be one of .*; got 'wheel'"),
+        ("dilations 1,x --vary core dilated", "--vary dilations: .*'x'.*; got '1,x'"),
+    ],
+)
+def test_what_can_not_be_varied_is_refused(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, ["compare", "copy", "--vary", *words.split()], message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arms_start_from_a_config_where_one_is_given(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(compare, "compare", lambda *arguments: asked.append(arguments) or [])
+    options = CharLMOptions(core="skip", skip_cost=0.5, hidden=9, estimator="none", lr=0.25)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"task": "char-lm", **remembered(options)}))
+    words = ["--config", str(path), "--out", str(tmp_path), "--lr", "0.125"]
+    assert main(["compare", "char-lm", *words, "--vary", "core", "skip", "gru"]) == 0
+    ((_, (skip, gru), *_),) = asked
+    assert skip.options == options.but(lr=0.125, quiet=True, threads=skip.options.threads)
+    assert gru.options == skip.options.but(core="gru") and gru.options.hidden == 9
 
 
 # What comes out
@@ -96,7 +157,7 @@ def test_the_logs_are_put_together_unchanged(compared):
     folder, _ = compared
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     for name in ("T2-dni-seed0", "T5-dni-seed0"):
-        own = [{k: row[k] for k in row if k not in ("run", *compare.ARM)} for row in rows
+        own = [{k: row[k] for k in row if k not in ("run", *comparison.ARM)} for row in rows
                if row["run"] == name]
         assert [one | {"lr": 0} for one in own] == [
             row | {"lr": 0} for row in read_log(folder / name / "log.jsonl")
@@ -126,6 +187,22 @@ def test_without_a_task_it_is_of_language_models(compared, monkeypatch):
     folder, words = compared
     monkeypatch.setattr(runs, "Child", None)
     assert main(["compare", *words[2:]]) == 0
+
+
+def test_other_arms_are_run_beside_and_every_row_is_kept(compared, capsys):
+    """In the same folder: what earlier comparisons did there stays in the table and the files."""
+    folder, words = compared
+    where = words.index("--truncations")
+    assert main([*words[:where], "--vary", "estimator", "none", "--vary", "lr", "0.03", "--truncations", "2"]) == 0
+    said = capsys.readouterr().out
+    rows = {row["run"]: row for row in csv.DictReader((folder / "results.csv").open())}
+    new = "T2-none-lr0.03-seed0"
+    assert set(rows) == {"T2-dni-seed0", "T5-dni-seed0", new}
+    assert rows[new]["lr"] == "0.03" and re.search(r"lstm +2 +none +0.03 +1 ", said)
+    assert re.search(r"lstm +5 +dni +0.01 +1 ", said)
+    logged = {json.loads(line)["run"] for line in (folder / "log.jsonl").read_text().splitlines()}
+    assert logged == set(rows)
+    shutil.rmtree(folder / new)
 
 
 def test_a_larger_budget_runs_on(compared):
@@ -201,7 +278,8 @@ def finished(seed: int, bits: float, truncation: int = 8) -> tuple[runs.Run, dic
 
 
 def test_an_arm_has_the_mean_and_the_spread_of_its_seeds():
-    said = compare.table([finished(0, 1.0), finished(1, 2.0)], FIGURES, "characters")
+    done = comparison.with_arms([finished(0, 1.0), finished(1, 2.0)])
+    said = comparison.table(done, FIGURES, "characters")
     header, _, line = said.splitlines()
     assert "test, bits per character" in header and "characters/s" in header
     assert "1.5000 ± 0.7071" in line and "1.6000 ± 0.7071" in line
@@ -209,7 +287,8 @@ def test_an_arm_has_the_mean_and_the_spread_of_its_seeds():
 
 
 def test_one_seed_has_no_spread():
-    said = compare.table([finished(0, 1.25), finished(0, 1.5, truncation=2)], FIGURES, "characters")
+    done = comparison.with_arms([finished(0, 1.25), finished(0, 1.5, truncation=2)])
+    said = comparison.table(done, FIGURES, "characters")
     lines = said.splitlines()[2:]
     assert [line.split()[:2] for line in lines] == [["lstm", "2"], ["lstm", "8"]]
     assert "1.2500" in lines[1] and "±" not in said
@@ -262,15 +341,15 @@ def test_a_curve_of_one_point_is_drawn(tmp_path):
 
 def test_every_estimator_has_a_name_and_a_line_of_its_own():
     """Those of images too, which no other task has."""
-    assert set(compare.NAMES) == set(compare.STYLES) >= set(ESTIMATORS)
-    count = len(compare.NAMES)
-    assert len(set(compare.NAMES.values())) == len(set(compare.STYLES.values())) == count
+    for kinds in (ESTIMATORS, images.Options.__dataclass_fields__["estimator"].metadata["registry"]):
+        labels = [config.label for config in kinds.values()]
+        assert all(labels) and len(set(labels)) == len(labels) <= len(set(comparison.STYLES))
 
 
 def test_a_line_is_drawn_in_any_style(tmp_path):
     lines = [
-        plots.Curve(name, "2", style, [Point(1, 2, 3, 4), Point(2, 3, 4, 3)])
-        for name, style in compare.STYLES.items()
+        plots.Curve(str(style), "2", style, [Point(1, 2, 3, 4), Point(2, 3, 4, 3)])
+        for style in comparison.STYLES
     ]
     plots.learning_curves({"": lines}, tmp_path / "a.png", "bits", "x", "title")
     assert (tmp_path / "a.png").stat().st_size > 1000

@@ -1,17 +1,16 @@
 """--core: every core that it names trains, is resumed and measured; what goes with which."""
 
-import dataclasses
 import json
 import re
 
 import pytest
 import torch
 
-from dnirnn import HMLSTM
+from dnirnn import HMLSTM, Core
 from dnirnn.commands import detectors, training
 from dnirnn.commands.cli import main
-from dnirnn.config import cores
-from dnirnn.config.options import CORES, CoreOptions, flag
+from dnirnn.core import CORES
+from dnirnn.options import fields_of, flag
 from dnirnn.tasks import char_lm
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.copy import CopyOptions
@@ -21,7 +20,7 @@ from dnirnn.training.trainer import load_weights, read_config
 
 TINY = "--batch 4 --truncation 5 --evaluate-every 100000 --decay none --quiet".split()
 
-# An option for each core and another value than its default; all of those of CoreOptions.
+# Another value than its default for every option of a core.
 OTHER = {
     "hidden": 12,
     "layers": 4,
@@ -92,18 +91,19 @@ def all_options(core: str) -> list[str]:
 
 
 def goes_with(core: str) -> dict:
-    fields = {field.name: field for field in dataclasses.fields(CoreOptions)}
-    where = {name: fields[name].metadata["where"] for name in OTHER}
-    return {name: OTHER[name] for name in OTHER if where[name] is None or core in where[name][1]}
+    return {name: OTHER[name] for name in fields_of(CORES[core])}
 
 
 # Every core
 
 
-def test_the_table_is_what_help_says():
-    assert list(cores.BUILD) == list(CORES)
-    names = {field.name for field in dataclasses.fields(CoreOptions)}
-    assert OTHER.keys() | {"core", "parameters"} == names
+@pytest.mark.parametrize("core", CORES)
+def test_a_core_says_what_it_is_and_what_it_builds(core):
+    config = CORES[core](hidden=8)
+    made = config.build(3)
+    assert (config.name, str(config)) == (core, core) and config.summary()
+    assert isinstance(made, Core) and made.input_size == 3
+    assert [name for name, field in fields_of(config).items() if not field.metadata["help"]] == []
 
 
 @pytest.mark.parametrize("core", CORES)
@@ -148,7 +148,7 @@ def test_each_option_reaches_its_core(core):
 
     def say(options):
         torch.manual_seed(0)
-        made = cores.make_core(options, 3).train()
+        made = options.build(3).train()
         x = torch.randn(24, 4, 3)
         sizes = [(name, tuple(p.shape)) for name, p in made.named_parameters()]
         output, state = made(x, made.initial_state(4))
@@ -158,8 +158,8 @@ def test_each_option_reaches_its_core(core):
         if name == "slope_growth":
             continue  # no core's: see below
         usual = {"hidden": 24 if name == "hidden" else 12, **NEEDED.get(name, {})}
-        before = say(CoreOptions(core=core, **usual))
-        after = say(CoreOptions(core=core, **(usual | {name: value})))
+        before = say(CORES[core](**usual))
+        after = say(CORES[core](**(usual | {name: value})))
         same = before[:2] == after[:2] and torch.equal(before[2], after[2])
         assert not same, f"{name} changed nothing in {core}"
 
@@ -170,10 +170,10 @@ def test_an_option_is_refused_by_the_cores_that_do_not_read_it(name):
     flags = "|".join(map(flag, given))
     for core in CORES:
         if name in goes_with(core):
-            CoreOptions(core=core, **given)
+            CopyOptions(core=core, **given)
         else:
             with pytest.raises(ValueError, match=f"^({flags}) goes with --core .* only"):
-                CoreOptions(core=core, **given)
+                CopyOptions(core=core, **given)
 
 
 BAD = {
@@ -182,7 +182,10 @@ BAD = {
     "a word": (["--core", "dilated", "--dilations", "two"], "invalid int value: 'two'"),
     "modules": (["--core", "clockwork", "--hidden", "9"], "must be a multiple of the 4 periods"),
     "one layer": (["--core", "hm-lstm", "--layers", "1"], "num_layers must be .* at least 2"),
-    "no core": (["--core", "transformer"], "invalid choice: 'transformer'"),
+    "no core": (["--core", "transformer"], "--core must be one of .*, skip, .*; got 'transformer'"),
+    "no module": (["--core", "nowhere:Core"], "--core must be .*; got 'nowhere:Core': No module"),
+    "no class": (["--core", "dnirnn:Kore"], "--core must be .*; got 'dnirnn:Kore': .*no attribute"),
+    "another kind": (["--core", "dnirnn:Truncated"], "--core must name a dnirnn.Core; dnirnn:Trunc"),
     "two sizes": (["--hidden", "9", "--parameters", "9000"], "give one of them; got 9000 and 9"),
     "too few": (["--parameters", "20"], r"--parameters must be at least \d+, the smallest lstm's"),
     "no dropout": (["--core", "deep", "--same-mask"], "--same-mask goes with --layer-dropout only"),
@@ -237,10 +240,6 @@ def test_the_slope_grows_with_the_epochs_up_to_5(train, tmp_path, growth, slope)
     model = char_lm.restore(read_config(tmp_path / "run"))[0]
     load_weights(tmp_path / "run", model, "latest")
     assert float(model.truncated.core.slope) == pytest.approx(slope)
-
-
-def test_other_cores_have_no_slope():
-    assert cores.annealing(CoreOptions()) is None
 
 
 # What an HM-LSTM detects
@@ -336,8 +335,8 @@ def test_cores_are_compared_each_with_its_own_options(text, tmp_path, capsys):
     for core in ("rnn", "clockwork", "dilated"):
         config = read_config(tmp_path / "all" / f"{core}-T5-none-seed0")
         assert config["core"] == core
-        assert config["periods"] == ([1, 2] if core == "clockwork" else [1, 2, 4, 8])
-        assert config["dilations"] == ([2] if core == "dilated" else [1, 2, 4, 8])
+        assert config.get("periods") == ([1, 2] if core == "clockwork" else None)
+        assert config.get("dilations") == ([2] if core == "dilated" else None)
         assert re.search(rf"^ *{core}  +5  +none", said, re.M), said
     assert main(compared) == 0
     assert "3 of them done before" in capsys.readouterr().out

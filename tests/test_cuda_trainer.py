@@ -17,7 +17,7 @@ from small_runs import (  # noqa: F401
 from test_updater import late, poisoned
 
 from dnirnn.commands import cli
-from dnirnn.config.options import CORES
+from dnirnn.core import CORES
 from dnirnn.data import TextStream
 from dnirnn.training.trainer import NonFinite, Trainer
 from dnirnn.training.updater import Updater

@@ -162,7 +162,7 @@ def interrupt(folder, words, after: int):
         ("--update random --estimator none", "--update random needs cuts"),
         ("--update-probability 0.5", "--update-probability goes with --update random"),
         ("--update random --update-probability 1.5", "--update-probability must be at most 1"),
-        ("--synthetic-inputs", "--synthetic-inputs goes with --update unlocked or random"),
+        ("--synthetic-inputs", "--synthetic-inputs goes with --update random or unlocked"),
         ("--cuts 1 4", "--cuts must be of layers 1 to 3; got 4"),
         ("--update unlocked --warm-up 3", "--warm-up goes with --update lockstep"),
         ("--solved --estimator-hidden 4", "--solved goes with linear"),
@@ -171,7 +171,7 @@ def interrupt(folder, words, after: int):
         ("--data-dir x", "--data-dir goes with --images mnist, cifar10"),
         ("--images cifar10 --data-dir nowhere", "there is no nowhere/train.parquet"),
         ("--batch 5000", "--batch must be at most"),
-        ("--update-steps 2", "--update-steps goes with tasks of time"),
+        ("--update-steps 2", "unrecognized arguments: --update-steps"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(words, named, capsys, tmp_path):

@@ -14,10 +14,10 @@ ROOT = Path(__file__).parent.parent
 
 # Each module may import those before its line, and, without a cycle, those on it.
 ORDER = [
-    {"version", "checks"},
+    {"version", "checks", "options", "groups"},
     {"files", "progress", "fakes"},
     {"unroll", "deprecated", "boundary", "ops", "data", "device", "masks", "loss"},
-    {"core", "scanned", "estimators", "interface", "true_gradient", "cuts", "decoupled"},
+    {"core", "scanned", "estimators", "interface", "true_gradient", "cuts", "decoupled", "weight_drop"},
     {"lstm", "from_torch", "truncated", "feedforward"},
     {"cells"},
     {"stacks", "hierarchy"},

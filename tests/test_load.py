@@ -52,7 +52,7 @@ def test_the_score_of_the_validation_text_is_the_runs(run, capsys):
     loaded = dnirnn.load(run)
     assert main(["eval", str(run), "--split", "valid"]) == 0
     said = float(capsys.readouterr().out.split("bits per character: ")[1].split()[0])
-    from dnirnn.config.options import from_config
+    from dnirnn.config.saved import from_config
 
     text = loaded.task.load_corpus(from_config(loaded.task.Options, loaded.config)).splits["valid"]
     assert float(loaded.score(text).mean()) == pytest.approx(said, abs=1e-4)

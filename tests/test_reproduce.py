@@ -1,6 +1,5 @@
 """reproduce: its recipes, the search for rates, and a small table made, resumed and reported."""
 
-import argparse
 import csv
 import dataclasses
 import json
@@ -15,11 +14,12 @@ from test_cli import refused
 
 from dnirnn.commands import cli, reproduce, training
 from dnirnn.commands.cli import main
-from dnirnn.config.options import add_arguments, from_arguments, to_arguments
+from dnirnn.config.arguments import given as given_in
 from dnirnn.config.task import trainer_config
 from dnirnn.data import Vocabulary
 from dnirnn.reports import plots, recipes, runs
 from dnirnn.reports.recipes import BPTT, DNI, RECIPES, Arm, Recipe, Search, columns, options_of
+from dnirnn.reports.report import words_of
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.copy import CopyOptions
 from dnirnn.training.log import read_log
@@ -99,11 +99,9 @@ def test_every_run_of_every_recipe_can_be_made(table, budget):
         early = column.decay == "none" and recipe.options.patience is not None
         assert (options.patience is not None) == early
         assert (options.seed, options.lr, options.truncation) == (3, 0.25, column.truncation)
-        assert (options.estimator == "none") == (column.arm.changes.get("estimator") == "none")
-        parser = argparse.ArgumentParser()
-        add_arguments(parser, type(options))
-        told = parser.parse_args(to_arguments(options))
-        assert from_arguments(type(options), told) == options
+        assert (options.estimator.name == "none") == (column.arm.changes.get("estimator") == "none")
+        words = ["train", recipe.task, *words_of(options)]
+        assert type(options)(**given_in(cli.parser(words).parse_args(words))) == options
         words = [Vocabulary.of("tick")] if recipe.task == "char-lm" else []
         model = training.TASKS[recipe.task].make(options, *words)
         assert model.truncated.truncation == column.truncation
@@ -134,7 +132,7 @@ def test_the_papers_figures_stand_where_they_are_run():
 def test_the_gpu_budget_is_one_for_a_gpu(monkeypatch):
     """Unless another device is asked for."""
     asked = []
-    monkeypatch.setattr(cli, "jobs_and_threads", lambda *given: asked.append(given) or (1, 1))
+    monkeypatch.setattr(reproduce, "jobs_and_threads", lambda *given: asked.append(given) or (1, 1))
     monkeypatch.setattr(reproduce, "reproduce", lambda recipe, *_: asked.append(recipe) or [])
     for words, device in (([], "cuda"), (["--device", "cpu"], "cpu")):
         assert main(["reproduce", "ptb", "--budget", "gpu", *words]) == 0

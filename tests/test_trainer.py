@@ -199,7 +199,7 @@ def test_clipping_bounds_each_part_s_own_step(tmp_path, part):
 
 
 def test_adam_is_fused_and_each_part_has_its_own_rate(tmp_path):
-    trainer = make_trainer(tmp_path, updates=1, lr=0.3, estimator_lr=0.2, options={"eps": 1e-6})
+    trainer = make_trainer(tmp_path, updates=1, lr=0.3, estimator_lr=0.2, optimizer_options={"eps": 1e-6})
     core, estimator = (optimizer.param_groups[0] for optimizer in trainer.optimizers)
     assert core["fused"] and estimator["fused"]
     assert (core["lr"], core["eps"], estimator["lr"], estimator["eps"]) == (0.3, 1e-6, 0.2, 1e-8)

@@ -98,7 +98,7 @@ def test_another_configuration_is_refused_by_the_keys_that_differ(tmp_path):
     with pytest.raises(ValueError, match=says):
         make_trainer(tmp_path, updates=6, clip=2.0)
     with pytest.raises(ValueError, match=r"options.eps \('not given' there, 0.1 here\)"):
-        make_trainer(tmp_path, updates=5, options={"eps": 0.1})
+        make_trainer(tmp_path, updates=5, optimizer_options={"eps": 0.1})
     assert snapshot(tmp_path) == before
     assert read_config(tmp_path)["updates"] == 5
 
@@ -200,8 +200,8 @@ def test_loading_from_nothing_is_refused(tmp_path):
         *[(name, 0) for name in ("updates", "chunks", "micro_batch", "log_every", "patience")],
         *[(name, -1) for name in ("minutes", "symbols", "lr", "estimator_lr")],
         *[("checkpoint_seconds", -1), ("decay", "slowly")],
-        *[("updates", 1.5), ("chunks", "all"), ("evaluate_every", True), ("clip", 0)],
-        *[("clip", math.nan), ("lr", "fast"), ("estimator_clip", 0.0), ("checkpoint_every", 0)],
+        *[("updates", 1.5), ("chunks", "all"), ("evaluate_every", True), ("clip", -1)],
+        *[("clip", math.nan), ("lr", "fast"), ("estimator_clip", -0.5), ("checkpoint_every", 0)],
     ],
 )
 def test_a_setting_that_does_not_fit_is_named(field, value):
@@ -215,8 +215,11 @@ def test_a_setting_that_does_not_fit_is_named(field, value):
         (dict(micro_batch=3), "micro_batch must divide the batch size 4; got 3"),
         (dict(optimizer="Eve"), "^optimizer must be the name of a class in torch.optim.*'Eve'"),
         (dict(estimator_optimizer="LBFGS"), "^estimator_optimizer must be .*'LBFGS'"),
-        (dict(options={"speed": 1}), "^options do not fit Adam: .*speed"),
-        (dict(estimator_options={"betas": [2, 2]}), "^estimator_options do not fit Adam: .*beta"),
+        (dict(optimizer_options={"speed": 1}), "^optimizer_options do not fit Adam: .*speed"),
+        (
+            dict(estimator_optimizer_options={"betas": [2, 2]}),
+            "^estimator_optimizer_options do not fit Adam: .*beta",
+        ),
         (dict(schedule="Later"), "schedule must be the name of .*'Later'"),
         (dict(schedule="LambdaLR"), "schedule must be the name of .*'LambdaLR'"),
         (dict(schedule="StepLR"), "schedule_options do not fit StepLR"),

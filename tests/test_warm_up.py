@@ -134,12 +134,12 @@ def test_lifting_is_of_each_part_s_own_gradient(tmp_path, part):
 
 
 @pytest.mark.parametrize("options, says", [
-    (dict(warm_up=-1), "warm_up must be an int of at least 0; got -1"),
+    (dict(warm_up=-1), "warm_up must be at least 0; got -1"),
     (dict(blend=0.5), "blend must be an int of at least 0; got 0.5"),
-    (dict(lift=0.0), "lift must be positive"),
+    (dict(lift=-1.0), "lift must be at least 0; got -1.0"),
     (dict(lift=2.0, clip=1.0), "lift must be at most clip, 1.0; got 2.0"),
     (dict(estimator_lift=2.0, estimator_clip=1.0), "estimator_lift must be at most estimator_clip"),
-    (dict(fidelity_every=0), "fidelity_every must be an int of at least 1"),
+    (dict(fidelity_every=0), "fidelity_every must be at least 1; got 0"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(options, says):
     with pytest.raises(ValueError, match=says):

@@ -3,6 +3,6 @@
 from dnirnn.cells.gru import GRU
 from dnirnn.cells.norm_lstm import NormLSTM
 from dnirnn.cells.rnn import RNN
-from dnirnn.cells.weight_drop import WeightDrop
+from dnirnn.weight_drop import WeightDrop
 
 __all__ = ["GRU", "NormLSTM", "RNN", "WeightDrop"]

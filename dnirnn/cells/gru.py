@@ -4,6 +4,7 @@ import torch
 
 from dnirnn.cells.units import Units
 from dnirnn.from_torch import refuse_options
+from dnirnn.weight_drop import LayeredConfig
 
 
 class GRU(Units):
@@ -36,3 +37,9 @@ class GRU(Units):
     ):
         refuse_options(GRU, options)
         super().__init__("GRU", input_size, hidden_size, num_layers, device=device, dtype=dtype)
+
+
+class GRUConfig(LayeredConfig, name="gru"):
+    """GRU"""
+
+    kind = GRU

@@ -1,6 +1,7 @@
 """NormLSTM: an LSTM layer with layer normalisation, zoneout and recurrent dropout."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,10 @@ from torch.nn import functional as F
 
 from dnirnn.cells.gated import GatedLSTM
 from dnirnn.checks import check_flags, check_probabilities, check_sizes
+from dnirnn.core import Core, CoreConfig
 from dnirnn.masks import Masks, draw_masks
+from dnirnn.options import option
+from dnirnn.weight_drop import DroppedConfig
 
 
 class NormLSTM(GatedLSTM):
@@ -120,19 +124,19 @@ class NormLSTM(GatedLSTM):
         if self.layer_norm:
             norm = [self.gain_l0, self.gain_c_l0, self.bias_c_l0]
             options["norm"] = [parameter.to(state_BS.dtype) for parameter in norm]
-        for name, option in (
+        for name, kind in (
             ("zoneout_h", "open_h"),
             ("zoneout_c", "open_c"),
             ("recurrent_dropout", "factor"),
         ):
             drop = self.drops[name]
-            if not drop or (option == "factor" and not self.training):
+            if not drop or (kind == "factor" and not self.training):
                 continue
             if not self.training:
-                options[option] = state_BS.new_full((1, 1, 1), 1 - drop)
+                options[kind] = state_BS.new_full((1, 1, 1), 1 - drop)
                 continue
             kept = self.masks[name](len(state_BS), t0, steps, reset).to(state_BS.dtype)
-            options[option] = kept / (1 - drop) if option == "factor" else kept
+            options[kind] = kept / (1 - drop) if kind == "factor" else kept
         return options
 
     def loop(
@@ -189,3 +193,37 @@ class NormLSTM(GatedLSTM):
 
 def norm(a: Tensor) -> Tensor:
     return F.layer_norm(a, a.shape[-1:])
+
+
+@dataclass(frozen=True)
+class NormConfig(CoreConfig):
+    no_layer_norm: bool = option(False, "leave out the layer normalisation")
+
+
+@dataclass(frozen=True)
+class ZoneoutConfig(NormConfig):
+    zoneout_h: float = option(
+        0.0, "fraction of the units of h that keep their old value in a step of training",
+        "FRACTION", at_least=0, below=1,
+    )  # fmt: skip
+    zoneout_c: float = option(0.0, "the same for c", "FRACTION", at_least=0, below=1)
+
+
+@dataclass(frozen=True)
+class NormLSTMConfig(ZoneoutConfig, DroppedConfig, name="norm-lstm"):
+    """LSTM with layer normalisation"""
+
+    recurrent_dropout: float = option(
+        0.0, "fraction of an LSTM's new values g that training drops", "FRACTION", at_least=0, below=1
+    )
+
+    def build(self, input_size: int) -> Core:
+        core = NormLSTM(
+            input_size,
+            self.hidden,
+            layer_norm=not self.no_layer_norm,
+            zoneout_h=self.zoneout_h,
+            zoneout_c=self.zoneout_c,
+            recurrent_dropout=self.recurrent_dropout,
+        )
+        return self.dropped(core)

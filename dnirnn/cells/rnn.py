@@ -4,6 +4,7 @@ import torch
 
 from dnirnn.cells.units import Units
 from dnirnn.from_torch import refuse_options
+from dnirnn.weight_drop import LayeredConfig
 
 
 class RNN(Units):
@@ -33,3 +34,9 @@ class RNN(Units):
     ):
         refuse_options(RNN, options)
         super().__init__("RNN_TANH", input_size, hidden_size, num_layers, device=device, dtype=dtype)
+
+
+class RNNConfig(LayeredConfig, name="rnn"):
+    """plain recurrent network (tanh)"""
+
+    kind = RNN

@@ -1,188 +1,274 @@
-"""compare: cores, truncations and estimators on one task, a run folder each, and what came out."""
+"""compare: any options varied on one task, a run folder each, and what came out."""
 
-import dataclasses
-from collections.abc import Sequence
+import argparse
+import re
+import typing
+from collections.abc import Mapping, Sequence
 from itertools import product
-from operator import attrgetter
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-from dnirnn.config.cores import described
+from dnirnn.commands.shared import add_jobs, finish, jobs_and_threads, task_parsers
+from dnirnn.commands.training import add_config, default_folder, file_name, file_values
+from dnirnn.config.arguments import add_options, given, reader
 from dnirnn.config.registry import TASKS
-from dnirnn.config.task import Figure, figures_of, steps_per_update
-from dnirnn.reports import plots
-from dnirnn.reports.curves import points
-from dnirnn.reports.runs import (
-    Failure,
-    Run,
-    checked,
-    run_missing,
-    shown_figure,
-    write_csv,
-    write_log,
-)
-from dnirnn.training.trainer import LOG
+from dnirnn.config.task import steps_per_update
+from dnirnn.groups import OptionGroup, every_option, fitting, kinds_of, listed, misplaced
+from dnirnn.options import Config, Field, Registry, fields_of, flag
+from dnirnn.reports.comparison import ARM, others_in, report, word_of
+from dnirnn.reports.runs import Failure, Run, checked, run_missing
 
-ARM = ("core", "truncation", "estimator", "seed", "lr")
+# Flags that vary an option, and what they vary it over where nothing at all is said.
+SHORT = {
+    "cores": ("core", ("lstm",)),
+    "truncations": ("truncation", (2, 8, 40)),
+    "estimators": ("estimator", ("none", "dni")),
+    "trainings": ("training", ()),
+}
+
+
+def add_arguments(parent: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    name, task = task_parsers(parent, words)
+    if task is None:
+        return
+    kind = TASKS[name].Options
+    group = task.add_argument_group("comparison")
+    group.add_argument(
+        "--vary",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="an option and the values to compare: --vary lr 1e-3 2e-3. Given several times, all"
+        " combinations are run. Of an option of several words, a value is 1,2,4; of one without a"
+        " word, yes or no. An option of a core or an estimator goes to those that it goes with",
+    )
+    usual = compared(name)
+    for short, (option, _) in SHORT.items():
+        if option in usual:
+            default = " ".join(map(str, usual[option]))
+            group.add_argument(
+                flag(short),
+                nargs="+",
+                default=None,
+                metavar=option.upper(),
+                help=f"the same as --vary {option} (default, where nothing is varied: {default})",
+            )
+    group.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="SEED",
+        help="a run of every arm for each seed; the table has their spread (default: 0)",
+    )
+    group.add_argument(
+        "--lrs",
+        type=arm_rate,
+        nargs="+",
+        default=[],
+        metavar="ARM=RATE",
+        help="learning rates of their own for arms, by one or more of their values: 40=2e-3, or"
+        " dni:8=5e-4 for arms that have both (default: --lr for all)",
+    )
+    group.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where the run folders and results go; runs that are done there are kept, others"
+        " resumed (default: runs/compare- and the task's main options)",
+    )
+    add_jobs(group)
+    add_config(group)
+    add_options(task, kind, shown(kind, words), omit=("seed", "threads"))
+
+
+def compared(task: str) -> dict[str, Sequence[Any]]:
+    """What a task compares where nothing is said, by option."""
+    known = every_option(TASKS[task].Options)
+    usual = {option: values for option, values in SHORT.values() if values and option in known}
+    return getattr(TASKS[task], "COMPARED", usual)
+
+
+def shown(kind: type[OptionGroup], words: Sequence[str]) -> list[dict[str, type[Config]]]:
+    """The choices that the words vary, as far as they can be told before they are read."""
+    names = {name: [value.name] for name, value in kind().choices().items()}
+    for name, field in fields_of(kind).items():
+        if name in names:
+            names[name] += [word for word in words if is_chosen(field.metadata["registry"], word)]
+    return [
+        kinds_of(kind, dict(zip(names, values))) for values in product(*names.values())
+    ]
+
+
+def is_chosen(registry: Registry, word: str) -> bool:
+    """Whether a word can be the name of one of the kind."""
+    try:
+        return word in registry.known or bool(re.fullmatch(r"[\w.]+:\w+", word) and registry[word])
+    except ValueError:  # of another kind, or something else
+        return False
+
+
+def arm_rate(text: str) -> tuple[str, float]:
+    arm, _, rate = text.rpartition("=")
+    try:
+        return arm, float(rate)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be ARM=RATE, such as dni:8=5e-4; got {text!r}") from None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    jobs, threads = jobs_and_threads(arguments.jobs, arguments.usable_cores, getattr(arguments, "device", "cpu"))
+    task, flags = arguments.task, given(arguments)
+    kind, base = TASKS[task].Options, {**file_values(task, arguments.config), "threads": threads}
+    vary = {short: getattr(arguments, short, None) for short in SHORT}
+    vary = [(SHORT[short][0], words) for short, words in vary.items() if words]
+    vary += [(one[0].replace("-", "_"), one[1:]) for one in arguments.vary]
+    own = listed(kind, kinds_of(kind, {**base, **flags}))  # those of a person's own class, too
+    known = {**{field.name: [field] for field, _ in own}, **every_option(kind)}
+    varied = {name: values_of(known, name, words) for name, words in vary}
+    if not arguments.vary:
+        usual = {k: list(v) for k, v in compared(task).items() if k not in varied and k not in flags}
+        varied = {**usual, **varied}
+    named = [one[0].replace("-", "_") for one in arguments.vary]
+    options = (base, flags)
+    folder = arguments.out or compare_folder(task, [one for one, _ in arms(kind, *options, varied)])
+    rates = dict(arguments.lrs)
+    runs = plan(task, flags, varied, folder, arguments.seeds, rates, base, named)
+    return finish(compare(task, runs, folder, jobs, flags.get("quiet", False)))
+
+
+def values_of(known: Mapping[str, Sequence[Field]], name: str, words: Sequence[str]) -> list[Any]:
+    """The values of an option that is varied, of the options there are.
+
+    Raises ValueError for an option that there is none of, no values, or one that can't be read.
+    """
+    if name not in known or name in ("seed", "threads"):
+        why = "--seeds" if name == "seed" else f"one of {', '.join(known)}"
+        raise ValueError(f"--vary must name an option: {why}; got {name}")
+    if not words:
+        raise ValueError(f"--vary {name} must have values; got none")
+    return list(dict.fromkeys(value_of(known[name], word) for word in words))
+
+
+def value_of(fields: Sequence[Field], word: str) -> Any:
+    field = fields[0]
+    kinds = {kind for one in fields for kind in typing.get_args(one.type)}
+    if field.type is bool:
+        if word not in ("yes", "no"):
+            raise ValueError(f"--vary {field.name} must have values yes or no; got {word!r}")
+        return word == "yes"
+    if word == "none" and type(None) in kinds:
+        return None
+    read = reader(*fields)
+    try:
+        return tuple(map(read, word.split(","))) if field.metadata["many"] else read(word)
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f"--vary {field.name}: {error}; got {word!r}") from None
+
+
+Arm = tuple[OptionGroup, dict[str, Any]]
+
+
+def arms(
+    kind: type[OptionGroup],
+    base: Mapping[str, Any],
+    given: Mapping[str, Any],
+    varied: Mapping[str, Sequence[Any]],
+) -> list[Arm]:
+    """Each arm's options and the values that it varies, all that are different.
+
+    base: values under all; of them each arm has what goes with it. given: the same, but each must go
+    with some arm.
+
+    Raises ValueError for one that goes with none.
+    """
+    found: list[Arm] = []
+    used: set[str] = set()
+    for values in product(*varied.values()):
+        arm = dict(zip(varied, values))
+        fit = fitting(kind, {**base, **given, **arm})
+        used |= fit.keys()
+        options = kind(**fit)
+        if all(options != other for other, _ in found):
+            found.append((options, {name: arm[name] for name in arm if name in fit}))
+    for name in (*given, *varied):
+        if name not in used:
+            raise ValueError(misplaced(kind, name, found[0][0].choices()))
+    return found
 
 
 def plan(
-    networks: Sequence[Any],
+    task: str,
+    given: Mapping[str, Any],
+    varied: Mapping[str, Sequence[Any]],
     folder: Path,
-    arms: Sequence[tuple[int, str]],
-    seeds: Sequence[int],
-    rates: dict[tuple[str | None, int], float],
+    seeds: Sequence[int] = (0,),
+    rates: Mapping[str, float] | None = None,
+    base: Mapping[str, Any] | None = None,
+    named: Sequence[str] = (),
 ) -> list[Run]:
-    """A run for each core, arm and seed, seed by seed.
+    """A run for each arm and seed, seed by seed.
 
-    networks: the options of each core with each estimator.
-    arms: pairs of a truncation and an estimator.
-    rates: learning rates of arms, by (estimator, truncation), or (None, truncation) for both.
+    given, base: see :func:`arms`.
+    rates: learning rates of arms, by one or more of their values, joined by colons.
+    named: options whose value a run's name has, even where only one is compared.
 
     Raises ValueError for a rate of an arm that is not compared.
     """
-    known = {*arms, *((truncation, None) for truncation, _ in arms)}
-    for estimator, truncation in rates:
-        if (truncation, estimator) not in known:
-            arm = f"{truncation}" if estimator is None else f"{estimator}:{truncation}"
-            raise ValueError(f"--lrs gives a rate for {arm}, which is not compared")
-    own = {(options.core, options.estimator): options for options in networks}
-    cores = dict.fromkeys(options.core for options in networks)
-    runs = []
+    planned = arms(TASKS[task].Options, base or {}, given, varied)
+    asked = {arm: frozenset(arm.split(":")) for arm in rates or {}}
+    several = [name for name, values in varied.items() if len(values) > 1 or name in named]
+    runs, used = [], set()
     for seed in dict.fromkeys(seeds):
-        for core, (truncation, estimator) in product(cores, dict.fromkeys(arms)):
-            options = own[core, estimator]
-            rate = rates.get((None, truncation), options.lr)
-            # Of feed-forward networks there is nothing to truncate.
-            given = {} if options.truncation == truncation else {"truncation": truncation}
-            made = dataclasses.replace(
-                options,
-                **given,
-                seed=seed,
-                lr=rates.get((estimator, truncation), rate),
-                quiet=True,
-            )
+        for options, arm in planned:
+            words = {word_of(value) for value in (*arm.values(), *main_values(options))}
+            fit = sorted((one for one in asked if asked[one] <= words), key=lambda a: len(asked[a]))
+            used |= set(fit)
+            rate = {"lr": rates[fit[-1]]} if fit else {}
+            made = options.but(seed=seed, quiet=True, **rate)
             steps_per_update(made)
-            name = f"T{truncation}-{estimator}-seed{seed}"
-            name = f"{core}-{name}" if len(cores) > 1 else name
+            name = run_name(made, [one for one in several if one in arm])
             runs.append(Run(name, made, folder / name))
+    for arm in asked:
+        if arm not in used:
+            raise ValueError(f"--lrs gives a rate for {arm}, which is not compared")
     return runs
+
+
+def main_values(options: OptionGroup) -> tuple[Any, Any]:
+    return getattr(options, "truncation", None), getattr(options, "estimator", None)
+
+
+def run_name(options: OptionGroup, varied: Sequence[str]) -> str:
+    """The core where it is varied, the truncation, the estimator, what else is varied, the seed."""
+    parts = [str(options.core)] if "core" in varied else []
+    truncation, estimator = main_values(options)
+    parts += [] if truncation is None else [f"T{truncation}"]
+    parts += [] if estimator is None else [str(estimator)]
+    for name in varied:
+        if name not in (*ARM[:3], "training"):
+            parts.append(f"{name}{word_of(getattr(options, name))}")
+    return file_name("-".join([*parts, f"seed{options.seed}"]))
+
+
+def compare_folder(task: str, compared: Sequence[OptionGroup]) -> Path:
+    """runs/compare- and the run folders' names without what is compared."""
+    name = default_folder(task, compared[0]).name.rsplit("-T", 1)[0]
+    _, *others = dict.fromkeys(file_name(str(options.core)) for options in compared)
+    return Path("runs") / "-".join(("compare", name, *others))
 
 
 def compare(task: str, runs: Sequence[Run], folder: Path, jobs: int, quiet: bool) -> list[Failure]:
     """Does the runs that are not done, ``jobs`` at once; writes and prints what came out.
 
-    The folder gets results.csv, log.jsonl (the runs' logs in one) and curves.png. Returns the runs
-    that failed.
+    The folder gets results.csv, log.jsonl (the runs' logs in one) and curves.png, of these runs and
+    of those that earlier comparisons did there. Returns the runs that failed.
 
     Raises ValueError, before anything is run, where a run's folder holds another configuration.
     """
     notice = checked(task, runs)
     print(notice)
     failures = run_missing(task, runs, folder, jobs, quiet)
-    report(task, runs, folder, notice)
+    report(task, [*runs, *others_in(folder, task, runs)], folder, notice)
     return failures
-
-
-def report(task: str, runs: Sequence[Run], folder: Path, notice: str) -> None:
-    """Writes results.csv, log.jsonl and curves.png, and prints the table and their paths."""
-    figures, unit = TASKS[task].FIGURES, TASKS[task].UNIT
-    done = [(run, result) for run in runs if (result := run.result()) is not None]
-    if not done:
-        return
-    paths = [folder / name for name in ("results.csv", LOG, "curves.png")]
-    arms = [(run, {name: getattr(run.options, name) for name in ARM}) for run, _ in done]
-    write_csv(paths[0], arms, figures)
-    write_log(paths[1], arms)
-    networks = {described(run.options) for run in runs}
-    several = len(networks) > 1
-    title = f"{len(networks)} cores" if several else described(runs[0].options)
-    curve = shown_figure(task)
-    arm = attrgetter("options.core", "options.truncation", "options.estimator")
-    ordered = sorted((run for run, _ in done), key=arm)
-    plots.learning_curves(
-        {"": [curve_of(run, curve.key, several) for run in ordered]},
-        paths[2],
-        curve.label,
-        unit,
-        f"{title} on {notice.split(' (')[0]}",
-        curve.lower_is_better,
-    )
-    print(table(done, figures, unit))
-    print(notice)
-    for path in paths:
-        print(path)
-
-
-def curve_of(run: Run, key: str, named: bool) -> plots.Curve:
-    options = run.options
-    network = f"{options.core}, {options.truncation}" if named else f"{options.truncation}"
-    estimator = NAMES[options.estimator]
-    return plots.Curve(
-        f"{network} steps, {estimator}",
-        network,
-        STYLES[options.estimator],
-        points(run.folder / LOG, key),
-    )
-
-
-NAMES = {
-    "none": "BPTT",
-    "zero": "nothing sent back",
-    "dni": "DNI",
-    "cdni": "cDNI",
-    "least-squares": "least squares",
-    "bp-lambda": "BP(lambda)",
-    "true": "true gradient",
-}
-STYLES = {
-    "none": "--",
-    "zero": (0, (1, 3)),
-    "dni": "-",
-    "cdni": (0, (3, 5, 1, 5)),
-    "least-squares": "-.",
-    "bp-lambda": (0, (5, 1, 1, 1, 1, 1)),
-    "true": ":",
-}
-
-
-def table(done: Sequence[tuple[Run, dict]], figures: Sequence[Figure], unit: str) -> str:
-    """A line an arm: its figures, mean and standard deviation over the seeds, and its speed."""
-    arms: dict[tuple, list[dict]] = {}
-    for run, result in done:
-        options = run.options
-        key = (options.core, options.truncation, options.estimator, options.lr)
-        arms.setdefault(key, []).append(result)
-    header = ["core", "steps", "estimator", "rate", "seeds", *(figure.label for figure in figures)]
-    header += [f"{unit} seen", "seconds", f"{unit}/s"]
-    lines = [header]
-    for (core, truncation, estimator, rate), results in sorted(arms.items()):
-        found = [figures_of(result) for result in results]
-        symbols = fmean(result["symbols"] for result in results)
-        seconds = fmean(result["seconds"] for result in results)
-        lines.append(
-            [
-                core,
-                str(truncation),
-                estimator,
-                f"{rate:g}",
-                str(len(results)),
-                *(spread([one.get(shown.key) for one in found], shown.form) for shown in figures),
-                f"{symbols:,.0f}",
-                f"{seconds:,.0f}",
-                f"{symbols / seconds:,.0f}" if seconds else "-",
-            ]
-        )
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    rows = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines]
-    rows.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(rows)
-
-
-def spread(values: Sequence[float | None], form: str) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    mean = form.format(fmean(known))
-    return mean if len(known) == 1 else f"{mean} ± {form.format(stdev(known))}"

@@ -1,10 +1,11 @@
 """demo: what synthetic gradients carry beyond a window, and a character model, in two minutes."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from dnirnn.commands import compare, training
+from dnirnn.commands import compare, sample, training
+from dnirnn.commands.shared import add_jobs, finish, jobs_and_threads
 from dnirnn.config.registry import TASKS
 from dnirnn.reports.runs import Failure
 
@@ -12,6 +13,11 @@ MINUTES = 2.0
 COPY, TEXT = 0.6, 0.3  # shares of the time; the rest is loading and drawing
 STARTING = 0.15  # minutes of a run that are not training: starting, evaluating, saving
 TRUNCATION = 4
+# The network of results/reproduce/copy, and its synthetic gradients.
+OPTIONS = dict(
+    bits=1, hidden=128, evaluate_every=20_000, log_every=20_000, scale=1.0, discount=0.9,
+    trace_decay=0.8,
+)  # fmt: skip
 WRITTEN = 400  # characters
 
 INTRODUCTION = """\
@@ -25,17 +31,40 @@ CONCLUSION = """\
 """
 
 
+def add_arguments(parent: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    parent.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        metavar="FOLDER",
+        help="where runs and results go (default: runs/demo)",
+    )
+    parent.add_argument(
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        metavar="MINUTES",
+        help=f"wall clock for all of it, about (default: {MINUTES})",
+    )
+    add_jobs(parent)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    jobs, threads = jobs_and_threads(arguments.jobs, arguments.usable_cores)
+    return finish(demo(arguments.out, arguments.minutes, jobs, threads))
+
+
 def demo(folder: Path, minutes: float, jobs: int, threads: int) -> list[Failure]:
     """Runs it in ``folder``, in about ``minutes`` of wall clock; the runs that failed.
 
     Done before, it prints the same again: runs that are done are kept.
     """
     print(INTRODUCTION.format(steps=TRUNCATION))
-    arms = [(TRUNCATION, "none"), (TRUNCATION, "least-squares")]
-    rounds = -(-len(arms) // jobs)
+    rounds = -(-2 // jobs)
     each = max(minutes * COPY / rounds - STARTING, 0.02)
-    networks = copy_options(minutes=each, threads=threads)
-    runs = compare.plan(networks, folder / "copy", arms, (0,), {})
+    options = dict(OPTIONS, truncation=TRUNCATION, minutes=each, threads=threads)
+    varied = {"estimator": ["none", "least-squares"]}
+    runs = compare.plan("copy", options, varied, folder / "copy")
     failures = compare.compare("copy", runs, folder / "copy", jobs, False)
     print(CONCLUSION)
     if failures:
@@ -51,13 +80,5 @@ def demo(folder: Path, minutes: float, jobs: int, threads: int) -> list[Failure]
     )
     training.train("char-lm", options, folder / "text")
     print()
-    training.sample(folder / "text", "best", WRITTEN, 0.7, "", 0)
+    sample.sample(folder / "text", "best", WRITTEN, 0.7, "", 0)
     return []
-
-
-def copy_options(**more: Any) -> Sequence[Any]:
-    """The network of results/reproduce/copy, without and with synthetic gradients."""
-    common = dict(bits=1, hidden=128, evaluate_every=20_000, log_every=20_000, **more)
-    options = TASKS["copy"].Options
-    fitted = dict(estimator="least-squares", scale=1.0, discount=0.9, trace_decay=0.8)
-    return [options(estimator="none", **common), options(**fitted, **common)]

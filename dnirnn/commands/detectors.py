@@ -1,13 +1,16 @@
 """detectors: where the layers of an HM-LSTM say that a stretch of a text ends."""
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dnirnn.commands.shared import OK, add_run_folder, at_least_one
 from dnirnn.config.network import device_of
-from dnirnn.config.options import from_config
 from dnirnn.config.registry import TASKS
+from dnirnn.config.saved import from_config
 from dnirnn.data import Vocabulary
 from dnirnn.data.corpus import beginning
 from dnirnn.device import find_device
@@ -16,6 +19,34 @@ from dnirnn.training.trainer import load_weights, read_config, reading_config
 
 WIDTH = 80  # characters a line
 MARK, NEWLINE = "|", "↵"
+
+
+def add_arguments(parent: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    add_run_folder(parent)
+    parent.add_argument(
+        "--text", metavar="TEXT", help="what it reads (default: the run's own test split)"
+    )
+    parent.add_argument(
+        "--length",
+        type=at_least_one,
+        metavar="CHARACTERS",
+        help="how much of it (default: all of --text; 400 characters of the test split)",
+    )
+    parent.add_argument(
+        "--out", type=Path, metavar="FILE", help="the picture (default: detectors.png in RUN)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    detectors(
+        arguments.run,
+        arguments.weights,
+        arguments.text,
+        arguments.length,
+        arguments.out,
+        arguments.device,
+    )
+    return OK
 
 
 def detectors(

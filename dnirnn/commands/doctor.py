@@ -1,14 +1,25 @@
 """dnirnn doctor: what is built, what the machine offers, and which path each operator takes."""
 
+import argparse
 import importlib.util
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 import dnirnn
 from dnirnn import ops
+from dnirnn.commands.shared import OK
 from dnirnn.device import usable_cores
+
+
+def add_arguments(parent: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    pass
+
+
+def run(arguments: argparse.Namespace) -> int:
+    print(report())
+    return OK
 
 
 def report() -> str:

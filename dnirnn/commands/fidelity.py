@@ -1,9 +1,11 @@
 """fidelity: how near what a run's estimator says is to the true gradient."""
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dnirnn.commands.shared import OK, add_run_folder, at_least_one, built
 from dnirnn.config.network import device_of
 from dnirnn.config.task import Task
 from dnirnn.fidelity import fidelity
@@ -14,6 +16,23 @@ from dnirnn.training.trainer import CHECKPOINTS, LOG, load_weights, read_config
 
 BOUNDARIES = 16  # that are measured, of every sequence that does not end before
 FIGURES = ("cosine", "norm_ratio", "relative_error")
+
+
+def add_arguments(parent: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    add_run_folder(parent)
+    parent.add_argument(
+        "--lookahead",
+        type=at_least_one,
+        default=40,
+        metavar="STEPS",
+        help="how far the true gradient looks ahead, rounded up to whole chunks (default: 40)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    task = built(arguments.run, arguments.device)
+    report(arguments.run, arguments.weights, task, arguments.lookahead)
+    return OK
 
 
 def measurement(task: Task, options: Any) -> Callable[[SequenceModel], dict] | None:

@@ -1,8 +1,11 @@
 """horizon: how many coming steps a cut's gradient comes from in a run's network."""
 
+import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
+from dnirnn.commands.shared import OK, add_run_folder, at_least_one, built
 from dnirnn.config.network import device_of
 from dnirnn.config.task import Task
 from dnirnn.horizon import Bias, Horizon, horizon, truncation_bias
@@ -14,6 +17,23 @@ HEAD = (
     "steps", "cosine_low", "cosine", "cosine_high", "norm_ratio_low", "norm_ratio",
     "norm_ratio_high", "bias", "bias_to_noise",
 )  # fmt: skip
+
+
+def add_arguments(parent: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    add_run_folder(parent)
+    parent.add_argument(
+        "--lookahead",
+        type=at_least_one,
+        default=40,
+        metavar="STEPS",
+        help="the coming steps that a cut's gradient is taken to be of, all in all (default: 40)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    task = built(arguments.run, arguments.device)
+    report(arguments.run, arguments.weights, task, arguments.lookahead)
+    return OK
 
 
 def report(run: Path, weights: str, task: Task, lookahead: int) -> None:

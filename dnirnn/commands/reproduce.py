@@ -1,15 +1,181 @@
 """reproduce: a table of the paper made again, ours beside theirs."""
 
+import argparse
+import dataclasses
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from dnirnn.commands.shared import add_jobs, finish, jobs_and_threads, sentence
+from dnirnn.options import flag
+from dnirnn.reports import feed_forward, recipes
 from dnirnn.reports.recipes import Column, Recipe, columns, options_of
 from dnirnn.reports.report import Planned, Rates, report
 from dnirnn.reports.runs import Failure, Run, checked, run_missing
 
 SEARCH_SEED = 1000  # none that a table has
 FARTHEST = 1e-7, 1.0  # learning rates that a search does not go beyond
+
+
+def add_arguments(parent: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    tables = parent.add_subparsers(title="tables", metavar="TABLE", dest="table", required=True)
+    for name, summary in recipes.SUMMARIES.items():
+        recipe = recipes.RECIPES[name](recipes.BUDGETS[0])
+        table = tables.add_parser(name, help=summary, description=sentence(summary))
+        table.set_defaults(make=run_recipe)
+        table.add_argument(
+            "--budget",
+            choices=recipes.BUDGETS,
+            default="cpu",
+            help="the recipe: quick, a smoke run of minutes; cpu, for two cores, up to three hours;"
+            " gpu, the paper's sizes (default: cpu)",
+        )
+        arms = {arm.name: arm.label for arm in recipe.arms}
+        said = ", ".join(f"{arm} ({label})" for arm, label in arms.items())
+        narrow(table, "arms", f"only these ways of training, of {said}", "ARM", str)
+        known = ", ".join(map(str, recipe.truncations))
+        narrow(table, "truncations", f"only these, of {known}", "STEPS", int)
+        if len(recipe.decays) > 1:
+            known = ", ".join(recipe.decays)
+            narrow(table, "decays", f"only these of the learning rate, of {known}", "DECAY", str)
+        table.add_argument(
+            "--seeds",
+            type=int,
+            nargs="+",
+            metavar="SEED",
+            help="a run of every arm and truncation for each (default: the budget's, 0 or 0 1 2)",
+        )
+        table.add_argument(
+            "--minutes",
+            type=float,
+            metavar="MINUTES",
+            help="training time of a run, in place of the budget's own limit; searches for learning"
+            " rates keep theirs",
+        )
+        table.add_argument(
+            "--device",
+            metavar="DEVICE",
+            help="where to compute: cpu, cuda or cuda:N (default: cuda with --budget gpu, else cpu)",
+        )
+        if hasattr(recipe.options, "data_dir"):
+            table.add_argument(
+                "--data-dir",
+                metavar="FOLDER",
+                help="where ptb.train.txt, ptb.valid.txt and ptb.test.txt are (default: downloaded"
+                " from the hub)",
+            )
+        table.add_argument(
+            "--out",
+            type=Path,
+            metavar="FOLDER",
+            help="where run folders and the report go; runs that are done there are kept, others"
+            " resumed (default: runs/reproduce-TABLE-BUDGET)",
+        )
+        add_jobs(table)
+    for name, summary in feed_forward.SUMMARIES.items():
+        table = tables.add_parser(name, help=summary, description=sentence(summary))
+        table.set_defaults(make=run_feed_forward)
+        add_feed_forward(table)
+
+
+def add_feed_forward(table: argparse.ArgumentParser) -> None:
+    table.add_argument(
+        "--budget",
+        choices=feed_forward.BUDGETS,
+        default="cpu",
+        help="quick, a smoke run on scikit-learn's digits; cpu, for two cores, hours (default: cpu)",
+    )
+    table.add_argument(
+        "--only",
+        nargs="+",
+        metavar="WORD",
+        help="only runs whose name has one of these words in it, such as mnist-fcn3, -cdni, random"
+        " (default: all)",
+    )
+    table.add_argument(
+        "--seeds", type=int, nargs="+", metavar="SEED", help="(default: 0 1 2; 0 in quick)"
+    )
+    table.add_argument(
+        "--epochs",
+        type=float,
+        metavar="EPOCHS",
+        help="of every run, in place of the budget's own number",
+    )
+    table.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="with the folders mnist and cifar10 in it (default: downloaded from the hub)",
+    )
+    table.add_argument(
+        "--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cpu)"
+    )
+    table.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where run folders and the report go; runs that are done there are kept, others"
+        " resumed (default: runs/reproduce-TABLE-BUDGET)",
+    )
+    add_jobs(table)
+
+
+def run_feed_forward(arguments: argparse.Namespace) -> int:
+    jobs, threads = jobs_and_threads(arguments.jobs, arguments.usable_cores, arguments.device)
+    folder = arguments.out or Path("runs") / f"reproduce-{arguments.table}-{arguments.budget}"
+    if arguments.epochs is not None and not 0 < arguments.epochs < float("inf"):
+        raise ValueError(f"--epochs must be positive; got {arguments.epochs}")
+    return finish(
+        feed_forward.reproduce(
+            arguments.table,
+            arguments.budget,
+            folder,
+            jobs,
+            shlex.join(["dnirnn", *arguments.words]),
+            {"threads": threads, "device": arguments.device},
+            arguments.data_dir,
+            arguments.seeds and tuple(dict.fromkeys(arguments.seeds)),
+            arguments.epochs,
+            arguments.only,
+        )
+    )
+
+
+def narrow(parser: argparse.ArgumentParser, name: str, said: str, unit: str, kind: type) -> None:
+    parser.add_argument(
+        flag(name), nargs="+", type=kind, metavar=unit, help=f"{said} (default: all)"
+    )
+
+
+def run_recipe(arguments: argparse.Namespace) -> int:
+    recipe = recipes.RECIPES[arguments.table](arguments.budget)
+    device = arguments.device or recipe.options.device
+    jobs, threads = jobs_and_threads(arguments.jobs, arguments.usable_cores, device)
+    changes: dict[str, Any] = {"threads": threads, "device": device}
+    if getattr(arguments, "data_dir", None) is not None:
+        changes["data_dir"] = arguments.data_dir
+    if arguments.minutes is not None:
+        changes |= {"minutes": arguments.minutes, "updates": None, "symbols": None}
+    recipe = recipes.narrowed(
+        recipe,
+        arms=arguments.arms,
+        truncations=arguments.truncations,
+        decays=getattr(arguments, "decays", None),
+    )
+    recipe = dataclasses.replace(
+        recipe,
+        options=dataclasses.replace(recipe.options, **changes),
+        seeds=tuple(dict.fromkeys(arguments.seeds or recipe.seeds)),
+    )
+    folder = arguments.out or Path("runs") / f"reproduce-{arguments.table}-{arguments.budget}"
+    again = shlex.join(["dnirnn", *arguments.words])
+    return finish(reproduce(recipe, folder, jobs, again))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return arguments.make(arguments)
 
 
 def reproduce(recipe: Recipe, folder: Path, jobs: int, command: str) -> list[Failure]:

@@ -1,18 +1,62 @@
 """runs, table and plot: whatever runs there are, whoever made them."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from dnirnn.commands.shared import OK
 from dnirnn.config.registry import TASKS
+from dnirnn.config.saved import from_config
 from dnirnn.config.task import Figure, figures_of
+from dnirnn.groups import every_option, flat
 from dnirnn.reports import plots
 from dnirnn.reports.curves import points
 from dnirnn.training.log import read_log
 from dnirnn.training.trainer import CONFIG, LOG, RESULT, read_config, read_json
 
 LINES = ("-", "--", "-.", ":")
+
+
+def add_places(parent: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    parent.add_argument(
+        "places",
+        type=Path,
+        nargs="*",
+        default=[Path("runs")],
+        metavar="FOLDER",
+        help="run folders, or folders that hold some (default: runs)",
+    )
+
+
+def add_plot(parent: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    add_places(parent, words)
+    parent.add_argument(
+        "--out",
+        type=Path,
+        default=Path("curves.png"),
+        metavar="FILE",
+        help="the picture (default: curves.png)",
+    )
+    parent.add_argument(
+        "--metric", metavar="NAME", help="of the log's evaluations (default: the task's first)"
+    )
+
+
+def run_runs(arguments: argparse.Namespace) -> int:
+    list_runs(arguments.places)
+    return OK
+
+
+def run_table(arguments: argparse.Namespace) -> int:
+    table(arguments.places)
+    return OK
+
+
+def run_plot(arguments: argparse.Namespace) -> int:
+    plot(arguments.places, arguments.out, arguments.metric)
+    return OK
 
 
 class Known(NamedTuple):
@@ -64,14 +108,16 @@ def of_one_task(runs: Sequence[Known]) -> ModuleType:
 
 
 def differing(runs: Sequence[Known]) -> dict[str, list[str]]:
-    """The options that the runs do not share, and each run's value; an option of the task."""
-    options = TASKS[runs[0].config["task"]].Options.__dataclass_fields__
+    """The options that the runs do not share, and each run's value, "-" where it has none such."""
+    kind = TASKS[runs[0].config["task"]].Options
+    values = [flat(from_config(kind, run.config)) for run in runs]
+    known = every_option(kind)
     columns = {
-        name: [shown(run.config.get(name, options[name].default)) for run in runs]
-        for name in options
-        if options[name].metadata.get("remembered", True)
+        name: [shown(one.get(name)) for one in values]
+        for name in dict.fromkeys(name for one in values for name in one)
+        if name not in known or known[name][0].metadata["remembered"]
     }
-    return {name: values for name, values in columns.items() if len(set(values)) > 1}
+    return {name: column for name, column in columns.items() if len(set(column)) > 1}
 
 
 def shown(value: Any) -> str:

@@ -1,8 +1,9 @@
-"""train, eval and sample: one run, from its options to its figures."""
+"""train: one run, from its options to its figures."""
 
+import argparse
 import dataclasses
-import sys
-import time
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,16 +11,114 @@ from typing import Any
 import torch
 
 from dnirnn.codistillation import worker_of_environment
-from dnirnn.commands import horizon
-from dnirnn.commands.fidelity import measurement, report
-from dnirnn.config.cores import UPDATES, annealing, counting, described
-from dnirnn.config.options import changeable, flag, from_config
+from dnirnn.commands.fidelity import measurement
+from dnirnn.commands.shared import OK, task_parsers
+from dnirnn.config.arguments import add_options, given, given_last
+from dnirnn.config.network import UPDATES, annealing, counting
+from dnirnn.config.recipes import read, recipes
 from dnirnn.config.registry import TASKS
+from dnirnn.config.saved import changeable, described, read_values
 from dnirnn.config.task import Task, figures_of, trainer_config
 from dnirnn.device import find_device, usable_cores
 from dnirnn.distributed import PartRanks, Ranks, TorchRanks, joined
+from dnirnn.groups import OptionGroup, kinds_of
+from dnirnn.options import Config, flag
 from dnirnn.progress import RunProgress
-from dnirnn.training.trainer import Trainer, load_weights, read_config, reading_config
+from dnirnn.training.trainer import AnotherRun, Trainer
+
+
+def add_arguments(parent: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    name, task = task_parsers(parent, words)
+    if task is None:
+        return
+    kind = TASKS[name].Options
+    add_out(task, kind)
+    start = task.add_mutually_exclusive_group()
+    add_config(start)
+    if recipes(name):
+        start.add_argument(
+            "--recipe",
+            choices=tuple(recipes(name)),
+            help="the options for the best model in so many minutes on such a machine; others that are"
+            " given go over them; it says first what to expect, and where the file is",
+        )
+    config, recipe = given_last(words, "config"), given_last(words, "recipe")
+    values = file_values(name, config)
+    if recipe in recipes(name):
+        values = read(name, recipe)[0]
+    add_options(task, kind, [chosen_by(kind, words, values)])
+
+
+def add_out(parent: argparse.ArgumentParser, options: type) -> None:
+    """Where a run goes, and what becomes of one that is there."""
+    parent.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="run folder: configuration, log, checkpoints, result; a run found there with the"
+        " same options is resumed (default: runs/ and a name made of the main options)",
+    )
+    go_on = parent.add_mutually_exclusive_group()
+    go_on.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin anew in the run folder; the run that is there is moved aside and kept",
+    )
+    go_on.add_argument(
+        "--resume-with",
+        action="store_true",
+        help="go on with the run that is there and the options given here where they differ, of"
+        f" {', '.join(map(flag, changeable(options)))}",
+    )
+
+
+def chosen_by(
+    kind: type[OptionGroup], words: Sequence[str], values: Mapping[str, Any]
+) -> dict[str, type[Config]]:
+    """What these words choose over these values, told before they are read."""
+    words_of = {name: given_last(words, name) for name in kind().choices()}
+    return kinds_of(kind, {**values, **{name: word for name, word in words_of.items() if word}})
+
+
+def add_config(parser: Any) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options from a file, a run's config.json or a copy that you changed; flags go over it",
+    )
+
+
+def file_values(task: str, path: str | Path | None) -> dict[str, Any]:
+    """The options that --config gives; none without it."""
+    if path is None:
+        return {}
+    module = TASKS[task]
+    return read_values(Path(path), task, module.Options, getattr(module, "FOUND", ()))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    kind = TASKS[arguments.task].Options
+    values, flags = file_values(arguments.task, arguments.config), given(arguments)
+    if getattr(arguments, "recipe", None):
+        values, lines = read(arguments.task, arguments.recipe)
+        print("\n".join(lines), flush=True)
+    # What a file says of one core does not go with another one that the line chooses.
+    options = kind(**values).but(**flags) if values else kind(**flags)
+    return start(arguments.task, options, arguments)
+
+
+def start(task: str, options: Any, arguments: argparse.Namespace) -> int:
+    """Trains, or resumes, the run of these options."""
+    folder = arguments.out or default_folder(task, options)
+    try:
+        train(task, options, folder, arguments.restart, arguments.resume_with)
+    except AnotherRun as error:
+        known = changeable(type(options))
+        if all(key in known for key in error.differing):
+            raise ValueError(f"{error}, --resume-with to go on so, or --restart") from None
+        raise ValueError(f"{error}, or --restart to begin anew in this one") from None
+    return OK
 
 
 def default_folder(name: str, options: Any) -> Path:
@@ -27,11 +126,18 @@ def default_folder(name: str, options: Any) -> Path:
     if hasattr(TASKS[name], "folder_name"):
         return Path("runs") / TASKS[name].folder_name(options)
     subject = TASKS[name].subject(options)
-    layers = f"x{options.layers}" if (options.layers or 1) > 1 else ""
-    size = f"-{options.parameters}" if options.parameters else options.hidden
-    network = f"{options.core}{size}{layers}"
-    words = (name, subject, network, f"T{options.truncation}", options.estimator)
+    core = options.core
+    layers = getattr(core, "layers", None)
+    deeper = "" if layers == getattr(type(core), "layers", None) else f"x{layers}"
+    size = f"-{options.parameters}" if options.parameters else core.hidden
+    network = f"{file_name(core.name)}{size}{deeper}"
+    words = (name, subject, network, f"T{options.truncation}", file_name(options.estimator.name))
     return Path("runs") / "-".join((*words, f"seed{options.seed}"))
+
+
+def file_name(text: str) -> str:
+    """Without the characters of it that a file's name had better not have."""
+    return re.sub(r"[^\w.+-]", ".", text)
 
 
 def train(
@@ -48,7 +154,7 @@ def train(
         options, folder = as_worker(options, folder)
         train_together(name, options, folder, restart, change, Ranks())
         return
-    kind = PartRanks if getattr(options, "parallel", "data") == "decoupled" else TorchRanks
+    kind = PartRanks if str(getattr(options, "parallel", "data")) == "decoupled" else TorchRanks
     with joined(options.device, kind) as ranks:
         train_together(name, options, folder, restart, change, ranks)
 
@@ -131,82 +237,3 @@ def summary(result: dict, task: ModuleType) -> str:
     if parts:
         lines.append("; ".join(parts) + f" (best model, update {result['best']['update']:,})")
     return "\n".join(lines)
-
-
-def evaluate(
-    run: Path, split: str | None, weights: str, data: dict[str, Any], device: str = "cpu"
-) -> None:
-    """Prints the figures of a run's model, of a task with data on a split of it, test if None.
-
-    data: where the text or the images are now, where that is not what the run's configuration says;
-        how a dynamic evaluation is made, if there is to be one.
-    """
-    place, config = find_device(device), read_config(run)
-    task = TASKS[task_of(config, run)]
-    with reading_config(run):
-        model = task.restore(config)[0].to(place)
-    known = load_weights(run, model, weights)
-    given = {name: value for name, value in {"split": split, **data}.items() if value is not None}
-    for name in given.keys() - task.DATA:
-        tasks = " and ".join(other for other in TASKS if name in TASKS[other].DATA)
-        raise ValueError(f"{flag(name)} goes with {tasks} runs only")
-    if "split" in task.DATA:
-        split = given.pop("split", "test")
-        lines = task.evaluate({**config, **given}, model, split)
-    else:
-        lines = task.evaluate(config, model)
-    print(f"{weights} model, update {known['update']:,} of {run}")
-    print("\n".join(lines))
-
-
-def sample(
-    run: Path,
-    weights: str,
-    length: int,
-    temperature: float,
-    prime: str,
-    seed: int,
-    device: str = "cpu",
-) -> None:
-    """Prints a text that a run's model writes; how fast, on stderr."""
-    place, config = find_device(device), read_config(run)
-    task = TASKS[task_of(config, run)]
-    if not hasattr(task, "sample"):
-        raise ValueError(f"sample needs a char-lm run; {run} is one of {config['task']}")
-    with reading_config(run):
-        model, vocabulary = task.restore(config)
-    load_weights(run, model.to(place), weights)
-    began = time.perf_counter()
-    text = task.sample(model, vocabulary, length, temperature, prime, seed)
-    seconds = time.perf_counter() - began
-    print(prime + text)
-    rate = f"{length / seconds:,.0f} {task.UNIT} a second"
-    print(f"{length:,} {task.UNIT} in {seconds:.2f} s, {rate}", file=sys.stderr)
-
-
-def report_fidelity(run: Path, weights: str, steps: int, device: str = "cpu") -> None:
-    """Prints, and plots, how near what a run's estimator says is to the true gradient."""
-    report(run, weights, built(run, device), steps)
-
-
-def report_horizon(run: Path, weights: str, steps: int, device: str = "cpu") -> None:
-    """Prints, and plots, how many coming steps a cut's gradient comes from in a run's network."""
-    horizon.report(run, weights, built(run, device), steps)
-
-
-def built(run: Path, device: str) -> Task:
-    """A run's task, its model on the device, with fresh weights."""
-    place, config = find_device(device), read_config(run)
-    module = TASKS[task_of(config, run)]
-    with reading_config(run):
-        options = from_config(module.Options, config)
-        module.restore(config)  # what it names can be made: of what is wrong, this is the place
-    task = module.build(options)
-    task.model.to(place)
-    return task
-
-
-def task_of(config: dict, run: Path) -> str:
-    if config.get("task") not in list(TASKS):
-        raise ValueError(f"{run} is not a run of {' or '.join(TASKS)}")
-    return config["task"]

@@ -2,29 +2,88 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnirnn import (
-    AutoScale,
-    BPLambda,
-    LeastSquares,
-    Reader,
-    SyntheticGradient,
-    TrueGradient,
-    Truncated,
-    ZeroGradient,
-)
-from dnirnn.config.cores import make_core, sized
-from dnirnn.config.options import NetworkOptions, flag
-from dnirnn.core import Core
+from dnirnn import Skip, Truncated
+from dnirnn.config.task import Figure, Measure
+from dnirnn.core import CORES, Core, CoreConfig
 from dnirnn.data import Batch
-from dnirnn.estimators import GradientEstimator
+from dnirnn.estimators.base import ESTIMATORS, EstimatorConfig, Setting
+from dnirnn.groups import OptionGroup
 from dnirnn.interface import Interface
 from dnirnn.model import SequenceModel
+from dnirnn.options import choice, option
+
+UPDATES = Figure("updates", "share of the steps that update the state", "{:.3f}", True)
+
+
+@dataclass(frozen=True, init=False)
+class NetworkOptions(OptionGroup):
+    """network"""
+
+    core: CoreConfig = choice(CORES, "lstm", "the recurrent network")
+    parameters: int | None = option(
+        None,
+        "in place of --hidden: the size that gives the model, without its predictor, about so many",
+        "PARAMETERS",
+        at_least=1,
+        shown="what --hidden gives",
+    )
+    dropout: float = option(
+        0.0, "fraction of the core's inputs and outputs that training drops", "FRACTION",
+        at_least=0, below=1, may_change=True,
+    )  # fmt: skip
+    dtype: str = option(
+        "float32", "precision of the arithmetic; parameters, state and optimiser stay float32",
+        choices=("float32", "bfloat16"),
+    )  # fmt: skip
+    truncation: int = option(
+        8, "steps a chunk: how far back a gradient is carried exactly", "STEPS", at_least=1
+    )
+    update_steps: int | str | None = option(
+        None, "steps an update: a multiple of --truncation, or the word sequence for one a sequence",
+        "STEPS", at_least=1, words=("sequence",), shown="one chunk",
+    )  # fmt: skip
+    open_cuts: float | None = option(
+        None,
+        "random cuts without a bias: the probability that the gradient goes back across a cut, which"
+        " is divided by it, less what was predicted there; an update takes chunks up to the next closed"
+        " cut, 1 / (1 - FRACTION) in the mean. With --estimator none it is ARTBP; a prediction takes"
+        " the variance away at --scale 1",
+        "FRACTION",
+        at_least=0,
+        below=1,
+        shown="all cuts are closed",
+        needs="opens",
+    )
+    estimator: EstimatorConfig = choice(
+        ESTIMATORS, "dni", "what stands at a cut for the gradient of the future"
+    )
+    fidelity_lookahead: int = option(
+        40,
+        "with --fidelity-every: how far the true gradient looks ahead in it, rounded up to whole chunks",
+        "STEPS",
+        at_least=1,
+        needs="fitted",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parameters is not None and self.core.hidden != CoreConfig.hidden:
+            raise ValueError(
+                f"--parameters chooses --hidden: give one of them; got {self.parameters} and"
+                f" {self.core.hidden}"
+            )
+        if getattr(self.estimator, "scale", None) == "auto" and (self.warm_up or self.blend):
+            raise ValueError(
+                "--scale auto begins at 0 and measures what is injected: no --warm-up or --blend"
+            )
 
 
 class BFloat16Model(SequenceModel):
@@ -63,7 +122,7 @@ def make_model(
         options = sized(
             options, lambda o: make_model(o, encoder, input_size, outputs, loss, label_size, readout)
         )
-    truncated = make_truncated(options, make_core(options, input_size), outputs, label_size)
+    truncated = make_truncated(options, options.core.build(input_size), outputs, label_size)
     made = readout(truncated.core.output_size, outputs)
     return assemble(options, encoder, truncated, made, loss, partial(vectors_of, size=outputs))
 
@@ -77,13 +136,22 @@ def make_truncated(
     options: NetworkOptions, core: Core, target_size: int, label_size: int = 0
 ) -> Truncated:
     """The core, cut, with its estimator, which may be told vectors of these sizes."""
-    sizes = {"input": core.input_size, "target": target_size, "label": label_size}
-    estimator = make_estimator(options, core, sizes)
-    if options.open_cuts is not None and options.update_steps not in (None, options.truncation):
+    steps = options.truncation if options.update_steps is None else options.update_steps
+    setting = Setting(
+        core,
+        options.core.hidden,
+        {"input": core.input_size, "target": target_size, "label": label_size},
+        options.truncation,
+        None if steps == "sequence" else steps,
+        options.batch,
+        options.micro_batch is not None,
+    )
+    if options.open_cuts is not None and steps != options.truncation:
         raise ValueError(
             "--open-cuts draws the steps of an update: --update-steps must be --truncation"
-            f" {options.truncation}; got {options.update_steps}"
+            f" {options.truncation}; got {steps}"
         )
+    estimator = options.estimator.build(setting)
     return Truncated(core, options.truncation, estimator, options.open_cuts)
 
 
@@ -100,7 +168,7 @@ def assemble(
     spell: from y to the vectors [T, B, C] that an estimator is told of a target.
     """
     kind = BFloat16Model if options.dtype == "bfloat16" else SequenceModel
-    told = partial(tell, spell=spell, names=options.context)
+    told = partial(tell, spell=spell, names=options.estimator.context)
     return kind(encoder, truncated, readout, loss, options.dropout, told)
 
 
@@ -120,88 +188,56 @@ def tell(
     return torch.cat(parts, -1)
 
 
-USUAL = {"least-squares": (1.0, 0.9), "true": (1.0, 1.0)}  # scale and discount, where not 0.1
+def sized(
+    options: NetworkOptions, make: Callable[[NetworkOptions], SequenceModel]
+) -> NetworkOptions:
+    """The options with the --hidden that brings ``make(options)`` nearest to --parameters.
 
-
-def make_estimator(
-    options: NetworkOptions, core: Core, sizes: dict[str, int]
-) -> GradientEstimator:
-    """The estimator that the options name; with --scale auto, in an AutoScale.
-
-    sizes: as for make_scaled.
+    Raises ValueError where even the smallest model has more.
     """
-    if options.scale != "auto":
-        return make_scaled(options, core, sizes)
-    discount = 0.0 if options.discount is None else options.discount
-    inner = dataclasses.replace(options, scale=1.0, discount=discount)
-    return AutoScale(make_scaled(inner, core, sizes))
+
+    def with_hidden(multiple: int) -> NetworkOptions:
+        hidden = multiple * options.core.multiple
+        return dataclasses.replace(options, parameters=None, hidden=hidden)
+
+    def count(multiple: int) -> int:
+        with torch.device("meta"):  # nothing is allocated, and no random number drawn
+            model = make(with_hidden(multiple))
+        return sum(parameter.numel() for parameter in model.core_parameters())
+
+    wanted = options.parameters
+    if count(1) > wanted:
+        smallest = f"at least {count(1)}, the smallest {options.core}'s"
+        raise ValueError(f"--parameters must be {smallest}; got {wanted}")
+    low, high = 1, 2
+    while count(high) <= wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) <= wanted else (low, middle)
+    return with_hidden(min(low, high, key=lambda multiple: abs(count(multiple) - wanted)))
 
 
-def make_scaled(options: NetworkOptions, core: Core, sizes: dict[str, int]) -> GradientEstimator:
-    """sizes: of what the names of --context tell of a step; 0 where the task has no such thing."""
-    for name in options.context:
-        if not sizes[name]:
-            raise ValueError(f"--context {name}: this task's sequences have none")
-    usual = USUAL.get(options.estimator, (0.1, 0.1))
-    scale = usual[0] if options.scale is None else options.scale
-    discount = usual[1] if options.discount is None else options.discount
-    if options.estimator == "none":
-        return ZeroGradient()
-    if options.estimator == "true":
-        steps = options.lookahead
-        chunks = None if steps == "sequence" else -(-steps // options.truncation)
-        return TrueGradient(chunks, scale, discount)
-    common = dict(
-        scale=scale,
-        discount=discount,
-        terminal_target=not options.no_terminal_target,
-    )
-    if options.estimator == "bp-lambda":
-        if options.micro_batch is not None:
-            raise ValueError("--estimator bp-lambda follows its sequences: no --micro-batch")
-        decay = 0.9 if options.trace_decay is None else options.trace_decay
-        return BPLambda(core.state_size, options.batch, decay, **common)
-    for name in ("trace_decay", "auxiliary"):
-        if getattr(options, name) and options.update_steps in (None, options.truncation):
-            raise ValueError(
-                f"{flag(name)} needs several chunks an update: --update-steps of at least"
-                f" {2 * options.truncation}"
-            )
-    step_size = sum(sizes[name] for name in options.context)
-    common.update(dense=options.dense)
-    told = dict(context_size=options.reads * step_size, trace_decay=options.trace_decay or 0.0)
-    if options.estimator == "least-squares":
-        estimator = LeastSquares(
-            core.state_size,
-            **common,
-            **told,
-            forgetting=options.forgetting,
-            ridge=options.ridge,
-            solve_every=options.solve_every,
-        )
-        estimator.reads = options.reads
-        return estimator
-    widths = options.estimator_hidden
-    if widths is None:
-        widths = (options.hidden,)
-    elif "linear" in widths:
-        if len(widths) > 1:
-            raise ValueError("--estimator-hidden must be widths, or the word linear alone")
-        widths = ()
-    if options.reader is not None:
-        return Reader(
-            core.state_size, options.reads, step_size, options.reader, widths, **common
-        )
-    estimator = SyntheticGradient(
-        core.state_size,
-        widths,
-        **common,
-        **told,
-        normalise=options.normalise,
-        auxiliary=options.auxiliary,
-    )
-    estimator.reads = options.reads
-    return estimator
+def annealing(options: OptionGroup) -> Callable[[SequenceModel, float], None]:
+    """What sets in a model, before an update, what changes with the epochs seen."""
+    core = options.choices().get("core", CoreConfig())
+    return lambda model, epochs: core.anneal(model, epochs)
+
+
+def counting(measure: Measure) -> Measure:
+    """``measure``, and of a model with a Skip "updates": the share of steps that update its state."""
+
+    def both(model: SequenceModel) -> dict[str, float]:
+        with ExitStack() as stack:
+            skips = (part for part in model.modules() if isinstance(part, Skip))
+            updates = [stack.enter_context(skip.recording()) for skip in skips]
+            found = measure(model)
+        if updates:
+            # Calls may differ in their rows.
+            found = {**found, "updates": float(torch.cat(sum(updates, [])).mean())}
+        return found
+
+    return both
 
 
 def device_of(model: SequenceModel) -> torch.device:

@@ -1,12 +1,15 @@
 """What a task gives to the command line."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dnirnn.data import Batch, Stream
+from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel
+from dnirnn.options import option
 from dnirnn.progress import minutes
-from dnirnn.training.config import TrainerConfig
+from dnirnn.training.config import TrainerConfig, Training
 
 Measure = Callable[[SequenceModel], dict[str, float]]
 
@@ -33,6 +36,27 @@ class Task(NamedTuple):
     stretch: Callable[[int], Batch] | None = None
 
 
+@dataclasses.dataclass(frozen=True, init=False)
+class TaskOptions(Training, OptionGroup):
+    """run"""
+
+    batch: int = option(32, "sequences trained side by side", "SEQUENCES", at_least=1)
+    threads: int | None = option(
+        None, "CPU threads; a resumed run is the same to the bit at the same number", "THREADS",
+        at_least=1, shown="one a core", remembered=False,
+    )  # fmt: skip
+    device: str = option(
+        "cpu", "where to compute: cpu, cuda or cuda:N; a run may go on on another", "DEVICE",
+        remembered=False,
+    )  # fmt: skip
+    no_graphs: bool = option(
+        False,
+        "on a GPU: launch each operation of an update, in place of replaying all as one CUDA graph",
+        remembered=False,
+    )
+    quiet: bool = option(False, "no progress bar", remembered=False)
+
+
 class Figure(NamedTuple):
     """A metric as a table and a plot show it."""
 
@@ -48,11 +72,11 @@ def figures_of(result: dict) -> dict[str, float]:
 
 
 def steps_per_update(options: Any) -> int | None:
-    """Steps an update; None: a whole sequence.
+    """Steps an update, a chunk where the options say nothing of it; None: a whole sequence.
 
     Raises ValueError where they are not whole chunks.
     """
-    steps = options.update_steps
+    steps = getattr(options, "update_steps", None)
     if steps == "sequence":
         return None
     if steps is None:
@@ -64,49 +88,19 @@ def steps_per_update(options: Any) -> int | None:
     return steps
 
 
-def trainer_config(options: Any, symbols_per_update: float, decay: str) -> TrainerConfig:
+def trainer_config(options: TaskOptions, symbols_per_update: float, decay: str) -> TrainerConfig:
     """The trainer's settings, counted in updates, from options that count symbols.
 
     decay: the task's own, for options that give neither a decay nor a schedule.
     """
-    budgets = (minutes(options), options.updates, options.symbols)
-    if options.decay is not None:
-        decay = options.decay
-    elif options.schedule is not None or all(budget is None for budget in budgets):
-        decay = "none"
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Training)}
+    budget = minutes(options)
+    if given["decay"] is None:
+        bounded = not options.updates is options.symbols is budget is None
+        given["decay"] = decay if bounded and options.schedule is None else None
+    for name in ("evaluate_every", "fidelity_every", "log_every"):
+        if given[name] is not None:
+            given[name] = max(1, round(given[name] / symbols_per_update))
     steps = steps_per_update(options)
-
-    def updates(symbols: float) -> int:
-        return max(1, round(symbols / symbols_per_update))
-
-    return TrainerConfig(
-        updates=options.updates,
-        minutes=minutes(options),
-        symbols=options.symbols,
-        chunks="sequence" if steps is None else steps // options.truncation,
-        optimizer=options.optimizer,
-        lr=options.lr,
-        options=dict(options.optimizer_options),
-        estimator_optimizer=options.estimator_optimizer,
-        estimator_lr=options.estimator_lr,
-        estimator_options=dict(options.estimator_optimizer_options),
-        clip=options.clip or None,
-        estimator_clip=options.estimator_clip or None,
-        lift=options.lift or None,
-        estimator_lift=options.estimator_lift or None,
-        warm_up=options.warm_up,
-        blend=options.blend,
-        micro_batch=options.micro_batch,
-        decay=None if decay == "none" else decay,
-        lr_warm_up=options.lr_warm_up,
-        average=options.average,
-        schedule=options.schedule,
-        schedule_options=dict(options.schedule_options),
-        evaluate_every=updates(options.evaluate_every),
-        fidelity_every=None if options.fidelity_every is None else updates(options.fidelity_every),
-        checkpoint_seconds=options.checkpoint_seconds,
-        log_every=updates(options.log_every),
-        patience=options.patience,
-        seed=options.seed,
-        tensorboard=options.tensorboard,
-    )
+    chunks = "sequence" if steps is None else steps // options.truncation
+    return TrainerConfig(**{**given, "minutes": budget, "chunks": chunks})

@@ -1,10 +1,14 @@
 """AutoScale: injects no more of an estimator's predictions than they have earned."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dnirnn.checks import check_sizes, is_number, shown
-from dnirnn.estimators.base import GradientEstimator
+from dnirnn.estimators.base import EstimatorConfig, GradientEstimator, Setting
+from dnirnn.options import option
 
 
 class AutoScale(GradientEstimator):
@@ -115,3 +119,78 @@ class AutoScale(GradientEstimator):
 
     def extra_repr(self) -> str:
         return f"decay={self.decay}, look_every={self.look_every}, patience={self.patience}"
+
+
+CONTEXTS = ("input", "target", "label")
+
+
+@dataclass(frozen=True)
+class PredictorConfig(EstimatorConfig):
+    """An estimator that may be told of the coming steps and whose scale may be measured.
+
+    A subclass writes ``make``, which takes the setting, and scale, discount, dense and
+    terminal_target as its estimator does.
+    """
+
+    fitted = opens = True
+
+    scale: float | str = option(
+        0.1,
+        "multiplies a synthetic gradient where it is injected into the core; the word auto for what"
+        " its predictions earn on targets that it was not yet fitted to, 0 to 1",
+        at_least=0,
+        words=("auto",),
+        may_change=True,
+    )
+    discount: float | None = option(
+        None, "multiplies a synthetic gradient where it enters the predictor's target", at_least=0,
+        shown="0.1; 0 with --scale auto, which multiplies it", may_change=True,
+    )  # fmt: skip
+    context: tuple = option(
+        (),
+        "what the predictor is told beside the state, one or more: the next step's input, its target"
+        " (what is to be said there; zeros where nothing counts), the label of the whole sequence,"
+        " of a task that has one",
+        choices=CONTEXTS,
+        many=str,
+        shown="nothing",
+    )
+    reads: int = option(1, "of how many coming steps --context tells", "STEPS", at_least=1)
+    dense: bool = option(
+        False, "fit the predictor at every step, not at the first of a chunk only"
+    )
+    trace_decay: float = option(
+        0.0,
+        "lambda of the predictor's targets, 0 to 1: how much they go by the losses of later chunks"
+        " of the same update and not by its own word",
+        "FRACTION",
+        at_least=0,
+    )
+    no_terminal_target: bool = option(
+        False, "do not teach the predictor that nothing comes after a sequence's end"
+    )
+
+    usual_discount = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # In one order, so that the same context is the same run.
+        context = tuple(name for name in CONTEXTS if name in self.context)
+        object.__setattr__(self, "context", context)
+        if self.reads > 1 and not context:
+            raise ValueError(f"--reads goes with --context only; got {self.reads}")
+
+    def build(self, setting: Setting) -> GradientEstimator:
+        auto = self.scale == "auto"
+        usual = 0.0 if auto else self.usual_discount
+        made = self.make(
+            setting,
+            scale=1.0 if auto else self.scale,
+            discount=usual if self.discount is None else self.discount,
+            dense=self.dense,
+            terminal_target=not self.no_terminal_target,
+        )
+        return AutoScale(made) if auto else made
+
+    def make(self, setting: Setting, **common: Any) -> GradientEstimator:
+        raise NotImplementedError(f"{type(self).__name__} must say what it makes")

@@ -2,12 +2,15 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dnirnn.boundary import Interface
+from dnirnn.core import Core, own
+from dnirnn.options import Config, Registry, flag, key_value, option
 
 Found = TypeVar("Found")
 
@@ -206,3 +209,90 @@ def as_held(held: Held, function: Callable[[], Found]) -> Found:
     finally:
         for place, name, tensor in now:
             place[name] = tensor
+class Setting(NamedTuple):
+    """Where an estimator that is to be built will stand.
+
+    width: of the core's layers. sizes: of what the names of --context say of a step: 0 where the
+    task has no such thing. steps: of an update; None: a whole sequence. batch: rows. pieces: whether
+    the rows are computed in several.
+    """
+
+    core: Core
+    width: int
+    sizes: dict[str, int]
+    truncation: int
+    steps: int | None
+    batch: int
+    pieces: bool
+
+    def context_size(self, names: tuple[str, ...]) -> int:
+        """Of a step. Raises ValueError for a name that the task has nothing of."""
+        for name in names:
+            if not self.sizes[name]:
+                raise ValueError(f"--context {name}: this task's sequences have none")
+        return sum(self.sizes[name] for name in names)
+
+    def check_chunks(self, **knobs: float) -> None:
+        """Raises ValueError naming the option that needs several chunks an update, if it is given."""
+        for name, value in knobs.items():
+            if value and self.steps == self.truncation:
+                raise ValueError(
+                    f"{flag(name)} needs several chunks an update: --update-steps of at least"
+                    f" {2 * self.truncation}"
+                )
+
+
+@dataclass(frozen=True)
+class EstimatorConfig(Config):
+    """What makes an estimator; one beside each that --estimator names, in the registry ESTIMATORS.
+
+    label: what plots and tables call it. fitted: it learns. descends: an optimizer moves it.
+    opens: it goes with --open-cuts. context: what it is told beside the state.
+    """
+
+    registry: ClassVar[Registry] = Registry("estimator")
+    label: ClassVar[str] = ""
+    fitted: ClassVar[bool] = False
+    descends: ClassVar[bool] = False
+    opens: ClassVar[bool] = False
+    context = ()
+
+    def build(self, setting: Setting) -> GradientEstimator:
+        raise NotImplementedError(f"{type(self).__name__} must say what it builds")
+
+    @classmethod
+    def of_class(cls, found: Any, name: str) -> "type[EstimatorConfig]":
+        """Of a GradientEstimator without a Config: its arguments are ``estimator_options``.
+
+        Raises ValueError for anything else.
+        """
+        if not (isinstance(found, type) and issubclass(found, GradientEstimator)):
+            raise ValueError(f"--estimator must name a dnirnn.GradientEstimator; {name} is {found!r}")
+        return type("Config", (OwnEstimator,), {"kind": found, "__doc__": found.__doc__})
+
+
+@dataclass(frozen=True)
+class OwnEstimator(EstimatorConfig):
+    """Any estimator: kind(state_size, **estimator_options)."""
+
+    kind: ClassVar[type[GradientEstimator]]
+    fitted = descends = True
+
+    estimator_options: tuple = option((), "arguments of its class", "KEY=VALUE", many=key_value)
+
+    def build(self, setting: Setting) -> GradientEstimator:
+        size = setting.core.state_size
+        return own(self.kind, "estimator_options", size, **dict(self.estimator_options))
+
+
+class NoEstimatorConfig(EstimatorConfig, name="none"):
+    """zero: plain truncated backpropagation"""
+
+    label = "BPTT"
+    opens = True
+
+    def build(self, setting: Setting) -> GradientEstimator:
+        return ZeroGradient()
+
+
+ESTIMATORS = EstimatorConfig.registry

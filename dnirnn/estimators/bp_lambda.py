@@ -1,12 +1,15 @@
 """BPLambda: synthetic gradients learned online by eligibility traces."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn.boundary import Interface
 from dnirnn.checks import check_flags, check_knobs, check_sizes
-from dnirnn.estimators.base import GradientEstimator
+from dnirnn.estimators.base import EstimatorConfig, GradientEstimator, Setting
+from dnirnn.options import option
 
 
 class BPLambda(GradientEstimator):
@@ -150,3 +153,42 @@ class BPLambda(GradientEstimator):
 
     def extra_repr(self) -> str:
         return f"trace_decay={self.trace_decay}, scale={self.scale}, discount={self.discount}"
+
+
+@dataclass(frozen=True)
+class BPLambdaConfig(EstimatorConfig, name="bp-lambda"):
+    """a prediction that is linear and learned by eligibility traces, for small networks"""
+
+    label = "BP(lambda)"
+    fitted = descends = True
+
+    scale: float = option(
+        0.1, "multiplies a synthetic gradient where it is injected into the core", at_least=0,
+        may_change=True,
+    )  # fmt: skip
+    discount: float = option(
+        0.1, "multiplies a synthetic gradient where it enters the predictor's target", at_least=0,
+        may_change=True,
+    )  # fmt: skip
+    trace_decay: float = option(
+        0.9,
+        "lambda of the predictor's targets, 0 to 1: how much they go by the losses of later chunks and"
+        " not by its own word",
+        "FRACTION",
+        at_least=0,
+    )
+    no_terminal_target: bool = option(
+        False, "do not teach the predictor that nothing comes after a sequence's end"
+    )
+
+    def build(self, setting: Setting) -> GradientEstimator:
+        if setting.pieces:
+            raise ValueError("--estimator bp-lambda follows its sequences: no --micro-batch")
+        return BPLambda(
+            setting.core.state_size,
+            setting.batch,
+            self.trace_decay,
+            self.scale,
+            self.discount,
+            terminal_target=not self.no_terminal_target,
+        )

@@ -1,11 +1,16 @@
 """LeastSquares: a linear estimator that is solved for, not descended to."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn.checks import check_flags, check_knobs, check_sizes
-from dnirnn.estimators.base import GradientEstimator
+from dnirnn.estimators.auto_scale import PredictorConfig
+from dnirnn.estimators.base import GradientEstimator, Setting
+from dnirnn.options import changed, option
 
 
 class LeastSquares(GradientEstimator):
@@ -143,3 +148,43 @@ class LeastSquares(GradientEstimator):
     def extra_repr(self) -> str:
         said = f"scale={self.scale}, discount={self.discount}, forgetting={self.forgetting}"
         return f"{said}, ridge={self.ridge}, solve_every={self.solve_every}"
+
+
+@dataclass(frozen=True)
+class LeastSquaresConfig(PredictorConfig, name="least-squares"):
+    """a prediction that is linear and solved for"""
+
+    label = "least squares"
+
+    scale: float | str = changed(PredictorConfig, "scale", default=1.0)
+    discount: float | None = changed(
+        PredictorConfig, "discount", shown="0.9; 0 with --scale auto, which multiplies it"
+    )
+    forgetting: float = option(
+        0.97, "what a solution leaves of the weight of older targets, each update", "FRACTION",
+        at_least=0, below=1,
+    )  # fmt: skip
+    ridge: float = option(
+        1e-3,
+        "what is added to the squares of the state, as a fraction of them: the more, the nearer to"
+        " zero it says where the targets are noise",
+        "FRACTION",
+        above=0,
+    )
+    solve_every: int = option(4, "updates from one solution to the next", "UPDATES", at_least=1)
+
+    usual_discount = 0.9
+
+    def make(self, setting: Setting, **common: Any) -> GradientEstimator:
+        setting.check_chunks(trace_decay=self.trace_decay)
+        estimator = LeastSquares(
+            setting.core.state_size,
+            **common,
+            context_size=self.reads * setting.context_size(self.context),
+            trace_decay=self.trace_decay,
+            forgetting=self.forgetting,
+            ridge=self.ridge,
+            solve_every=self.solve_every,
+        )
+        estimator.reads = self.reads
+        return estimator

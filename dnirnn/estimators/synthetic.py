@@ -1,6 +1,7 @@
 """SyntheticGradient: a linear map or an MLP that predicts the gradient of the future."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,11 @@ from dnirnn import ops
 from dnirnn.boundary import Interface
 from dnirnn.checks import check_flags, check_knobs, check_sequences, check_sizes
 from dnirnn.core import has_hooks
+from dnirnn.estimators.auto_scale import PredictorConfig
+from dnirnn.estimators.base import GradientEstimator, Setting
 from dnirnn.estimators.layered import Layered
+from dnirnn.estimators.reader import Reader
+from dnirnn.options import option
 
 
 class SyntheticGradient(Layered):
@@ -256,3 +261,73 @@ class SyntheticGradient(Layered):
             said += f", {name}={getattr(self, name)}" if getattr(self, name) else ""
         said += ", batch_norm=True" if len(self.norms) else ""
         return said if self.terminal_target else f"{said}, terminal_target=False"
+
+
+@dataclass(frozen=True)
+class DNIConfig(PredictorConfig, name="dni"):
+    """a learned prediction of it: synthetic gradients"""
+
+    label = "DNI"
+    descends = True
+
+    estimator_hidden: tuple | None = option(
+        None, "widths of the hidden layers of the predictor, or the word linear for none", "UNITS",
+        at_least=1, many=int, words=("linear",), shown="one layer as wide as the core",
+    )  # fmt: skip
+    reader: int | None = option(
+        None,
+        "units of a recurrent network that reads the steps of --context backwards and is joined with"
+        " the state",
+        "UNITS",
+        at_least=1,
+        shown="none: the state and they are one vector",
+    )
+    normalise: bool = option(
+        False,
+        "predict in units of the targets' running size, so that --estimator-lr means the same"
+        " whatever it is",
+    )
+    auxiliary: float = option(
+        0.0,
+        "weight of the auxiliary task: to say at a cut what the predictor will say at the next one",
+        "WEIGHT",
+        at_least=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale == "auto" and self.auxiliary:
+            raise ValueError("--scale auto measures what is injected: no --auxiliary")
+        if self.reader and not self.context:
+            raise ValueError(f"--reader goes with --context only; got {self.reader}")
+        if self.reader and (self.normalise or self.trace_decay or self.auxiliary):
+            raise ValueError(
+                "--reader has units of its own: no --normalise, --trace-decay, --auxiliary"
+            )
+
+    def widths(self, setting: Setting) -> tuple[int, ...]:
+        if self.estimator_hidden is None:
+            return (setting.width,)
+        if "linear" not in self.estimator_hidden:
+            return self.estimator_hidden
+        if len(self.estimator_hidden) > 1:
+            raise ValueError("--estimator-hidden must be widths, or the word linear alone")
+        return ()
+
+    def make(self, setting: Setting, **common) -> GradientEstimator:
+        setting.check_chunks(trace_decay=self.trace_decay, auxiliary=self.auxiliary)
+        size, widths = setting.core.state_size, self.widths(setting)
+        if self.reader is not None:
+            step_size = setting.context_size(self.context)
+            return Reader(size, self.reads, step_size, self.reader, widths, **common)
+        estimator = SyntheticGradient(
+            size,
+            widths,
+            **common,
+            context_size=self.reads * setting.context_size(self.context),
+            trace_decay=self.trace_decay,
+            normalise=self.normalise,
+            auxiliary=self.auxiliary,
+        )
+        estimator.reads = self.reads
+        return estimator

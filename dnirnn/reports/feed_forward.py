@@ -331,7 +331,7 @@ def finish(sections: Sequence[Section], folder: Path, lines: Sequence[str]) -> N
     """Writes report.md, results.csv and log.jsonl; prints the first."""
     arms = [
         (run, {"table": section.title, "arm": row, "layers": run.options.layers,
-               "probability": run.options.update_probability, "seed": seed})
+               "probability": run.options.update.update_probability, "seed": seed})
         for section in sections
         for (row, _, seed), run in section.runs.items()
         if run.result() is not None

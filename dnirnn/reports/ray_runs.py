@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import dnirnn
-from dnirnn.config.options import to_arguments
+from dnirnn.config.saved import write_values
 from dnirnn.reports import runs
 from dnirnn.reports.runs import CHILD, STOP_SECONDS, Child, Failure, Run
 
@@ -49,13 +50,16 @@ class RayChild(Child):
     def __init__(self, ray, task: str, run: Run):
         self.ray, self.run = ray, run
         # The folder is to be one that every machine of the cluster sees.
-        given = ["train", task, "--out", str(run.folder.resolve()), *to_arguments(run.options)]
+        words = ["train", task, "--out", str(run.folder.resolve())]
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            write_values(Path(file.name), task, run.options)
+            config = file.read()
         package = str(Path(dnirnn.__file__).resolve().parents[1])
         threads = run.options.threads or 1
         on_gpu = getattr(run.options, "device", "cpu").startswith("cuda")
         # Ray puts GPUs out of the sight of tasks that ask for none.
         remote = ray.remote(num_cpus=threads, num_gpus=int(on_gpu), max_retries=0)(task_of())
-        self.task = remote.remote(CHILD, package, given, str(threads), STOP_SECONDS)
+        self.task = remote.remote(CHILD, package, words, config, str(threads), STOP_SECONDS)
 
     def ended(self) -> bool:
         return self.wait(0)
@@ -85,7 +89,16 @@ class RayChild(Child):
 def task_of():
     """The task, made here so that Ray sends it by value: dnirnn need not be on its workers' path."""
 
-    def train(program: str, package: str, words: list[str], threads: str, patience: float):
+    def train(
+        program: str, package: str, words: list[str], config: bytes, threads: str, patience: float
+    ):
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            file.write(config)
+            file.flush()
+            words = [*words, "--config", file.name]
+            return ended(program, package, words, threads, patience)
+
+    def ended(program: str, package: str, words: list[str], threads: str, patience: float):
         process = subprocess.Popen(
             [sys.executable, "-c", program, package, *words],
             stdin=subprocess.DEVNULL,

@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dnirnn.config.options import with_value
 from dnirnn.config.registry import TASKS
 
 # The tables to edit: what our best additions change in a task's options, plain DNI's being the
@@ -303,11 +302,7 @@ def columns(recipe: Recipe) -> list[Column]:
 def options_of(recipe: Recipe, column: Column, **changes: Any) -> Any:
     """The options of a run of a column."""
     options, arm = recipe.options, column.arm
-    if "estimator" in arm.changes:
-        estimator = with_value(options, "estimator", arm.changes["estimator"])
-        options = dataclasses.replace(options, **estimator)
-    return dataclasses.replace(
-        options,
+    return options.but(
         **{
             **arm.changes,
             "truncation": column.truncation,

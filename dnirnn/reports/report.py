@@ -6,9 +6,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from dnirnn.config.cores import described
-from dnirnn.config.options import flag, to_arguments
 from dnirnn.config.registry import TASKS
+from dnirnn.config.saved import described
+from dnirnn.groups import OptionGroup, flat, listed
+from dnirnn.options import flag
 from dnirnn.progress import minutes
 from dnirnn.reports import plots
 from dnirnn.reports.curves import Point, points
@@ -142,11 +143,27 @@ def introduction(
         f" {' or '.join(limits)}, evaluation and saving not counted. Seeds {seeds}: median, and"
         " lowest to highest in brackets.",
         "",
-        f"- all: {' '.join(to_arguments(options))}",
+        f"- all: {' '.join(words_of(options))}",
         *(f"- {arm.label}: {settings(arm)}" for arm in recipe.arms if settings(arm)),
         *([] if recipe.decays == ("none",) else ["", FALLING]),
         "",
     ]
+
+
+def words_of(options: OptionGroup) -> list[str]:
+    """The flags that give these options: those that differ from the defaults."""
+    words: list[str] = []
+    values = flat(options)
+    for field, default in listed(type(options), options.choices()):
+        value = values[field.name]
+        if value == default:
+            continue
+        words.append(flag(field.name))
+        if isinstance(value, bool):
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            words.append(f"{one[0]}={one[1]!r}" if isinstance(one, tuple) else str(one))
+    return words
 
 
 def settings(arm: Arm) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import dnirnn
-from dnirnn.config.options import remembered, to_arguments
 from dnirnn.config.registry import TASKS
+from dnirnn.config.saved import remembered, write_values
 from dnirnn.config.task import Figure, figures_of
 from dnirnn.progress import bar, fraction, minutes, move
 from dnirnn.training.log import read_log
@@ -31,11 +31,15 @@ STOP_SECONDS = 60.0  # what a run may take to finish its update and save
 
 
 class Run(NamedTuple):
-    """One run of a comparison; its folder is named after it."""
+    """One run of a comparison; its folder is named after it.
+
+    kept: of an earlier comparison in the same folder, done by whatever budget it had.
+    """
 
     name: str
     options: Any
     folder: Path
+    kept: bool = False
 
     def result(self) -> dict | None:
         """The result where the run has used up its budget."""
@@ -43,7 +47,7 @@ class Run(NamedTuple):
         if result is None:
             return None
         done = result["stopped"] == "patience" or fraction(self.options, result) >= 1
-        return result if done else None
+        return result if done or self.kept else None
 
 
 def checked(task: str, runs: Sequence[Run]) -> str:
@@ -55,8 +59,10 @@ def checked(task: str, runs: Sequence[Run]) -> str:
     ready = TASKS[task].build(runs[0].options)
     for run in runs:
         # Data is loaded once: of what the task made of the options, it is the same for all runs.
-        changed = {k: v for k, v in remembered(run.options).items() if v != first[k]}
-        check_config(run.folder, json.loads(json.dumps({**ready.config, **changed})))
+        own = remembered(run.options)
+        config = {k: v for k, v in ready.config.items() if k in own or k not in first}
+        config |= {k: v for k, v in own.items() if k not in first or v != first[k]}
+        check_config(run.folder, json.loads(json.dumps(config)))
     return ready.notice
 
 
@@ -131,11 +137,13 @@ class Child:
     def __init__(self, task: str, run: Run):
         self.run = run
         self.errors: IO[bytes] = tempfile.TemporaryFile()
+        self.config = tempfile.NamedTemporaryFile(suffix=".json")  # there as long as the child
+        write_values(Path(self.config.name), task, run.options)
         package = str(Path(dnirnn.__file__).resolve().parents[1])
         command = [sys.executable, "-c", CHILD, package, "train", task]
         threads = str(run.options.threads)
         self.process = subprocess.Popen(
-            [*command, "--out", str(run.folder), *to_arguments(run.options)],
+            [*command, "--out", str(run.folder), "--config", self.config.name],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self.errors,

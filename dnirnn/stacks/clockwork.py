@@ -1,6 +1,8 @@
 """Clockwork: modules that tick at their own periods, the slower ones feeding the faster."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +10,9 @@ from torch import Tensor, nn
 from dnirnn import ops
 from dnirnn.cells import RNN
 from dnirnn.checks import check_sequences, check_sizes, check_words
-from dnirnn.core import Core, has_hooks, step
+from dnirnn.core import Core, CoreConfig, has_hooks, step
 from dnirnn.lstm import LSTM
+from dnirnn.options import option
 
 CELLS = {"rnn": RNN, "lstm": LSTM}
 
@@ -127,3 +130,28 @@ class Clockwork(Core):
     def extra_repr(self) -> str:
         sizes = f"{self.input_size}, {self.hidden_size}"
         return f"{sizes}, periods={list(self.periods)}, cell={self.cell}"
+
+
+@dataclass(frozen=True)
+class ClockworkConfig(CoreConfig, name="clockwork"):
+    """plain modules that tick at --periods"""
+
+    cell: ClassVar[str] = "rnn"
+
+    periods: tuple = option(
+        (1, 2, 4, 8), "steps from one tick to the next, of each module, ascending", "STEPS",
+        at_least=1, many=int,
+    )  # fmt: skip
+
+    @property
+    def multiple(self) -> int:
+        return len(self.periods)
+
+    def build(self, input_size: int) -> Core:
+        return Clockwork(input_size, self.hidden, self.periods, self.cell)
+
+
+class ClockworkLSTMConfig(ClockworkConfig, name="clockwork-lstm"):
+    """LSTM modules that tick at --periods"""
+
+    cell = "lstm"

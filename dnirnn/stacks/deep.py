@@ -1,14 +1,17 @@
 """Deep: cores one on another."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dnirnn.checks import check_flags, check_probabilities, shown
-from dnirnn.core import Core, resets_to, step, unroll, with_t
+from dnirnn.core import Core, CoreConfig, resets_to, step, unroll, with_t
 from dnirnn.from_torch import FromTorch
+from dnirnn.lstm import LSTM
 from dnirnn.masks import Masks, draw_masks
+from dnirnn.options import option
 from dnirnn.unroll import Chunks, Unrolled
 
 
@@ -186,3 +189,32 @@ class Deep(Core):
 
     def extra_repr(self) -> str:
         return f"residual={self.residual}, skip={self.skip}, dropout={self.dropout}"
+
+
+@dataclass(frozen=True)
+class DeepConfig(CoreConfig, name="deep"):
+    """LSTMs one on another, with --residual, --skip-inputs, --layer-dropout"""
+
+    layers: int = option(2, "recurrent layers, one on the other", "LAYERS", at_least=1)
+    residual: bool = option(False, "add what the layer below says to what a layer says")
+    skip_inputs: bool = option(False, "every layer also reads the network's input")
+    layer_dropout: float = option(
+        0.0, "fraction of what a layer says to the next that training drops", "FRACTION",
+        at_least=0, below=1,
+    )  # fmt: skip
+    same_mask: bool = option(False, "--layer-dropout drops the same in all of a sequence")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.same_mask and not self.layer_dropout:
+            raise ValueError("--same-mask goes with --layer-dropout only")
+
+    def build(self, input_size: int) -> Core:
+        above = self.hidden + (input_size if self.skip_inputs else 0)
+        return Deep(
+            [LSTM(width, self.hidden) for width in (input_size, *[above] * (self.layers - 1))],
+            residual=self.residual,
+            skip=self.skip_inputs,
+            dropout=self.layer_dropout,
+            same_mask=self.same_mask,
+        )

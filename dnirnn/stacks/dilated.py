@@ -1,6 +1,7 @@
 """Dilated: layers that recur from a step further back each."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,8 +9,9 @@ from torch import Tensor
 from dnirnn.cells.gru import GRU
 from dnirnn.cells.rnn import RNN
 from dnirnn.checks import check_sequences, check_sizes, check_words
-from dnirnn.core import Core, step
+from dnirnn.core import Core, CoreConfig, step
 from dnirnn.lstm import LSTM
+from dnirnn.options import option
 from dnirnn.stacks.deep import Deep
 
 CELLS = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
@@ -116,3 +118,17 @@ class Dilate(Core):
 
     def extra_repr(self) -> str:
         return f"dilation={self.dilation}"
+
+
+@dataclass(frozen=True)
+class DilatedConfig(CoreConfig, name="dilated"):
+    """layers that recur from --dilations steps back"""
+
+    dilations: tuple = option(
+        (1, 2, 4, 8), "how many steps back each layer recurs from, from the lowest", "STEPS",
+        at_least=1, many=int,
+    )  # fmt: skip
+    cell: str = option("lstm", "what its layers are", choices=tuple(CELLS))
+
+    def build(self, input_size: int) -> Core:
+        return Dilated(input_size, self.hidden, self.dilations, self.cell)

@@ -1,10 +1,15 @@
 """Every: a core that ticks once every so many steps."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from dnirnn.checks import check_sizes, check_words
-from dnirnn.core import Core, check_core, step, with_t
+from dnirnn.core import Core, CoreConfig, check_core, step, with_t
+from dnirnn.lstm import LSTM
+from dnirnn.options import option
+from dnirnn.stacks.deep import Deep
 
 
 class Every(Core):
@@ -110,3 +115,19 @@ class Every(Core):
 
     def extra_repr(self) -> str:
         return f'period={self.period}, gather="{self.gather}"'
+
+
+@dataclass(frozen=True)
+class EveryConfig(CoreConfig, name="every"):
+    """an LSTM, and one that hears it every --every steps; what both say is added"""
+
+    every: int = option(4, "steps from one tick of the slower LSTM to the next", "STEPS", at_least=1)
+    gather: str = option(
+        "last", "what it hears of the steps since its last tick: the last, their mean, all",
+        choices=("last", "mean", "concat"),
+    )  # fmt: skip
+
+    def build(self, input_size: int) -> Core:
+        heard = self.hidden * (self.every if self.gather == "concat" else 1)
+        slow = Every(LSTM(heard, self.hidden), self.every, self.gather)
+        return Deep([LSTM(input_size, self.hidden), slow], residual=True)

@@ -1,13 +1,16 @@
 """FastSlow: several fast cells a step that hand one state on, and a slow one between them."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnirnn.cells import NormLSTM
+from dnirnn.cells.norm_lstm import NormLSTM, ZoneoutConfig
 from dnirnn.checks import check_probabilities, check_sizes
 from dnirnn.core import Core, has_hooks
 from dnirnn.masks import Masks, draw_masks
+from dnirnn.options import option
 
 
 class FastSlow(Core):
@@ -128,3 +131,30 @@ class FastSlow(Core):
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.fast_size}, {self.slow_size}, dropout={self.dropout}"
+
+
+@dataclass(frozen=True)
+class FastSlowConfig(ZoneoutConfig, name="fast-slow"):
+    """LSTMs that tick several times a step, and one that ticks once"""
+
+    fast_cells: int = option(2, "its fast cells, each ticking once a step", "CELLS", at_least=2)
+    slow_hidden: int | None = option(
+        None, "size of its slow cell", "UNITS", at_least=1,
+        shown="4/7 of --hidden, the size of the fast ones",
+    )  # fmt: skip
+    layer_dropout: float = option(
+        0.0, "fraction of what a cell says to the next, of inputs and of outputs that training drops",
+        "FRACTION", at_least=0, below=1,
+    )  # fmt: skip
+
+    def build(self, input_size: int) -> Core:
+        return FastSlow(
+            input_size,
+            self.hidden,
+            self.slow_hidden or max(1, round(self.hidden * 4 / 7)),  # the paper's 700 and 400
+            self.fast_cells,
+            layer_norm=not self.no_layer_norm,
+            zoneout_h=self.zoneout_h,
+            zoneout_c=self.zoneout_c,
+            dropout=self.layer_dropout,
+        )

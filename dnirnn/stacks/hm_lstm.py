@@ -1,13 +1,18 @@
 """HMLSTM: layers that learn when a stretch of the input ends, and tick only there."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dnirnn.cells.norm_lstm import NormConfig
 from dnirnn.checks import check_flags, check_positive, check_sizes
 from dnirnn.core import Core
+from dnirnn.options import option
+
+STEEPEST = 5.0  # slope of a detector's gradient, as in the paper
 
 
 class HMLSTM(Core):
@@ -211,3 +216,22 @@ class Detector(torch.autograd.Function):
         s, slope = ctx.saved_tensors
         inside = (slope * s).abs() < 1
         return gradient * (slope / 2) * inside, None
+
+
+@dataclass(frozen=True)
+class HMLSTMConfig(NormConfig, name="hm-lstm"):
+    """LSTMs that tick where the one below detects an end"""
+
+    layers: int = option(3, "recurrent layers, one on the other", "LAYERS", at_least=1)
+    slope_growth: float = option(
+        0.04, "what an epoch adds to the slope of the detectors' gradient, from 1 up to 5", "SLOPE",
+        at_least=0,
+    )  # fmt: skip
+
+    def build(self, input_size: int) -> Core:
+        return HMLSTM(input_size, self.hidden, self.layers, layer_norm=not self.no_layer_norm)
+
+    def anneal(self, core: Core, epochs: float) -> None:
+        for part in core.modules():
+            if isinstance(part, HMLSTM):
+                part.slope.fill_(min(STEEPEST, 1 + self.slope_growth * epochs))

@@ -1,6 +1,7 @@
 """PhasedLSTM: an LSTM whose units each open at their own period, for a part of it."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,9 @@ from torch.nn import functional as F
 
 from dnirnn.cells.gated import GatedLSTM
 from dnirnn.checks import check_knobs, check_positive, check_sizes, is_number, shown
+from dnirnn.core import Core, CoreConfig
 from dnirnn.masks import times
+from dnirnn.options import option
 
 
 class PhasedLSTM(GatedLSTM):
@@ -144,3 +147,20 @@ class PhasedLSTM(GatedLSTM):
             f"{self.input_size}, {self.hidden_size}, periods=({shortest:g}, {longest:g}),"
             f" open_ratio={self.open_ratio}, leak={self.leak}"
         )
+
+
+@dataclass(frozen=True)
+class PhasedConfig(CoreConfig, name="phased"):
+    """LSTM whose units open at periods that they learn"""
+
+    shortest_period: float = option(
+        1.0, "shortest of the units' periods at the start", "STEPS", above=0
+    )
+    longest_period: float = option(1000.0, "longest of them", "STEPS", above=0)
+    open_ratio: float = option(
+        0.05, "part of its period in which a unit is open", "FRACTION", above=0
+    )
+
+    def build(self, input_size: int) -> Core:
+        periods = self.shortest_period, self.longest_period
+        return PhasedLSTM(input_size, self.hidden, periods=periods, open_ratio=self.open_ratio)

@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dnirnn.checks import check_knobs, check_numbers
-from dnirnn.core import Core, check_core, step, with_t
+from dnirnn.core import Core, CoreConfig, check_core, step, with_t
+from dnirnn.lstm import LSTM
+from dnirnn.options import option
 
 # Of every Skip that is recorded in this thread, by its id; replaced, never changed in place.
 RECORDED: ContextVar[dict[int, list[Tensor]]] = ContextVar("RECORDED", default={})  # noqa: B039
@@ -121,3 +124,22 @@ class Skip(Core):
 
     def extra_repr(self) -> str:
         return f"bias={self.bias}, cost={self.cost}"
+
+
+@dataclass(frozen=True)
+class SkipConfig(CoreConfig, name="skip"):
+    """LSTM that learns at which steps to update its state"""
+
+    layers: int = option(1, "recurrent layers, one on the other", "LAYERS", at_least=1)
+    skip_bias: float = option(
+        1.0,
+        "its gate's bias at the start: above 0 it begins by updating at every step, below it skips",
+    )
+    skip_cost: float = option(
+        0.0, "what every update of its state adds to the loss, so that it learns to skip", "NATS",
+        at_least=0,
+    )  # fmt: skip
+
+    def build(self, input_size: int) -> Core:
+        core = LSTM(input_size, self.hidden, self.layers)
+        return Skip(core, self.skip_bias, self.skip_cost)

@@ -1,35 +1,151 @@
-"""TrainerConfig: how to train, each setting with its bounds."""
+"""TrainerConfig: how to train. Each setting is defined once, for Python and the command line."""
 
-from dataclasses import dataclass, field
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from typing import Any
 
-from dnirnn.checks import (
-    check_flags,
-    check_instances,
-    check_positive,
-    check_sizes,
-    check_words,
-    is_int,
-    is_number,
-    shown,
-)
+from dnirnn.options import Config, changed, key_value, option
+from dnirnn.training.layout import RENAMED
 from dnirnn.training.optimizers import DECAYS, optimizer_of, schedule_of
 
 
-@dataclass(frozen=True)
-class TrainerConfig:
+@dataclass(frozen=True, init=False)
+class Limits(Config):
+    """budget: may change when a run is resumed"""
+
+    updates: int | None = option(
+        None, "stop after so many updates", "UPDATES", at_least=1, shown="no limit", remembered=False
+    )
+    minutes: float | None = option(
+        None, "stop after so much training time (evaluating and saving not counted)", "MINUTES",
+        above=0, shown="10 where no other limit is given", remembered=False,
+    )  # fmt: skip
+    symbols: int | None = option(
+        None, "stop after so many training symbols", "SYMBOLS", at_least=1, shown="no limit",
+        remembered=False,
+    )  # fmt: skip
+    patience: int | None = option(
+        None, "stop after so many evaluations without a better one", "EVALUATIONS", at_least=1,
+        shown="never", may_change=True,
+    )  # fmt: skip
+    checkpoint_seconds: float | None = option(
+        60.0, "time between two checkpoints", "SECONDS", above=0, remembered=False
+    )
+    tensorboard: bool = option(
+        False, "also log for TensorBoard, in the run folder", remembered=False
+    )
+
+
+@dataclass(frozen=True, init=False)
+class Training(Limits):
+    """training"""
+
+    optimizer: str = option("Adam", "the core's optimiser: a name in torch.optim", "NAME")
+    optimizer_options: tuple = option(
+        (), "its further options, such as betas=(0.9,0.99)", "KEY=VALUE", many=key_value
+    )
+    lr: float = option(1e-3, "the core's learning rate", "RATE", above=0, may_change=True)
+    clip: float | None = option(
+        1.0, "longest gradient (Euclidean norm) of the core in an update; 0: no limit", "NORM",
+        at_least=0, may_change=True,
+    )  # fmt: skip
+    lift: float | None = option(
+        0.0, "shortest gradient of the core in an update: a shorter one is scaled up; 0: no limit",
+        "NORM", at_least=0, may_change=True,
+    )  # fmt: skip
+    decay: str | None = option(
+        None,
+        "how the core's learning rate falls to zero over the budget (minutes, updates or symbols)",
+        choices=(*DECAYS, "none"),
+        shown="the task's own where no --schedule is given",
+        may_change=True,
+    )
+    lr_warm_up: int = option(
+        0, "updates over which the core's learning rate rises to the whole by equal steps", "UPDATES",
+        at_least=0, may_change=True,
+    )  # fmt: skip
+    average: float | None = option(
+        None,
+        "what an exponential moving average of the core's weights keeps of itself in an update: the"
+        " average is evaluated and kept as the best",
+        "FRACTION",
+        above=0,
+        below=1,
+        shown="the weights themselves are",
+    )
+    schedule: str | None = option(
+        None, "learning-rate schedule: a name in torch.optim.lr_scheduler", "NAME", shown="constant"
+    )
+    schedule_options: tuple = option(
+        (), "its options, counted in updates, such as T_max=20000", "KEY=VALUE", many=key_value
+    )
+    estimator_optimizer: str = option(
+        "Adam", "the predictor's optimiser: a name in torch.optim", "NAME", needs="descends"
+    )
+    estimator_optimizer_options: tuple = option(
+        (), "its further options", "KEY=VALUE", many=key_value, needs="descends"
+    )
+    estimator_lr: float = option(
+        1e-4, "the predictor's learning rate", "RATE", above=0, may_change=True, needs="descends"
+    )
+    estimator_clip: float | None = option(
+        0.0, "longest gradient of the predictor in an update; 0: no limit", "NORM", at_least=0,
+        may_change=True, needs="descends",
+    )  # fmt: skip
+    estimator_lift: float | None = option(
+        0.0, "shortest gradient of the predictor in an update; 0: no limit", "NORM", at_least=0,
+        may_change=True, needs="descends",
+    )  # fmt: skip
+    warm_up: int = option(
+        0, "updates in which the predictor learns but is not used", "UPDATES", at_least=0,
+        needs="fitted",
+    )  # fmt: skip
+    blend: int = option(
+        0, "updates after them over which it comes into full use", "UPDATES", at_least=0,
+        needs="fitted",
+    )  # fmt: skip
+    micro_batch: int | None = option(
+        None, "sequences computed at once; their gradients are summed up to one update", "SEQUENCES",
+        at_least=1, shown="all of --batch", may_change=True,
+    )  # fmt: skip
+    evaluate_every: int | None = option(
+        500_000, "training symbols between two evaluations on validation", "SYMBOLS", at_least=1,
+        may_change=True,
+    )  # fmt: skip
+    fidelity_every: int | None = option(
+        None,
+        "training symbols between two comparisons of what the predictor says with the true"
+        " gradient, on held-out sequences",
+        "SYMBOLS",
+        at_least=1,
+        shown="never",
+        needs="fitted",
+    )
+    log_every: int = option(
+        25_600, "training symbols between two rows of the log", "SYMBOLS", at_least=1, may_change=True
+    )
+    seed: int = option(0, "seed of every random number", "SEED", at_least=0)
+
+
+NORMS = ("clip", "lift", "estimator_clip", "estimator_lift")
+
+
+@dataclass(frozen=True, init=False)
+class TrainerConfig(Training):
     """How to train. Raises ValueError naming the field that does not fit.
 
     updates, minutes, symbols: budgets; the first one reached ends the run. minutes are of training,
         without evaluation and saving; symbols are targets that count.
     chunks: chunks of ``truncation`` steps an update, or "sequence": one update a whole sequence. A
         sequence's end ends an update early. Memory grows with it.
-    optimizer, lr, options: the class's name in torch.optim, its learning rate, its other arguments;
-        for everything but the estimator. Fused where torch offers it.
-    estimator_optimizer, estimator_lr, estimator_options: the same for the estimator.
+    optimizer, lr, optimizer_options: the class's name in torch.optim, its learning rate, its other
+        arguments; for everything but the estimator. Fused where torch offers it.
+    estimator_optimizer, estimator_lr, estimator_optimizer_options: the same for the estimator.
     clip, estimator_clip: largest norm of the gradient (of all parameters of the core, of the
-        estimator); None: not clipped.
-    lift, estimator_lift: smallest norm of it: a shorter gradient is scaled up, but for zero; None:
-        not lifted.
+        estimator); None or 0: not clipped.
+    lift, estimator_lift: smallest norm of it: a shorter gradient is scaled up, but for zero; None or
+        0: not lifted.
     warm_up, blend: updates in which the estimator is fitted and not used, and those after them over
         which its scale rises to the whole by equal steps.
     micro_batch: rows computed at once; their gradients add up to the whole batch's. It must divide
@@ -51,72 +167,39 @@ class TrainerConfig:
     patience: evaluations without a better one after which the run ends.
     seed: seeds torch's global generator (dropout) when a run begins.
     tensorboard: also writes the rows to <folder>/tensorboard.
+
+    On the command line evaluate_every, fidelity_every and log_every count training symbols.
     """
 
-    updates: int | None = None
-    minutes: float | None = None
-    symbols: int | None = None
-    chunks: int | str = 1
-    optimizer: str = "Adam"
-    lr: float = 2e-3
-    options: dict = field(default_factory=dict)
-    estimator_optimizer: str = "Adam"
-    estimator_lr: float = 1e-4
-    estimator_options: dict = field(default_factory=dict)
-    clip: float | None = 1.0
-    estimator_clip: float | None = None
-    lift: float | None = None
-    estimator_lift: float | None = None
-    warm_up: int = 0
-    blend: int = 0
-    micro_batch: int | None = None
-    schedule: str | None = None
-    schedule_options: dict = field(default_factory=dict)
-    decay: str | None = None
-    lr_warm_up: int = 0
-    average: float | None = None
-    evaluate_every: int | None = 1000
-    fidelity_every: int | None = None
-    checkpoint_every: int | None = None
-    checkpoint_seconds: float | None = 60.0
-    log_every: int = 100
-    patience: int | None = None
-    seed: int = 0
-    tensorboard: bool = False
+    chunks: int | str = option(1, "chunks an update", at_least=1, words=("sequence",))
+    checkpoint_every: int | None = option(None, "updates between two checkpoints", at_least=1)
+    lr: float = changed(Training, "lr", default=2e-3)
+    evaluate_every: int | None = changed(Training, "evaluate_every", default=1000)
+    log_every: int = changed(Training, "log_every", default=100)
 
-    def __post_init__(self):
-        whole = (
-            "updates",
-            "micro_batch",
-            "evaluate_every",
-            "fidelity_every",
-            "checkpoint_every",
-            "patience",
-        )
-        for name in (*whole, "log_every", "chunks"):
-            value = getattr(self, name)
-            if (name in whole and value is None) or (name == "chunks" and value == "sequence"):
-                continue
-            if not is_int(value, 1):
-                other = ' or "sequence"' if name == "chunks" else ""
-                raise ValueError(f"{name} must be an int of at least 1{other}; got {shown(value)}")
-        for name in ("warm_up", "blend", "lr_warm_up", "seed"):
-            check_sizes(0, **{name: getattr(self, name)})
-        norms = ("clip", "estimator_clip", "lift", "estimator_lift")
-        positive = ("minutes", "symbols", *norms, "checkpoint_seconds")
-        for name in (*positive, "lr", "estimator_lr"):
-            value = getattr(self, name)
-            if name in positive and value is None:
-                continue
-            if not is_number(value) or not value > 0:
-                raise ValueError(f"{name} must be positive; got {shown(value)}")
-        check_positive(lr=self.lr, estimator_lr=self.estimator_lr)
+    @staticmethod
+    def spell(name: str) -> str:
+        return name
+
+    def __init__(self, **values: Any):
+        for old, new in RENAMED.items():
+            if old in values:
+                warnings.warn(f"TrainerConfig's {old} is now {new}", DeprecationWarning, stacklevel=2)
+                values[new] = values.pop(old)
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, values.pop(field.name, field.default))
+        for name in values:
+            raise TypeError(f"TrainerConfig has no setting {name}")
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in NORMS:
+            object.__setattr__(self, name, getattr(self, name) or None)
+        for name in (*RENAMED.values(), "schedule_options"):
+            object.__setattr__(self, name, dict(getattr(self, name)))
         for prefix in ("", "estimator_"):
             optimizer_of(prefix, getattr(self, f"{prefix}optimizer"))
-        for name in ("options", "estimator_options", "schedule_options"):
-            check_instances(dict, **{name: getattr(self, name)})
-        check_flags(tensorboard=self.tensorboard)
-        for prefix in ("", "estimator_"):
             largest, smallest = (getattr(self, f"{prefix}{name}") for name in ("clip", "lift"))
             if None not in (largest, smallest) and smallest > largest:
                 raise ValueError(
@@ -124,8 +207,8 @@ class TrainerConfig:
                 )
         if self.schedule is not None:
             schedule_of(self.schedule)
-        if self.decay is not None:
-            check_words(tuple(DECAYS), decay=self.decay)
+        if self.decay == "none":
+            object.__setattr__(self, "decay", None)
         if self.decay is not None and self.schedule is not None:
             raise ValueError(
                 f"decay and schedule can't both drive lr; got {self.decay!r} and {self.schedule!r}"
@@ -135,8 +218,6 @@ class TrainerConfig:
                 f"lr_warm_up and schedule can't both drive lr; got {self.lr_warm_up} and"
                 f" {self.schedule!r}"
             )
-        if self.average is not None and not (is_number(self.average) and 0 < self.average < 1):
-            raise ValueError(f"average must be in (0, 1), or None; got {shown(self.average)}")
         if self.decay is not None and self.updates is self.minutes is self.symbols is None:
             raise ValueError("decay needs a budget: updates, minutes or symbols")
         if self.updates is self.minutes is self.symbols is self.patience is None:

@@ -42,7 +42,7 @@ def make_optimizer(
     try:
         return kind(parameters, lr=lr, **own | options)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{prefix}options do not fit {name}: {error}") from None
+        raise ValueError(f"{prefix}optimizer_options do not fit {name}: {error}") from None
 
 
 def optimizer_of(prefix: str, name: str) -> type[torch.optim.Optimizer]:

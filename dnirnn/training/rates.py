@@ -35,12 +35,13 @@ class Rates:
                 f" {config.warm_up} and {config.blend}"
             )
         self.optimizer = make_optimizer(
-            "", model.core_parameters(), config.optimizer, config.lr, config.options
+            "", model.core_parameters(), config.optimizer, config.lr, config.optimizer_options
         )
         self.optimizers = [self.optimizer]
         if fitted:
             kind, lr, options = (
-                getattr(config, f"estimator_{name}") for name in ("optimizer", "lr", "options")
+                getattr(config, f"estimator_{name}")
+                for name in ("optimizer", "lr", "optimizer_options")
             )
             self.optimizers.append(make_optimizer("estimator_", fitted, kind, lr, options))
         self.schedule = make_schedule(self.optimizer, config.schedule, config.schedule_options)

@@ -11,6 +11,7 @@ from typing import Any
 
 from dnirnn.training import checkpoint as ckpt
 from dnirnn.training.checkpoint import CheckpointError
+from dnirnn.training.layout import upgraded
 
 # What a run folder holds.
 CONFIG, LOG, RESULT, HISTORY = "config.json", "log.jsonl", "result.json", "history.jsonl"
@@ -32,7 +33,7 @@ def read_config(folder: str | Path) -> dict:
         raise ValueError(f"{folder} is not a run folder: it has no {CONFIG}")
     if not isinstance(config, dict):
         raise ValueError(f"{Path(folder) / CONFIG} must hold an object; got {config!r:.40}")
-    return config
+    return upgraded(config)
 
 
 @contextmanager
@@ -146,7 +147,8 @@ def differing(known: dict, config: dict) -> list[tuple[str, Any, Any]]:
 
     A key that one of them lacks stands there at the other's default, if that names one.
     """
-    ignored = {"defaults", "places", *places_of(known, config)}
+    known, config = upgraded(known), upgraded(config)
+    ignored = {"defaults", "places", "version", *places_of(known, config)}
     sides = []
     for one, other in ((known, config), (config, known)):
         own = {key: value for key, value in one.items() if key not in ignored}

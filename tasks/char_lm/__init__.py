@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dnirnn import DistilledStream
 from dnirnn.codistillation import CodistilledStream, Exchange, share_of, store_of_environment
-from dnirnn.config.options import remembered
+from dnirnn.config.saved import remembered
 from dnirnn.config.task import Figure, Task, steps_per_update
 from dnirnn.data import Stream, TextStream, Vocabulary, Words
 from dnirnn.data.corpus import SPLITS, Corpus, builtin, cached, compact, penn_treebank, pieces
@@ -20,7 +20,7 @@ from dnirnn.tasks.char_lm.teachers import distillation_of, fingerprints
 from dnirnn.training.trainer import Trainer
 
 __all__ = [
-    "DATA", "DECAY", "EPOCHS", "FIGURES", "UNIT", "CharLMOptions", "Evaluation", "Options", "attach", "build",
+    "DATA", "DECAY", "EPOCHS", "FIGURES", "FOUND", "UNIT", "CharLMOptions", "Evaluation", "Options", "attach", "build",
     "builtin", "encode", "evaluate", "load_corpus", "penn_treebank", "restore", "sample", "subject",
 ]  # fmt: skip
 
@@ -35,6 +35,7 @@ DATA = {
     "split", "corpus", "data_dir", "valid_file", "test_file", "text", "dynamic", "dynamic_steps",
     "dynamic_rate", "dynamic_decay", "others",
 }  # fmt: skip
+FOUND = ("vocabulary", "corpus_sha256", "teachers_sha256")  # what it adds to a run's configuration
 Options = CharLMOptions
 
 

@@ -3,21 +3,16 @@
 import dataclasses
 from pathlib import Path
 
-from dnirnn.config.options import (
-    Checked,
-    EstimatorOptions,
-    NetworkOptions,
-    RunOptions,
-    TrainingOptions,
-    changed,
-    flag,
-    from_config,
-    option,
-)
+from dnirnn.config.network import NetworkOptions
+from dnirnn.config.saved import from_config
+from dnirnn.config.task import TaskOptions
+from dnirnn.estimators.base import EstimatorConfig
+from dnirnn.groups import OptionGroup
+from dnirnn.options import changed, flag, option
 
 
-@dataclasses.dataclass(frozen=True)
-class TextOptions(Checked):
+@dataclasses.dataclass(frozen=True, init=False)
+class TextOptions(OptionGroup):
     """text"""
 
     corpus: str = option(
@@ -52,8 +47,8 @@ class TextOptions(Checked):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class TeacherOptions(Checked):
+@dataclasses.dataclass(frozen=True, init=False)
+class TeacherOptions(OptionGroup):
     """teachers"""
 
     teachers: tuple = option(
@@ -61,7 +56,7 @@ class TeacherOptions(Checked):
         "run folders of char-lm, on the same symbols, whose mean prediction is learned too; their best"
         " weights are taken",
         "RUN",
-        many=True,
+        many=str,
         place=True,
     )
     teacher_weight: float = option(
@@ -126,22 +121,22 @@ class TeacherOptions(Checked):
             )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class CharLMOptions(
-    TextOptions, TeacherOptions, NetworkOptions, TrainingOptions, RunOptions
+    TextOptions, TeacherOptions, NetworkOptions, TaskOptions
 ):
-    lr: float = changed(TrainingOptions, "lr", 2e-3)
+    lr: float = changed(TaskOptions, "lr", default=2e-3)
     # On Penn Treebank's validation 1e-5 did best of 1e-4, 1e-5 and 1e-6, and there a linear
     # predictor better than one with a hidden layer: results/README.md.
-    estimator_hidden: tuple = changed(
-        EstimatorOptions, "estimator_hidden", ("linear",), shown="linear"
+    estimator: EstimatorConfig = changed(
+        NetworkOptions, "estimator", defaults={"estimator_hidden": ("linear",)}
     )
-    estimator_lr: float = changed(TrainingOptions, "estimator_lr", 1e-5)
+    estimator_lr: float = changed(TaskOptions, "estimator_lr", default=1e-5)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class WordLMOptions(CharLMOptions):
-    embedding: int = changed(TextOptions, "embedding", 256)
+    embedding: int = changed(TextOptions, "embedding", default=256)
     rarest: int = option(
         1,
         "words that the training text has less often are read as <unk>, which is then a word like any",

@@ -6,16 +6,16 @@ Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients,
 
 import torch
 
-from dnirnn.config.options import from_config, remembered
+from dnirnn.config.saved import from_config, remembered
 from dnirnn.config.task import Task
 from dnirnn.tasks.images.data import ImageStream, load, notice, resolve
 from dnirnn.tasks.images.figures import FIGURES, fidelity, measure, measurement
 from dnirnn.tasks.images.network import ImageModel, make, one_hot
-from dnirnn.tasks.images.options import ESTIMATORS, ImagesOptions
+from dnirnn.tasks.images.options import ImagesOptions
 from dnirnn.tasks.images.updates import attach
 
 __all__ = [
-    "DATA", "DECAY", "EPOCHS", "ESTIMATORS", "FIGURES", "UNIT", "ImageModel", "ImageStream",
+    "COMPARED", "DATA", "DECAY", "EPOCHS", "FIGURES", "FOUND", "UNIT", "ImageModel", "ImageStream",
     "ImagesOptions", "Options", "attach", "build", "evaluate", "fidelity", "folder_name", "make", "measure",
     "measurement", "network_line", "one_hot", "restore", "subject",
 ]  # fmt: skip
@@ -23,6 +23,8 @@ __all__ = [
 DECAY = "linear"  # of the learning rate over the budget
 UNIT, EPOCHS = "images", "epochs"
 DATA = {"split", "data_dir"}  # what `eval` may be told of it
+FOUND = ("shape", "images_sha256")  # what it adds to a run's configuration
+COMPARED = {"estimator": ("none", "zero", "dni", "cdni")}
 Options = ImagesOptions
 
 
@@ -58,9 +60,9 @@ def subject(options: ImagesOptions) -> str:
 
 def folder_name(options: ImagesOptions) -> str:
     network = f"{options.network}{options.layers}x{options.hidden}"
-    how = () if options.update == "lockstep" else (options.update,)
+    how = [] if options.update.name == "lockstep" else [options.update.name]
     return "-".join(
-        ("images", options.images, network, options.estimator, *how, f"seed{options.seed}")
+        ("images", options.images, network, options.estimator.name, *how, f"seed{options.seed}")
     )
 
 

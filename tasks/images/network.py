@@ -7,13 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn import (
-    ConvSyntheticGradient,
     Decoupled,
     GradientEstimator,
     Interface,
-    LeastSquares,
-    SyntheticGradient,
-    ZeroGradient,
 )
 from dnirnn.data import Batch
 from dnirnn.decoupled import Said
@@ -75,15 +71,15 @@ class ImageModel(nn.Module):
         self.parts, self.shape = nn.ModuleList(parts), shape
         self.truncated = Truncation(Cuts(estimators))
         self.synthetic_inputs = nn.ModuleList(synthetic_inputs)
-        self.through = options.estimator == "true"
+        self.through = options.estimator.name == "true"
         decoupled = Decoupled(
             parts,
             list(estimators),
             F.cross_entropy,
             [None] * len(parts),
             [None] * len(estimators),
-            update=options.update,
-            probability=options.update_probability,
+            update=options.update.name,
+            probability=options.update.update_probability,
             synthetic_inputs=synthetic_inputs or None,
             synthetic_input_optimizers=[None] * len(synthetic_inputs),
         )
@@ -178,33 +174,20 @@ def layers_of(options: ImagesOptions, shape: tuple[int, int, int]) -> list[nn.Se
     return [*found, nn.Sequential(nn.Flatten(), nn.Linear(hidden * height * width, CLASSES))]
 
 
-def make_estimator(options: ImagesOptions) -> GradientEstimator:
-    if options.estimator == "zero":
-        return ZeroGradient()
-    knobs = dict(scale=options.scale, discount=options.discount)
-    knobs["context_size"] = CLASSES if options.estimator == "cdni" else 0
-    if options.solved:
-        return LeastSquares(options.hidden, **knobs)
-    widths = tuple(width for width in options.estimator_hidden if width != "linear")
-    kind = ConvSyntheticGradient if options.network == "cnn" else SyntheticGradient
-    knobs.update(normalise=options.normalise, batch_norm=options.estimator_batch_norm)
-    return kind(options.hidden, widths, **knobs)
-
-
 def make(options: ImagesOptions, shape: tuple[int, int, int]) -> ImageModel:
     """The network for images of a shape, with its cuts."""
     layers = layers_of(options, shape)
     cuts = set(range(1, options.layers + 1)) if "every" in options.cuts else set(options.cuts)
-    if options.estimator == "none":
+    if options.estimator.name == "none":
         cuts = set()
     parts: list[nn.Module] = [nn.Sequential()]
     for place, layer in enumerate(layers, start=1):
         parts[-1].extend(layer)
         if place in cuts:
             parts.append(nn.Sequential())
-    estimators = [make_estimator(options) for _ in cuts]
+    estimators = [options.estimator.build(options.network, options.hidden) for _ in cuts]
     models = []
-    if options.synthetic_inputs:
+    if options.update.synthetic_inputs:
         pixels = math.prod(shape)
         models = [
             nn.Sequential(nn.Flatten(), nn.Linear(pixels, options.hidden), nn.ReLU())

@@ -1,27 +1,182 @@
 """The options of the images task: the pictures, the network and its cuts, training."""
 
 import dataclasses
-from typing import Any
+from typing import ClassVar
 
-from dnirnn.config.options import (
-    Checked,
-    RunOptions,
-    TrainingOptions,
-    changed,
-    flag,
-    number_or,
-    option,
+from dnirnn import (
+    ConvSyntheticGradient,
+    GradientEstimator,
+    LeastSquares,
+    SyntheticGradient,
+    ZeroGradient,
 )
-from dnirnn.decoupled import UPDATES
+from dnirnn.config.task import TaskOptions
+from dnirnn.groups import OptionGroup
+from dnirnn.options import Config, Registry, changed, choice, flag, option
 
 CLASSES = 10
 KERNEL = 5
-LEARNED = ("dni", "cdni", "true")
-ESTIMATORS = ("none", "zero", *LEARNED)
 
 
 @dataclasses.dataclass(frozen=True)
-class ImagesTaskOptions(Checked):
+class Cut(Config):
+    """What is sent back at a cut; one that --estimator names."""
+
+    registry: ClassVar[Registry] = Registry("estimator")
+    label: ClassVar[str]
+    fitted = descends = False
+
+    def build(self, network: str, size: int) -> GradientEstimator | None:
+        """Of layers of ``size`` units or channels; None: the network is not cut."""
+        return None
+
+
+class NoCut(Cut, name="none"):
+    """nothing is cut: backpropagation"""
+
+    label = "BPTT"
+
+
+class ZeroCut(Cut, name="zero"):
+    """nothing is sent back"""
+
+    label = "nothing sent back"
+
+    def build(self, network: str, size: int) -> GradientEstimator:
+        return ZeroGradient()
+
+
+@dataclasses.dataclass(frozen=True)
+class DNICut(Cut, name="dni"):
+    """what a predictor says"""
+
+    label = "DNI"
+    fitted = descends = True
+    context_size: ClassVar[int] = 0
+
+    estimator_hidden: tuple = option(
+        (), "widths, or channels, of the hidden layers of the predictor, or the word linear for none",
+        "UNITS", at_least=1, many=int, words=("linear",), shown="linear",
+    )  # fmt: skip
+    estimator_batch_norm: bool = option(
+        False, "the predictors' hidden layers are batch-normalised, as the paper's are"
+    )
+    solved: bool = option(
+        False,
+        "the predictors are linear and solved for by least squares; --estimator-lr has no part in"
+        " it; of an fcn",
+    )
+    scale: float = option(
+        1.0, "multiplies a synthetic gradient where it is sent back", at_least=0
+    )
+    discount: float = option(
+        1.0, "multiplies it where it enters the target of the predictor below", at_least=0
+    )
+    normalise: bool = option(
+        False,
+        "predict in units of the targets' running size, so that --estimator-lr means the same"
+        " whatever it is",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.estimator_batch_norm and not self.widths:
+            raise ValueError("--estimator-batch-norm takes hidden layers: --estimator-hidden UNITS ...")
+        if self.solved and self.widths:
+            raise ValueError("--solved goes with linear predictors of an fcn only")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return () if self.estimator_hidden == ("linear",) else self.estimator_hidden
+
+    def build(self, network: str, size: int) -> GradientEstimator:
+        knobs = dict(scale=self.scale, discount=self.discount, context_size=self.context_size)
+        if self.solved:
+            return LeastSquares(size, **knobs)
+        kind = ConvSyntheticGradient if network == "cnn" else SyntheticGradient
+        knobs.update(normalise=self.normalise, batch_norm=self.estimator_batch_norm)
+        return kind(size, self.widths, **knobs)
+
+
+class CDNICut(DNICut, name="cdni"):
+    """what a predictor says that is told the label"""
+
+    label = "cDNI"
+    context_size = CLASSES
+
+
+class TrueCut(DNICut, name="true"):
+    """the true gradient, to which a predictor is fitted that is not used"""
+
+    label = "true gradient"
+
+
+@dataclasses.dataclass(frozen=True)
+class Order(Config):
+    """When what is between two cuts is updated; one that --update names."""
+
+    registry: ClassVar[Registry] = Registry("update")
+    update_probability: ClassVar[float] = 1.0
+    synthetic_inputs: ClassVar[bool] = False
+
+
+class Lockstep(Order, name="lockstep"):
+    """all after the loss"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unlocked(Order, name="unlocked"):
+    """each right after its own forward pass"""
+
+    synthetic_inputs: bool = option(
+        False,
+        "a model beside each cut predicts from the image what the part below it will say, and is"
+        " what the part above it reads in training",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Random(Unlocked, name="random"):
+    """in an order drawn anew at each batch, on what the part below last said"""
+
+    update_probability: float = option(
+        1.0, "that a part is updated at a batch", "PROBABILITY", above=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.update_probability > 1:
+            raise ValueError(
+                f"--update-probability must be at most 1; got {self.update_probability}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharing(Config):
+    """What torchrun's processes share; one that --parallel names."""
+
+    registry: ClassVar[Registry] = Registry("parallel")
+
+
+class DataParallel(Sharing, name="data"):
+    """the rows of a batch (not with batch norm, which all layers here have)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoupledParallel(Sharing, name="decoupled"):
+    """the layers: each process holds some of those between cuts, steps on what a predictor says, and does not wait for those above it"""
+
+    staleness: int = option(
+        1,
+        "batches that the targets of the predictor between two processes may be behind; with more of"
+        " them missing the lower one waits",
+        "BATCHES",
+        at_least=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class ImagesTaskOptions(OptionGroup):
     """images"""
 
     images: str = option(
@@ -37,8 +192,8 @@ class ImagesTaskOptions(Checked):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class FeedForwardOptions(Checked):
+@dataclasses.dataclass(frozen=True, init=False)
+class FeedForwardOptions(OptionGroup):
     """network"""
 
     network: str = option(
@@ -52,133 +207,39 @@ class FeedForwardOptions(Checked):
         None, "units, or channels, of a layer", "UNITS", at_least=1, shown="256; 64 in a cnn"
     )
     cuts: tuple = option(
-        ("every",),
-        "the layers above which it is cut, from 1, or the word every",
-        "LAYERS",
-        at_least=1,
-        parse=number_or("every"),
-        many=True,
-        shown="every",
-    )
-    estimator: str = option(
-        "dni",
-        "what is sent back at a cut: none, it is not cut: backpropagation; zero, nothing; dni, what"
-        " a predictor says; cdni, of a predictor that is told the label; true, the true gradient, to"
-        " which a predictor is fitted that is not used",
-        choices=ESTIMATORS,
-    )
-    estimator_hidden: tuple = option(
-        (),
-        "widths, or channels, of the hidden layers of the predictor, or the word linear for none",
-        "UNITS",
-        at_least=1,
-        parse=number_or("linear"),
-        many=True,
-        shown="linear",
-        where=("estimator", LEARNED),
-    )
-    estimator_batch_norm: bool = option(
-        False,
-        "the predictors' hidden layers are batch-normalised, as the paper's are",
-        where=("estimator", LEARNED),
-    )
-    solved: bool = option(
-        False,
-        "the predictors are linear and solved for by least squares; --estimator-lr has no part in"
-        " it; of an fcn",
-        where=("estimator", LEARNED),
-    )
-    scale: float = option(
-        1.0, "multiplies a synthetic gradient where it is sent back", at_least=0,
-        where=("estimator", LEARNED),
-    )
-    discount: float = option(
-        1.0, "multiplies it where it enters the target of the predictor below", at_least=0,
-        where=("estimator", LEARNED),
-    )
-    normalise: bool = option(
-        False,
-        "predict in units of the targets' running size, so that --estimator-lr means the same"
-        " whatever it is",
-        where=("estimator", LEARNED),
-    )
-    warm_up: int = option(
-        0, "updates in which nothing is cut and the predictors are fitted to the true gradients",
-        "UPDATES", at_least=0, where=("estimator", LEARNED),
-    )
-    blend: int = option(
-        0, "updates after them over which what is sent back rises from nothing to the whole",
-        "UPDATES", at_least=0, where=("estimator", LEARNED),
-    )
-    update: str = option(
-        "lockstep",
-        "when what is between two cuts is updated: lockstep, all after the loss; unlocked, each"
-        " right after its own forward pass; random, in an order drawn anew at each batch, on what"
-        " the part below last said",
-        choices=UPDATES,
-    )
-    update_probability: float = option(
-        1.0, "that a part is updated at a batch", "PROBABILITY", above=0,
-        where=("update", ("random",)),
-    )
-    parallel: str = option(
-        "data",
-        "what torchrun's processes share: data, the rows of a batch (not with batch norm, which all"
-        " layers here have); decoupled, the layers: each process holds some of those between cuts,"
-        " steps on what a predictor says, and does not wait for those above it",
-        choices=("data", "decoupled"),
-    )
-    staleness: int = option(
-        1,
-        "batches that the targets of the predictor between two processes may be behind; with more of"
-        " them missing the lower one waits",
-        "BATCHES",
-        at_least=0,
-        where=("parallel", ("decoupled",)),
-    )
-    synthetic_inputs: bool = option(
-        False,
-        "a model beside each cut predicts from the image what the part below it will say, and is"
-        " what the part above it reads in training",
-        where=("update", ("unlocked", "random")),
-    )
-    fidelity_every: int | None = option(
-        None,
-        "training images between two comparisons of what each predictor says with the true gradient",
-        "IMAGES",
-        at_least=1,
-        shown="never",
-        where=("estimator", LEARNED),
-    )
-
-
-def of_estimators(name: str) -> Any:
-    """The training option of that name, for the estimators that there are here."""
-    field = TrainingOptions.__dataclass_fields__[name]
-    metadata = {**field.metadata, "where": ("estimator", LEARNED)}
-    return dataclasses.field(default=field.default, metadata=metadata)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImagesOptions(ImagesTaskOptions, FeedForwardOptions, TrainingOptions, RunOptions):
-    batch: int = changed(TrainingOptions, "batch", 256)
-    clip: float = changed(TrainingOptions, "clip", 0.0)
-    lr: float = changed(TrainingOptions, "lr", 3e-4)
-    estimator_lr: float = dataclasses.field(
-        default=1e-3,
-        metadata={**TrainingOptions.__dataclass_fields__["estimator_lr"].metadata,
-                  "where": ("estimator", LEARNED)},
+        ("every",), "the layers above which it is cut, from 1, or the word every", "LAYERS",
+        at_least=1, many=int, words=("every",),
     )  # fmt: skip
-    estimator_optimizer: str = of_estimators("estimator_optimizer")
-    estimator_optimizer_options: tuple = of_estimators("estimator_optimizer_options")
-    estimator_clip: float = of_estimators("estimator_clip")
-    estimator_lift: float = of_estimators("estimator_lift")
-    evaluate_every: int = changed(TrainingOptions, "evaluate_every", 275_000)
+    estimator: Cut = choice(Cut.registry, "dni", "what is sent back at a cut")
+    update: Order = choice(
+        Order.registry, "lockstep", "when what is between two cuts is updated"
+    )
+    parallel: Sharing = choice(Sharing.registry, "data", "what torchrun's processes share")
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class ImagesOptions(ImagesTaskOptions, FeedForwardOptions, TaskOptions):
+    batch: int = changed(TaskOptions, "batch", default=256)
+    clip: float | None = changed(TaskOptions, "clip", default=0.0)
+    lr: float = changed(TaskOptions, "lr", default=3e-4)
+    estimator_lr: float = changed(TaskOptions, "estimator_lr", default=1e-3)
+    evaluate_every: int | None = changed(TaskOptions, "evaluate_every", default=275_000)
+    warm_up: int = changed(
+        TaskOptions, "warm_up",
+        help="updates in which nothing is cut and the predictors are fitted to the true gradients",
+    )  # fmt: skip
+    blend: int = changed(
+        TaskOptions, "blend",
+        help="updates after them over which what is sent back rises from nothing to the whole",
+    )  # fmt: skip
+    fidelity_every: int | None = changed(
+        TaskOptions, "fidelity_every", unit="IMAGES",
+        help="training images between two comparisons of what each predictor says with the true"
+        " gradient",
+    )  # fmt: skip
 
     # An image is a sequence of one step.
     truncation = 1
-    parameters = None
-    fidelity_lookahead = None
 
     @property
     def core(self) -> str:
@@ -188,33 +249,26 @@ class ImagesOptions(ImagesTaskOptions, FeedForwardOptions, TrainingOptions, RunO
         super().__post_init__()
         if self.hidden is None:
             object.__setattr__(self, "hidden", 64 if self.network == "cnn" else 256)
-        if self.update_steps is not None:
-            raise ValueError(f"--update-steps goes with tasks of time; got {self.update_steps}")
-        if self.update_probability > 1:
-            raise ValueError(
-                f"--update-probability must be at most 1; got {self.update_probability}"
-            )
         if "every" not in self.cuts and max(self.cuts) > self.layers:
             raise ValueError(f"--cuts must be of layers 1 to {self.layers}; got {max(self.cuts)}")
-        if self.parallel == "decoupled" and self.update != "lockstep":
-            raise ValueError(f"--parallel decoupled updates in its own way: no --update {self.update}")
-        if self.update != "lockstep" or self.parallel == "decoupled":
-            how = "--update lockstep"
-            how += " in one process" if self.parallel == "decoupled" else ""
+        decoupled, update = self.parallel.name == "decoupled", self.update.name
+        if decoupled and update != "lockstep":
+            raise ValueError(f"--parallel decoupled updates in its own way: no --update {update}")
+        if decoupled or update != "lockstep":
+            how = "--update lockstep in one process" if decoupled else "--update lockstep"
             for name in ("warm_up", "blend", "micro_batch", "clip", "lift", "estimator_clip",
                          "estimator_lift"):  # fmt: skip
                 if getattr(self, name):
                     raise ValueError(f"{flag(name)} goes with {how} only")
-            if self.estimator in ("none", "true"):
-                way = "--parallel decoupled" if self.parallel == "decoupled" else f"--update {self.update}"
+            if self.estimator.name in ("none", "true"):
+                way = "--parallel decoupled" if decoupled else f"--update {update}"
                 raise ValueError(
                     f"{way} needs cuts: --estimator zero, dni or cdni; got {self.estimator}"
                 )
-        if self.estimator_batch_norm and self.estimator_hidden in ((), ("linear",)):
-            raise ValueError("--estimator-batch-norm takes hidden layers: --estimator-hidden UNITS ...")
-        if self.solved and (self.network == "cnn" or self.estimator_hidden not in ((), ("linear",))):
-            raise ValueError("--solved goes with linear predictors of an fcn only")
-        if self.synthetic_inputs and self.network == "cnn":
-            raise ValueError("--synthetic-inputs goes with --network fcn only")
+        if self.network == "cnn":
+            if getattr(self.estimator, "solved", False):
+                raise ValueError("--solved goes with linear predictors of an fcn only")
+            if self.update.synthetic_inputs:
+                raise ValueError("--synthetic-inputs goes with --network fcn only")
         if self.data_dir is not None and self.images == "builtin":
             raise ValueError("--data-dir goes with --images mnist, cifar10 only; got builtin")

@@ -124,12 +124,12 @@ def attach(trainer: Trainer, options: ImagesOptions) -> None:
 
     An optimizer steps what has a gradient: one serves all parts, each in its turn.
     """
-    if options.parallel == "decoupled":
+    if options.parallel.name == "decoupled":
         if not isinstance(trainer.ranks, PartRanks):
             raise ValueError("--parallel decoupled takes several processes: start it with torchrun")
         trainer.updater = ParallelUpdater(trainer, options.staleness)
         return
-    if options.update == "lockstep":
+    if options.update.name == "lockstep":
         return
     decoupled = trainer.model.decoupled
     optimizers = [*trainer.optimizers, None][:2]

@@ -1,13 +1,16 @@
 """WeightDrop: a core whose hidden-to-hidden weights lose elements while training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from dnirnn.checks import check_probabilities, shown
-from dnirnn.core import Core, check_core, resets_to, step, unroll
+from dnirnn.core import Core, CoreConfig, check_core, resets_to, step, unroll
 from dnirnn.masks import Masks, draw_masks
+from dnirnn.options import option
 from dnirnn.unroll import Chunks, Unrolled
 
 
@@ -112,3 +115,28 @@ class Call(nn.Module):
         if method == "step":
             return step(self.core, *arguments)
         return unroll(self.core, *arguments)
+
+
+@dataclass(frozen=True)
+class DroppedConfig(CoreConfig):
+    """A core that may be in a WeightDrop."""
+
+    weight_drop: float = option(
+        0.0, "fraction of the hidden-to-hidden weights that training drops for a whole sequence",
+        "FRACTION", at_least=0, below=1,
+    )  # fmt: skip
+
+    def dropped(self, core: Core) -> Core:
+        return WeightDrop(core, self.weight_drop) if self.weight_drop else core
+
+
+@dataclass(frozen=True)
+class LayeredConfig(DroppedConfig):
+    """kind(input_size, hidden, layers)."""
+
+    kind: ClassVar[Callable[[int, int, int], Core]]
+
+    layers: int = option(1, "recurrent layers, one on the other", "LAYERS", at_least=1)
+
+    def build(self, input_size: int) -> Core:
+        return self.dropped(type(self).kind(input_size, self.hidden, self.layers))
