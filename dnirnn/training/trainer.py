@@ -297,6 +297,8 @@ class Trainer:
             self.evaluation.measure_fidelity()
         better = self.run_evaluation() if evaluating else False
         stopped = stopped or self.budget.reached(now)
+        if self.ranks.size == 1:  # a signal that came since the update; of several, after the next
+            self.agree()
         asked = self.asked
         if better or stopped is not None or asked is not None or self.due:
             self.save()
