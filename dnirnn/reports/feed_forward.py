@@ -56,17 +56,20 @@ LABELS = {
 }
 STYLES = {"none": "--", "zero": ":", "dni": "-", "cdni": "-."}
 # The tables to edit: what serves each arm best, of what was tried.
+DNI: dict[str, Any] = dict(
+    estimator="dni", estimator_hidden=(512,), estimator_batch_norm=True, estimator_lr=1e-3, lr=1e-4
+)
 ARMS: dict[str, dict[str, Any]] = {
     "zero": dict(estimator="zero"),
     "none": dict(estimator="none"),
-    "dni": dict(estimator="dni", lr=1e-4),
+    "dni": DNI,
     "cdni": dict(estimator="cdni"),
 }
 PROBABILITIES = (1.0, 0.5, 0.1, 0.05)
 CHAIN = dict(layers=8, cuts=(1, 4, 6))  # layers 0, 3 and 5, counted from 0
 CHAIN_ARMS: dict[str, dict[str, Any]] = {
-    "dni": dict(estimator="dni", lr=1e-4),
-    "dni-warm-up": dict(estimator="dni", lr=1e-4, warm_up=500),
+    "dni": DNI,
+    "dni-warm-up": dict(DNI, warm_up=500),
     "cdni": dict(estimator="cdni"),
     "cdni-warm-up": dict(estimator="cdni", warm_up=500),
     "true": dict(estimator="true"),
@@ -92,6 +95,13 @@ class Section(NamedTuple):
 
 def updates_of(images: str, epochs: float, batch: int) -> int:
     return max(1, round(epochs * (IMAGES[images] // batch)))
+
+
+def arm_of(arm: dict[str, Any], network: str) -> dict[str, Any]:
+    """Of a cnn, whose predictors are convolutions, the hidden layers count channels: as many as its own."""
+    if network == "cnn" and "estimator_hidden" in arm:
+        return {**arm, "estimator_hidden": (64,)}
+    return arm
 
 
 def plan(
@@ -135,7 +145,7 @@ def plan(
         runs = {
             (name, str(layers), seed): run(
                 f"{images}-{network}{layers}-{name}", images, seed, passes,
-                network=network, layers=layers, **arm,
+                network=network, layers=layers, **arm_of(arm, network),
             )
             for layers in depths for name, arm in ARMS.items() for seed in seeds
         }  # fmt: skip
