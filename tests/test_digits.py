@@ -221,7 +221,7 @@ def test_train_and_eval(tmp_path, capsys):
     assert f"test, counts of 3s right: {result['test']['test_threes']:.3f}" in said
     assert main(["eval", folder, "--split", "valid"]) == 0
     assert f"valid, counts of 3s right: {result['best']['threes']:.3f}" in capsys.readouterr().out
-    refused(capsys, ["eval", folder, "--corpus", "x"], "--corpus goes with char-lm runs only")
+    refused(capsys, ["eval", folder, "--corpus", "x"], "--corpus goes with char-lm and word-lm runs only")
     refused(capsys, ["eval", folder, "--data-dir", "x"], "--data-dir goes with --digits mnist only")
     refused(capsys, ["sample", folder], "sample needs a char-lm run")
 

@@ -148,8 +148,8 @@ def test_learns_from_correlated_units_what_descent_does_not():
         ({"forgetting": 1.0}, "forgetting must be below 1; got 1.0"),
         ({"forgetting": -0.1}, "forgetting must be finite and not negative; got -0.1"),
         ({"ridge": 0}, "ridge must be above 0; got 0"),
-        ({"solve_every": 0}, "solve_every must be at least 1, an int; got 0"),
-        ({"state_size": 0}, "state_size must be at least 1, an int; got 0"),
+        ({"solve_every": 0}, "solve_every must be an int of at least 1; got 0"),
+        ({"state_size": 0}, "state_size must be an int of at least 1; got 0"),
         ({"dense": True, "trace_decay": 0.5}, "dense targets have no trace_decay; got 0.5"),
     ],
 )

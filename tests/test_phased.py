@@ -167,8 +167,8 @@ def test_bfloat16_keeps_a_float32_state(autocast):
         (dict(periods=(0.0, 3.0)), "periods must be"),
         (dict(periods=(3.0, 2.0)), "periods must be"),
         (dict(periods=(1.0, math.inf)), "periods must be"),
-        (dict(open_ratio=0.0), "open_ratio must be in"),
-        (dict(open_ratio=1.5), "open_ratio must be in"),
+        (dict(open_ratio=0.0), "open_ratio must be"),
+        (dict(open_ratio=1.5), "open_ratio must be"),
         (dict(leak=-0.1), "leak must be"),
     ],
 )
@@ -179,5 +179,5 @@ def test_what_does_not_fit_is_named(options, named):
 
 @pytest.mark.parametrize(("sizes", "named"), [((0, 3), "input_size"), ((3, 0), "hidden_size")])
 def test_a_size_below_one_is_named(sizes, named):
-    with pytest.raises(ValueError, match=f"{named} must be at least 1; got 0"):
+    with pytest.raises(ValueError, match=f"{named} must be an int of at least 1; got 0"):
         PhasedLSTM(*sizes)

@@ -29,7 +29,8 @@ def both(kind, steps, batch, inputs, hidden, layers=1, seed=0, dtype=torch.float
     module = theirs(inputs, hidden, layers).to(dtype)
     module.load_state_dict(core.module.state_dict())
     x = torch.randn(steps, batch, inputs).to(dtype)
-    state = torch.randn(batch, layers * hidden).to(dtype)
+    # A state is float32 at least.
+    state = torch.randn(batch, layers * hidden).to(torch.promote_types(dtype, torch.float32))
     grads = torch.randn(steps, batch, hidden).to(dtype), torch.randn_like(state)
 
     def run(core):
