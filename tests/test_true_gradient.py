@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_refused():
     truncated = Truncated(core, 2, oracle)
     output, _, (cut,) = truncated(x, state)
     for options, says in (
-        (dict(lookahead=0), "lookahead must be at least 1"),
+        (dict(lookahead=0), "lookahead must be an int of at least 1"),
         (dict(discount=-1.0), "discount must be finite"),
     ):
         with pytest.raises(ValueError, match=says):
