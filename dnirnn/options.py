@@ -150,15 +150,16 @@ def check(name: str, value: Any, field: Field) -> None:
         return
     if tuple in kinds:
         if rule["many"] is key_value:
-            pairs = value.items() if isinstance(value, dict) else value
-            if isinstance(pairs, str) or not all(isinstance(p, tuple) and len(p) == 2 for p in pairs):
+            pairs = tuple(value.items()) if isinstance(value, dict) else value
+            if not isinstance(pairs, tuple) or not all(isinstance(p, tuple) and len(p) == 2 for p in pairs):
                 raise ValueError(f"{name} must be pairs of a name and a value; got {value!r}")
             return
         if not isinstance(value, tuple):
             raise ValueError(f"{name} must be a list; got {value!r}")
-        kinds = (rule["many"], *([str] if rule["words"] else []))
-    for one in value if isinstance(value, tuple) else (value,):
-        check_one(name, one, rule, kinds)
+        for one in value:
+            check_one(name, one, rule, (rule["many"], *([str] if rule["words"] else [])))
+        return
+    check_one(name, value, rule, kinds)
 
 
 def check_one(name: str, value: Any, rule: Mapping, kinds: tuple) -> None:

@@ -326,12 +326,16 @@ CALLS = {
              "patience"), [size for size in SIZE if size is not None],
         )
         | dict.fromkeys(
-            ("minutes", "symbols", "clip", "estimator_clip", "lift", "estimator_lift", "checkpoint_seconds"),
+            ("minutes", "symbols", "checkpoint_seconds"),
             [0, *(value for value in AMOUNT if value not in (None, math.inf))],
+        )
+        | dict.fromkeys(
+            ("clip", "estimator_clip", "lift", "estimator_lift"),
+            [value for value in AMOUNT if value not in (None, math.inf)],
         )
         | dict.fromkeys(("lr", "estimator_lr"), [0, *AMOUNT])
         | dict.fromkeys(("warm_up", "blend", "lr_warm_up"), COUNT)
-        | dict.fromkeys(("options", "estimator_options", "schedule_options"), [None, 3, "lr", [1]])
+        | dict.fromkeys(("optimizer_options", "estimator_optimizer_options", "schedule_options"), [None, 3, "lr", [1]])
         | dict.fromkeys(("optimizer", "estimator_optimizer"), WORD)
         | dict.fromkeys(("schedule", "decay"), [word for word in WORD if word is not None])
         | dict(seed=COUNT, tensorboard=FLAG, average=[0, 1.0, *AMOUNT[:-4], True, [1.0], 1j]),
