@@ -108,7 +108,8 @@ def test_window_by_window_too(build, problem, where):
         loss, interfaces = call(core, oracle, problem.truncation, window)
         backward(loss, interfaces)
         state, t0 = interfaces[0].end[-1].detach(), t0 + end - begin
-    assert_close(gradients(core), expected)
+    # A layer norm of one unit divides by the root of its epsilon alone: it magnifies rounding.
+    assert_close(gradients(core), expected, 1e-9)
 
 
 def test_of_a_sequence_model():
