@@ -35,3 +35,7 @@ class Budget:
                 return name
         patient = self.patience is None or progress.evaluations_since_best < self.patience
         return None if patient else "patience"
+
+
+def is_due(every: int | None, update: int) -> bool:
+    return every is not None and update % every == 0

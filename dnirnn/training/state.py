@@ -92,6 +92,16 @@ class Mark(NamedTuple):
     rates: tuple[list[dict], dict | None]
 
 
+class Made(NamedTuple):
+    """An update that was made, and not yet read: from where, of what batch, in how many seconds."""
+
+    mark: Mark
+    steps: int
+    targets: int
+    final: bool
+    seconds: float
+
+
 class TrainingState:
     """The model, its rates, the stream, how far they are: one state, to be saved and set again.
 

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from dnirnn.device import find_device, own_stream
 from dnirnn.distributed import Ranks
 from dnirnn.masks import draw_masks
 from dnirnn.model import SequenceModel
-from dnirnn.training.budget import Budget
+from dnirnn.training.budget import Budget, is_due
 from dnirnn.training.config import TrainerConfig
 from dnirnn.training.evaluation import Evaluation
 from dnirnn.training.feed import draw_steps, look_ahead, looks_ahead, read_on
@@ -48,7 +47,7 @@ from dnirnn.training.run_folder import (
 )
 from dnirnn.training.saver import Saver
 from dnirnn.training.signals import Interrupted, interruptible
-from dnirnn.training.state import SEQUENCE, Mark, TrainingState, bits_of
+from dnirnn.training.state import SEQUENCE, Made, TrainingState, bits_of
 from dnirnn.training.updater import TOLD, CUDAGraphs, Updater
 
 __all__ = [
@@ -59,16 +58,6 @@ __all__ = [
 
 # Updates that a device is let run ahead of the host, however rarely it logs.
 AHEAD = 1024
-
-
-class Made(NamedTuple):
-    """An update that was made, and not yet read: from where, of what batch, in how many seconds."""
-
-    mark: Mark
-    steps: int
-    targets: int
-    final: bool
-    seconds: float
 
 
 class Trainer:
@@ -408,7 +397,3 @@ class Trainer:
         result = self.ranks.from_first(lambda: self.saver.write_result(result, test))
         self.model.eval()
         return result
-
-
-def is_due(every: int | None, update: int) -> bool:
-    return every is not None and update % every == 0
