@@ -96,7 +96,8 @@ def test_every_run_of_every_recipe_can_be_made(table, budget):
     names = [column.name for column in columns(recipe)]
     assert len(set(names)) == len(names) and recipe.baseline in recipe.arms
     for column in columns(recipe):
-        options = options_of(recipe, column, hidden=4, seed=3, lr=0.25)
+        size = dict(hidden=4) if "parameters" not in column.arm.changes else dict(parameters=20_000)
+        options = options_of(recipe, column, **size, seed=3, lr=0.25)
         early = column.decay == "none" and recipe.options.patience is not None
         assert (options.patience is not None) == early
         assert (options.seed, options.lr, options.truncation) == (3, 0.25, column.truncation)
@@ -121,7 +122,6 @@ def test_arms_of_a_table_differ(table, tmp_path):
     rates = Rates({}, {})
     made = [reproduce.planned_run(recipe, one, 0, tmp_path, rates) for one in column]
     made = [(run.options, run.processes) for run in made]
-    assert len(made) == len(recipe.arms) * len(recipe.decays)
     assert all(a != b for i, a in enumerate(made) for b in made[:i])
 
 

@@ -77,16 +77,16 @@ def test_workers_that_teach_each_other_are_processes_of_their_own(
 def test_threads_are_shared_among_the_processes_of_a_run(tmp_path):
     recipe = RECIPES["codistill"]("cpu")
     recipe = dataclasses.replace(recipe, options=recipe.options.but(threads=2))
-    made = {
+    planned = {
         arm.name: reproduce.planned_run(recipe, Column(arm, 40, "none"), 0, tmp_path, Rates({}, {}))
         for arm in recipe.arms
     }
-    threads = {name: (run.processes, run.options.threads) for name, run in made.items()}
+    threads = {name: (run.processes, run.options.threads) for name, run in planned.items()}
     assert threads["codistilled"] == threads["parallel"] == (2, 1)
     assert threads["double"] == threads["alone"] == (1, 2)
-    command = runs.command_of(made["parallel"], "CHILD", "HERE", ["train"])
+    command = runs.command_of(planned["parallel"], "CHILD", "HERE", ["train"])
     assert command[3:8] == ["HERE", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    assert runs.command_of(made["alone"], "CHILD", "HERE", ["train"])[2:] == ["CHILD", "HERE", "dnirnn", "train"]
+    assert runs.command_of(planned["alone"], "CHILD", "HERE", ["train"])[2:] == ["CHILD", "HERE", "dnirnn", "train"]
 
 
 def test_micro_batches_take_the_rate_of_their_batch(tmp_path):

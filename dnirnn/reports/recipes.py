@@ -325,7 +325,7 @@ def options_of(recipe: Recipe, column: Column, **changes: Any) -> Any:
                 if arm.chunks
                 else arm.changes.get("update_steps", options.update_steps)
             ),
-            "decay": column.decay,
+            "decay": arm.changes.get("decay", column.decay),
             # A rate that falls has its best model at the end.
             "patience": options.patience if column.decay == "none" else None,
             "quiet": True,

@@ -312,7 +312,9 @@ def write_table(path: Path, recipe: Recipe, tables: Sequence[Table]) -> None:
 def draw(recipe: Recipe, traces: Sequence[Trace], path: Path, notice: str) -> None:
     """Curves: a row for each group that is measured together, or for each decay."""
     shown = figure_of(recipe, recipe.figure)
-    styles = {arm.name: STYLES[i % len(STYLES)] for i, arm in enumerate(recipe.arms)}
+    # There are more colours than styles.
+    arms, truncations = [arm.name for arm in recipe.arms], list(recipe.truncations)
+    by_arm = len(arms) <= len(STYLES)
     rows: dict[str, list[plots.Curve]] = {}
     for trace in traces:
         arm, truncation, decay = trace.column
@@ -322,7 +324,9 @@ def draw(recipe: Recipe, traces: Sequence[Trace], path: Path, notice: str) -> No
             rows.setdefault(f"T = {truncation}", []).append(curve)
         else:
             name = f"{arm.label} {truncation}"
-            curve = plots.Curve(name, str(truncation), styles[arm.name], trace.curve)
+            place = arms.index(arm.name) if by_arm else truncations.index(truncation)
+            colour = str(truncation) if by_arm else arm.label
+            curve = plots.Curve(name, colour, STYLES[place % len(STYLES)], trace.curve)
             rows.setdefault(DECAYS[decay], []).append(curve)
     title = f"{recipe.title}: {described(recipe.options)}; {notice.split(' (')[0]}"
     plots.learning_curves(rows, path, shown.label, recipe.data, title, shown.lower_is_better)
