@@ -5,6 +5,7 @@ TASKS = {
     "word-lm": "dnirnn.tasks.word_lm",
     "copy": "dnirnn.tasks.copy",
     "repeat-copy": "dnirnn.tasks.repeat_copy",
+    "copy-memory": "dnirnn.tasks.copy_memory",
     "adding": "dnirnn.tasks.adding",
     "digits": "dnirnn.tasks.digits",
     "images": "dnirnn.tasks.images",

@@ -53,21 +53,21 @@ def make_task(
     targets: int,
     notice: str,
     steps: int,
-    nats: float = 1.0,
     found: dict[str, Any] | None = None,
 ) -> Task:
     """The task of these parts.
 
     held_out: whole sequences of a seed, VALIDATION or TEST. loss: which of the sums is to be made
-        small; nats: what one of its unit is in nats, as the trainer has it. targets: of a whole
-        sequence; steps: of it.
+        small. targets: of a whole sequence, those that count; steps: of it. found: what goes into the
+        run's configuration beside the options.
     """
     taken = steps_per_update(options)
     tested = partial(measure, sums=sums)
 
     def evaluate(model: SequenceModel) -> dict[str, float]:
         of = tested(model, held_out(VALIDATION))
-        return {"bits": of[loss] * nats / math.log(2), **of}
+        # As the trainer has it, which reads the loss as nats.
+        return {"bits": of[loss] / math.log(2), **of}
 
     def test(model: SequenceModel) -> dict[str, float]:
         return {f"test_{key}": value for key, value in tested(model, held_out(TEST)).items()}
