@@ -7,6 +7,7 @@ TASKS = {
     "repeat-copy": "dnirnn.tasks.repeat_copy",
     "copy-memory": "dnirnn.tasks.copy_memory",
     "adding": "dnirnn.tasks.adding",
+    "pixels": "dnirnn.tasks.pixels",
     "digits": "dnirnn.tasks.digits",
     "images": "dnirnn.tasks.images",
 }
