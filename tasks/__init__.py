@@ -8,6 +8,7 @@ TASKS = {
     "copy-memory": "dnirnn.tasks.copy_memory",
     "adding": "dnirnn.tasks.adding",
     "pixels": "dnirnn.tasks.pixels",
+    "signal": "dnirnn.tasks.signal",
     "digits": "dnirnn.tasks.digits",
     "images": "dnirnn.tasks.images",
 }
