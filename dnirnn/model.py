@@ -110,12 +110,16 @@ class SequenceModel(nn.Module):
             context = self.context(batch, encoded)
         inputs = self.dropout(encoded)
         outputs, state, interfaces = self.truncated(
-            inputs, state, t0, batch.final, context=context
+            inputs, state, self.clock(batch, t0), batch.final, context=context
         )
         logits = self.readout(self.dropout(outputs))
         soft = () if batch.soft is None else (batch.soft,)
         nats = self.loss(logits, batch.y, *soft)
         return (nats if batch.weight is None else nats * batch.weight), state, interfaces
+
+    def clock(self, batch: Batch, t0: int | Tensor | None) -> int | Tensor | None:
+        """The t0 of a batch's core: ``t0``, or, where it takes them, the times that the batch has."""
+        return batch.times if batch.times is not None and self.truncated.core.takes_times else t0
 
     def context(self, batch: Batch, encoded: Tensor) -> Tensor:
         """[T + 1, B, R C]: what an estimator that needs a context is told of the next R steps.

@@ -13,14 +13,13 @@ from dnirnn.core import (
     charging,
     check_core,
     check_inputs,
-    check_t0,
     keep_t,
     known_t,
     unroll,
 )
 from dnirnn.estimators import GradientEstimator, ZeroGradient
 from dnirnn.interface import Interface, asked, guard, make_probe
-from dnirnn.unroll import Chunks, Unrolled
+from dnirnn.unroll import Chunks, Unrolled, check_t0
 
 COMPILED = (
     "a Truncated with an estimator can't be captured whole: its probes require a gradient, which"
@@ -108,7 +107,9 @@ class Truncated(nn.Module):
             (a learned initial state, what an encoder said), it gets what the first chunk sends back.
         t0: steps since the sequence's start at the first step, an int or a LongTensor [B]. None: as
             the state knows it, an ``initial_state`` or what the call before returned; it matters to
-            cores that read the time alone, which warn where the state does not know, and take 0.
+            cores that read the time alone, which warn where the state does not know, and take 0. Or,
+            to a core that ``takes_times`` (:class:`dnirnn.PhasedLSTM`), the time of every step, a float
+            tensor [T, B]: give it to every call then.
         final: True, or a bool tensor [B]: the sequence really ends with this call (not merely its
             window), so nothing comes back from beyond it.
         reset: bool [T, B]: a new sequence starts in that row at that step. The state becomes the
@@ -153,7 +154,7 @@ class Truncated(nn.Module):
         if t0 is None:
             t0 = known_t(core, state)
         else:
-            check_t0(t0, batch)
+            check_t0(core, t0, steps, batch)
         if self.open_cuts == 0 and torch.is_grad_enabled() and steps > self.truncation:
             raise ValueError(
                 f"x must have one chunk of {self.truncation} steps with open_cuts=0; got {steps}"
