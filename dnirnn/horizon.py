@@ -10,6 +10,7 @@ from dnirnn.data import Batch
 from dnirnn.estimators import GradientEstimator, ZeroGradient
 from dnirnn.model import SequenceModel
 from dnirnn.true_gradient import TrueGradient, by_lookahead
+from dnirnn.truncated import cut_otherwise
 
 
 class Reach(NamedTuple):
@@ -141,14 +142,8 @@ def cut_every(
     model: SequenceModel, batch: Batch, truncation: int, estimator: GradientEstimator
 ) -> tuple[Tensor, list]:
     """(nats, interfaces) of a batch from the initial state, with other cuts than the model's own."""
-    truncated = model.truncated
-    own = truncated.truncation, truncated.estimator, truncated.open_cuts
-    try:
-        truncated.truncation, truncated.estimator = truncation, estimator
-        truncated.open_cuts = None
+    with cut_otherwise(model.truncated, estimator, truncation):
         nats, _, interfaces = model(batch, model.initial_state(batch.x.shape[1]))
-    finally:
-        truncated.truncation, truncated.estimator, truncated.open_cuts = own
     return nats, interfaces
 
 

@@ -62,6 +62,14 @@ class NetworkOptions(OptionGroup):
         shown="all cuts are closed",
         needs="opens",
     )
+    overlap: int = option(
+        0,
+        "how many steps further back than its chunk the gradient of an update is carried: they are run"
+        " again. With k1 of --truncation it is TBPTT(k1, k1 + STEPS)",
+        "STEPS",
+        at_least=0,
+        needs="opens",
+    )
     estimator: EstimatorConfig = choice(
         ESTIMATORS, "dni", "what stands at a cut for the gradient of the future"
     )
@@ -146,13 +154,17 @@ def make_truncated(
         options.batch,
         options.micro_batch is not None,
     )
-    if options.open_cuts is not None and steps != options.truncation:
-        raise ValueError(
-            "--open-cuts draws the steps of an update: --update-steps must be --truncation"
-            f" {options.truncation}; got {steps}"
-        )
+    alone = {"--open-cuts draws the steps of an update": options.open_cuts is not None}
+    alone["--overlap is of updates of one chunk"] = options.overlap > 0
+    for why, asked in alone.items():
+        if asked and steps != options.truncation:
+            raise ValueError(
+                f"{why}: --update-steps must be --truncation {options.truncation}; got {steps}"
+            )
+    if all(alone.values()):
+        raise ValueError(f"--overlap must be 0 with --open-cuts; got {options.overlap}")
     estimator = options.estimator.build(setting)
-    return Truncated(core, options.truncation, estimator, options.open_cuts)
+    return Truncated(core, options.truncation, estimator, options.open_cuts, options.overlap)
 
 
 def assemble(

@@ -247,7 +247,7 @@ class EstimatorConfig(Config):
     """What makes an estimator; one beside each that --estimator names, in the registry ESTIMATORS.
 
     label: what plots and tables call it. fitted: it learns. descends: an optimizer moves it.
-    opens: it goes with --open-cuts. context: what it is told beside the state.
+    opens: it goes with --open-cuts and --overlap. context: what it is told beside the state.
     """
 
     registry: ClassVar[Registry] = Registry("estimator")

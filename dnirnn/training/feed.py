@@ -1,5 +1,6 @@
 """The batches of a run's updates, and what an estimator is told of the steps after them."""
 
+import torch
 from torch import Tensor
 
 from dnirnn.data import Batch, Stream
@@ -16,6 +17,27 @@ def draw_steps(model: SequenceModel, steps: int | None, ranks: Ranks) -> int | N
     if truncated.open_cuts is None:
         return steps
     return truncated.truncation * ranks.from_first(truncated.draw_chunks)
+
+
+def check_chunks(model: SequenceModel, chunks: int | str) -> None:
+    """Raises ValueError for several chunks an update where cuts are open, or windows overlap."""
+    draws, overlap = model.truncated.open_cuts is not None, model.truncated.overlap
+    if (draws or overlap) and chunks != 1:
+        why = "open_cuts, which draws them" if draws else f"an overlap of {overlap}"
+        raise ValueError(f"chunks must be 1 with {why}; got {chunks}")
+
+
+def next_start(model: SequenceModel, batch: Batch) -> tuple[int, Tensor | None]:
+    """(how many steps after this batch's state the next one's is, the inputs between it and the next).
+
+    With overlapping windows those steps are run again.
+    """
+    truncated = model.truncated
+    if not truncated.overlap or batch.final:
+        return len(batch.x), None
+    seen = batch.x if batch.before is None else torch.cat([batch.before, batch.x])
+    start = len(seen) - truncated.next_overlap(len(seen))
+    return start, seen[start:]
 
 
 def read_on(batch: Batch, stream: Stream, reads: int) -> Batch:

@@ -27,7 +27,7 @@ from dnirnn.model import SequenceModel
 from dnirnn.training.budget import Budget, is_due
 from dnirnn.training.config import TrainerConfig
 from dnirnn.training.evaluation import Evaluation
-from dnirnn.training.feed import draw_steps, look_ahead, looks_ahead, read_on
+from dnirnn.training.feed import check_chunks, draw_steps, look_ahead, looks_ahead, next_start, read_on
 from dnirnn.training.loading import load_weights
 from dnirnn.training.non_finite import NonFinite, first_not_finite, in_evaluation, in_update
 from dnirnn.training.optimizers import can_skip
@@ -145,10 +145,7 @@ class Trainer:
                 f"micro_batch must divide the batch size {stream.batch_size}; got"
                 f" {config.micro_batch}"
             )
-        if model.truncated.open_cuts is not None and config.chunks != 1:
-            raise ValueError(
-                f"chunks must be 1 with open_cuts, which draws them; got {config.chunks}"
-            )
+        check_chunks(model, config.chunks)
         length, chunks = model.truncated.truncation, config.chunks
         self.steps = None if isinstance(chunks, str) else length * chunks
         self.core = model.core_parameters()
@@ -253,13 +250,14 @@ class Trainer:
         self.rates.before_update(now.update, self.budget.used(now))
         batch = self.next_batch()
         steps, targets = len(batch.x), self.ranks.count(batch)
+        moved, now.before = next_start(self.model, batch)
         batch = batch.to(self.device)
         if self.looks_ahead:
             look_ahead(self.model, self.stream, batch, now.state, now.t)
         now.state = self.updater(batch, now.state, now.t)
         self.training.take_in(self.updater.bad)
         self.rates.after_update()
-        now.t += steps
+        now.t += moved
         now.update += 1
         now.symbols += targets
         seconds = time.perf_counter() - began
@@ -318,11 +316,11 @@ class Trainer:
         batch = self.stream.next(steps)
         batch = read_on(batch, self.stream, self.model.truncated.estimator.reads)
         if batch.first or now.state is None:
-            now.state, now.t = self.model.initial_state(self.stream.batch_size), 0
+            now.state, now.t, now.before = self.model.initial_state(self.stream.batch_size), 0, None
             draw_masks(self.model)
         elif self.stream.unbroken:
             draw_masks(self.model)
-        return batch
+        return batch._replace(before=now.before)
 
     def look(self) -> None:
         """Waits for the updates made so far, and takes down what they tell."""
