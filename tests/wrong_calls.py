@@ -192,6 +192,14 @@ CALLS = {
             decay=PROBABILITY, look_every=SIZE, patience=SIZE,
         ),
     ),
+    "Control": (
+        dnirnn.Control,
+        dict(estimator=dnirnn.SyntheticGradient(8)),
+        dict(
+            estimator=[*ESTIMATOR, dnirnn.ZeroGradient(), dnirnn.SyntheticGradient(8, auxiliary=0.1)],
+            kind=WORD,
+        ),
+    ),
     "TrueGradient": (
         dnirnn.TrueGradient,
         {},

@@ -58,6 +58,14 @@ class GradientEstimator(nn.Module, abc.ABC):
     def needs_vjp(self) -> bool:
         return self.trace_decay > 0
 
+    def take_settings(self, estimator: "GradientEstimator") -> None:
+        """Of one that this one is around: all but its scale and discount."""
+        for name in ("dense", "trace_decay", "terminal_target", "needs_context", "reads", "state_dims"):
+            setattr(self, name, getattr(estimator, name))
+        for name in ("state_size", "context_size"):
+            if hasattr(estimator, name):
+                setattr(self, name, getattr(estimator, name))
+
     def _apply(self, fn, recurse: bool = True):
         # .bfloat16() and the like: states are at least float32, and what is fitted to them too.
         def keep(tensor: Tensor) -> Tensor:
