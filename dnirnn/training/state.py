@@ -45,6 +45,7 @@ class Progress:
     pending, sequence: sums, as PENDING and SEQUENCE name them.
     best: {"update", "symbols", **metrics} of the best evaluation so far.
     evaluations_since_best: evaluations after it.
+    truncation: what AutoTruncation found so far; None without.
     """
 
     update: int = 0
@@ -57,6 +58,7 @@ class Progress:
     sequence: dict = field(default_factory=SEQUENCE.copy)
     best: dict | None = None
     evaluations_since_best: int = 0
+    truncation: dict | None = None
 
     def add(self, told: dict[str, float], targets: int, seconds: float) -> None:
         """Adds what an update told (see Updater) to the sums."""
@@ -208,8 +210,7 @@ class TrainingState:
         self.set_rng([tree["rng"], *tree.get("others_rng", [])], tree["update"])
         now = self.progress
         for one in fields(Progress):
-            # Older versions knew of no ``before``.
-            setattr(now, one.name, tree[one.name] if one.name != "before" else tree.get("before"))
+            setattr(now, one.name, tree.get(one.name))  # of an older version, None
         if now.state is not None:
             now.state = self.ranks.rows(now.state).to(self.device)
         if now.before is not None:
