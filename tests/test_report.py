@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_curves import coordinates, curves, values
 
+from dnirnn.commands import reproduce
 from dnirnn.reports import plots
 from dnirnn.reports.curves import Point, reading
 from dnirnn.reports.recipes import BPTT, DNI, RECIPES, Arm, Column, columns
@@ -116,11 +117,11 @@ def test_the_picture_has_a_row_for_what_is_measured_together(tmp_path, monkeypat
     assert other_rest[2] == "characters" and other_rest[-1] is True
 
 
-@pytest.mark.parametrize("table", RECIPES)
+@pytest.mark.parametrize("table", reproduce.RECIPES)
 def test_every_line_of_every_recipe_has_a_look_of_its_own(table, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "learning_curves", lambda rows, *rest: drawn.append(rows))
-    recipe = RECIPES[table]("cpu")
+    recipe = reproduce.RECIPES[table]("cpu")
     traces = [Trace(one, None, [Point(1, 2, 3, 4)], None) for one in columns(recipe)]
     draw(recipe, traces, tmp_path / "curves.png", "notice")
     for row in drawn[0].values():

@@ -14,12 +14,13 @@ from test_cli import refused
 
 from dnirnn.commands import cli, reproduce, training
 from dnirnn.commands.cli import main
+from dnirnn.commands.reproduce import RECIPES
 from dnirnn.config.arguments import given as given_in
 from dnirnn.config.task import trainer_config
 from dnirnn.data import Vocabulary
 from dnirnn.reports import plots, recipes, runs
-from dnirnn.reports.recipes import BPTT, DNI, RECIPES, Arm, Recipe, Search, columns, options_of
-from dnirnn.reports.report import words_of
+from dnirnn.reports.recipes import BPTT, DNI, Arm, Recipe, Search, columns, options_of
+from dnirnn.reports.report import Rates, words_of
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.copy import CopyOptions
 from dnirnn.training.log import read_log
@@ -74,7 +75,7 @@ def made(monkeypatch, tmp_path):
 
     def make(recipe, *words):
         monkeypatch.setattr(Inside, "begun", [])
-        monkeypatch.setitem(RECIPES, "copy", lambda budget: recipe)
+        monkeypatch.setitem(recipes.RECIPES, "copy", lambda budget: recipe)
         words = ["reproduce", "copy", "--out", str(tmp_path / "out"), "--jobs", "1", *words]
         return main(words), Inside.begun
 
@@ -93,13 +94,15 @@ def table_of(folder) -> list[dict]:
 def test_every_run_of_every_recipe_can_be_made(table, budget):
     recipe = RECIPES[table](budget)
     names = [column.name for column in columns(recipe)]
-    assert len(set(names)) == len(names) and BPTT in recipe.arms
+    assert len(set(names)) == len(names) and recipe.baseline in recipe.arms
     for column in columns(recipe):
-        options = options_of(recipe, column, hidden=4, seed=3, lr=0.25)
+        size = dict(hidden=4) if "parameters" not in column.arm.changes else dict(parameters=20_000)
+        options = options_of(recipe, column, **size, seed=3, lr=0.25)
         early = column.decay == "none" and recipe.options.patience is not None
         assert (options.patience is not None) == early
         assert (options.seed, options.lr, options.truncation) == (3, 0.25, column.truncation)
-        assert (options.estimator.name == "none") == (column.arm.changes.get("estimator") == "none")
+        wanted = column.arm.changes.get("estimator", recipe.options.estimator.name)
+        assert options.estimator.name == wanted
         words = ["train", recipe.task, *words_of(options)]
         assert type(options)(**given_in(cli.parser(words).parse_args(words))) == options
         words = [Vocabulary.of("tick")] if recipe.task == "char-lm" else []
@@ -112,12 +115,13 @@ def test_every_run_of_every_recipe_can_be_made(table, budget):
 
 
 @pytest.mark.parametrize("table", RECIPES)
-def test_arms_of_a_table_differ(table):
+def test_arms_of_a_table_differ(table, tmp_path):
     """In what they train: not two names of one thing."""
     recipe = RECIPES[table]("cpu")
     column = [one for one in columns(recipe) if one.truncation == recipe.truncations[0]]
-    made = [options_of(recipe, one) for one in column]
-    assert len(made) == len(recipe.arms) * len(recipe.decays)
+    rates = Rates({}, {})
+    made = [reproduce.planned_run(recipe, one, 0, tmp_path, rates) for one in column]
+    made = [(run.options, run.processes) for run in made]
     assert all(a != b for i, a in enumerate(made) for b in made[:i])
 
 
@@ -211,7 +215,7 @@ def test_a_table_is_made_reported_and_not_made_again(made, tmp_path, capsys):
 
 def test_the_real_command_runs_processes_and_draws(monkeypatch, tmp_path):
     recipe = dataclasses.replace(COPY, arms=(BPTT, DNI), truncations=(2,))
-    monkeypatch.setitem(RECIPES, "copy", lambda budget: recipe)
+    monkeypatch.setitem(recipes.RECIPES, "copy", lambda budget: recipe)
     assert main(["reproduce", "copy", "--out", str(tmp_path), "--arms", "dni"]) == 0
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [row["arm"] for row in csv.DictReader((tmp_path / "results.csv").open())] == ["dni"]

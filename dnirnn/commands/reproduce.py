@@ -4,25 +4,29 @@ import argparse
 import dataclasses
 import math
 import shlex
+from collections import ChainMap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dnirnn.commands.shared import add_jobs, finish, jobs_and_threads, sentence
 from dnirnn.options import flag
-from dnirnn.reports import feed_forward, recipes
+from dnirnn.reports import batch_size, feed_forward, recipes, records, teachers
 from dnirnn.reports.recipes import Column, Recipe, columns, options_of
 from dnirnn.reports.report import Planned, Rates, report
 from dnirnn.reports.runs import Failure, Run, checked, run_missing
 
 SEARCH_SEED = 1000  # none that a table has
+MAKERS = recipes, teachers, batch_size, records
+RECIPES = ChainMap(*(module.RECIPES for module in MAKERS))
+SUMMARIES = ChainMap(*(module.SUMMARIES for module in MAKERS))
 FARTHEST = 1e-7, 1.0  # learning rates that a search does not go beyond
 
 
 def add_arguments(parent: argparse.ArgumentParser, words: Sequence[str]) -> None:
     tables = parent.add_subparsers(title="tables", metavar="TABLE", dest="table", required=True)
-    for name, summary in recipes.SUMMARIES.items():
-        recipe = recipes.RECIPES[name](recipes.BUDGETS[0])
+    for name, make in RECIPES.items():
+        recipe, summary = make(recipes.BUDGETS[0]), SUMMARIES[name]
         table = tables.add_parser(name, help=summary, description=sentence(summary))
         table.set_defaults(make=run_recipe)
         table.add_argument(
@@ -150,9 +154,11 @@ def narrow(parser: argparse.ArgumentParser, name: str, said: str, unit: str, kin
 
 
 def run_recipe(arguments: argparse.Namespace) -> int:
-    recipe = recipes.RECIPES[arguments.table](arguments.budget)
+    recipe = RECIPES[arguments.table](arguments.budget)
     device = arguments.device or recipe.options.device
-    jobs, threads = jobs_and_threads(arguments.jobs, arguments.usable_cores, device)
+    several = max(arm.processes for arm in recipe.arms) > 1  # a run that takes all cores
+    jobs = 1 if several and arguments.jobs is None else arguments.jobs
+    jobs, threads = jobs_and_threads(jobs, arguments.usable_cores, device)
     changes: dict[str, Any] = {"threads": threads, "device": device}
     if getattr(arguments, "data_dir", None) is not None:
         changes["data_dir"] = arguments.data_dir
@@ -197,20 +203,37 @@ def reproduce(recipe: Recipe, folder: Path, jobs: int, command: str) -> list[Fai
         for seed in recipe.seeds
         for column in planned
     ]
-    notice = checked(recipe.task, [run for _, run in runs])
-    print(notice)
     failures: list[Failure] = []
+    # A teacher's weights are there once it is trained.
+    untaught = [run for column, run in runs if column.arm.taught_by is None]
+    taught = [run for column, run in runs if column.arm.taught_by is not None]
+    notice = checked(recipe.task, untaught)
+    print(notice)
     try:
-        failures += run_missing(recipe.task, [run for _, run in runs], folder, jobs, False)
+        failures += run_missing(recipe.task, untaught, folder, jobs, False)
+        if taught:
+            for teachers in dict.fromkeys(run.options.teachers for run in taught):
+                checked(recipe.task, [run for run in taught if run.options.teachers == teachers])
+            failures += run_missing(recipe.task, taught, folder, jobs, False)
     finally:
         report(recipe, runs, rates, failures, folder, notice, command)
     return failures
 
 
 def planned_run(recipe: Recipe, column: Column, seed: int, folder: Path, rates: Rates) -> Run:
-    found = {"lr": rates.found[column.name]} if column.name in rates.found else {}
+    arm, changes = column.arm, {"seed": seed}
+    own = column if arm.rate_of is None else column._replace(arm=arm._replace(name=arm.rate_of))
+    if own.name in rates.found:
+        changes["lr"] = rates.found[own.name]
+    if arm.taught_by is not None:
+        teacher = column._replace(arm=arm._replace(name=arm.taught_by)).name
+        seeds = recipe.seeds if arm.every_seed else (seed,)
+        changes["teachers"] = tuple(str(folder / f"{teacher}-seed{one}") for one in seeds)
+    if arm.processes > 1:
+        changes["threads"] = max(1, (recipe.options.threads or 1) // arm.processes)
     name = f"{column.name}-seed{seed}"
-    return Run(name, options_of(recipe, column, seed=seed, **found), folder / name)
+    options = options_of(recipe, column, **changes)
+    return Run(name, options, folder / name, processes=arm.processes)
 
 
 def search(recipe: Recipe, planned: Sequence[Column], folder: Path, jobs: int) -> Rates:
@@ -218,6 +241,7 @@ def search(recipe: Recipe, planned: Sequence[Column], folder: Path, jobs: int) -
 
     A run that fails counts as infinitely bad. Raises ValueError where all of a column's fail.
     """
+    planned = [column for column in planned if column.arm.rate_of is None]
     tried: dict[str, dict[float, float]] = {column.name: {} for column in planned}
     while True:
         asked = [

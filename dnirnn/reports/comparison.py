@@ -112,7 +112,7 @@ def curves_of(done: Sequence[Compared], key: str) -> list[plots.Curve]:
         label = getattr(getattr(one.run.options, "estimator", None), "label", "") or estimator
         name = ", ".join([f"{network} steps", label, *more])
         colour = ", ".join([network, *more])
-        curve = points(one.run.folder / LOG, key)
+        curve = points(one.run.place / LOG, key)
         curves.append(plots.Curve(name, colour, styles[estimator], curve))
     return curves
 

@@ -256,7 +256,7 @@ def report(
 
 
 def curve(run: Run) -> list[Point]:
-    return points(run.folder / LOG, "error")
+    return points(run.place / LOG, "error")
 
 
 def grid(
@@ -312,7 +312,7 @@ def chain_report(
     rows, drawn = [], []
     for name in dict.fromkeys(row for row, _, _ in done):
         runs = [run for (row, _, _), run in done.items() if row == name]
-        measured = {run.name: read_log(run.folder / LOG, "fidelity") for run in runs}
+        measured = {run.name: read_log(run.place / LOG, "fidelity") for run in runs}
         cells = [spread([run.result()["test"]["test_error"] for run in runs])]
         for place in (3, 2, 1):
             means = [fmean(row[f"cosine_{place}"] for row in found) for found in measured.values()]

@@ -12,7 +12,7 @@ from pathlib import Path
 import dnirnn
 from dnirnn.config.saved import write_values
 from dnirnn.reports import runs
-from dnirnn.reports.runs import CHILD, STOP_SECONDS, Child, Failure, Run
+from dnirnn.reports.runs import CHILD, STOP_SECONDS, Child, Failure, Run, command_of
 
 
 class Cluster:
@@ -59,7 +59,10 @@ class RayChild(Child):
         on_gpu = getattr(run.options, "device", "cpu").startswith("cuda")
         # Ray puts GPUs out of the sight of tasks that ask for none.
         remote = ray.remote(num_cpus=threads, num_gpus=int(on_gpu), max_retries=0)(task_of())
-        self.task = remote.remote(CHILD, package, words, config, str(threads), STOP_SECONDS)
+        command = command_of(run, CHILD, package, words)
+        # Every machine has a Python of its own.
+        command = [None if word == sys.executable else word for word in command]
+        self.task = remote.remote(command, config, str(threads), STOP_SECONDS)
 
     def ended(self) -> bool:
         return self.wait(0)
@@ -89,18 +92,16 @@ class RayChild(Child):
 def task_of():
     """The task, made here so that Ray sends it by value: dnirnn need not be on its workers' path."""
 
-    def train(
-        program: str, package: str, words: list[str], config: bytes, threads: str, patience: float
-    ):
+    def train(command: list[str | None], config: bytes, threads: str, patience: float):
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             file.write(config)
             file.flush()
-            words = [*words, "--config", file.name]
-            return ended(program, package, words, threads, patience)
+            command = [sys.executable if word is None else word for word in command]
+            return ended([*command, "--config", file.name], threads, patience)
 
-    def ended(program: str, package: str, words: list[str], threads: str, patience: float):
+    def ended(command: list[str], threads: str, patience: float):
         process = subprocess.Popen(
-            [sys.executable, "-c", program, package, *words],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -93,6 +93,10 @@ class Arm(NamedTuple):
     changes: what it changes in its recipe's options.
     chunks: of an update; None: what the options say.
     truncations: those of its recipe that it is run at; None: all.
+    rate_of: the arm whose learning rate it takes; None: one of its own.
+    taught_by: the arm whose runs are its teachers: of its own seed, or of every seed.
+    every_seed: whether it is of every seed.
+    processes: that train it together.
     """
 
     name: str
@@ -100,6 +104,13 @@ class Arm(NamedTuple):
     changes: dict[str, Any]
     chunks: int | None = None
     truncations: tuple[int, ...] | None = None
+    rate_of: str | None = None
+    taught_by: str | None = None
+    every_seed: bool = False
+    processes: int = 1
+
+
+BPTT = Arm("bptt", "BPTT", dict(estimator="none"))
 
 
 class Search(NamedTuple):
@@ -122,7 +133,9 @@ class Recipe:
     figure: of the task, that is followed on the way. tested: that of the best model at the end,
         where it is another one.
     search: None: every arm is trained at the options' learning rate.
-    against: the truncation of BPTT that everything is measured against; None: each its own.
+    against: the truncation of the baseline that everything is measured against; None: each its own.
+    baseline: the arm that the others are measured against.
+    remarks: lines that a report of its own begins with, from what is known of the runs.
     data: what a run is counted in beside seconds: "sequences" (of a batch), or what the task's
         symbols are.
     quoted: the paper's figures, by arm and truncation; of what is tested, or else of the figure.
@@ -141,9 +154,10 @@ class Recipe:
     against: int | None = None
     data: str = "sequences"
     quoted: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict)
+    baseline: Arm = BPTT
+    remarks: Callable[["Recipe", Sequence[Any]], list[str]] | None = None
 
 
-BPTT = Arm("bptt", "BPTT", dict(estimator="none"))
 DNI = Arm("dni", "DNI", {})
 AUX = Arm("aux", "DNI + Aux", dict(auxiliary=1.0))
 
@@ -311,7 +325,7 @@ def options_of(recipe: Recipe, column: Column, **changes: Any) -> Any:
                 if arm.chunks
                 else arm.changes.get("update_steps", options.update_steps)
             ),
-            "decay": column.decay,
+            "decay": arm.changes.get("decay", column.decay),
             # A rate that falls has its best model at the end.
             "patience": options.patience if column.decay == "none" else None,
             "quiet": True,

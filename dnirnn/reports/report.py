@@ -13,7 +13,7 @@ from dnirnn.options import flag
 from dnirnn.progress import minutes
 from dnirnn.reports import plots
 from dnirnn.reports.curves import Point, points
-from dnirnn.reports.recipes import BPTT, Arm, Column, Recipe
+from dnirnn.reports.recipes import Arm, Column, Recipe
 from dnirnn.reports.runs import Failure, Run, write_csv, write_log, write_rows, write_whole
 from dnirnn.reports.tables import (
     Cell,
@@ -87,6 +87,7 @@ def report(
     tables = list(tables_of(recipe, traces))
     lines = [
         *introduction(recipe, planned, notice, command),
+        *([] if recipe.remarks is None else recipe.remarks(recipe, traces)),
         *(line for table in tables for line in shown(recipe, table)),
         *([QUOTED, ""] if any(map(len, recipe.quoted.values())) else []),
         *summary(recipe, traces, planned),
@@ -105,7 +106,7 @@ def report(
 
 
 def curve_of(recipe: Recipe, run: Run) -> list[Point]:
-    log = run.folder / LOG
+    log = run.place / LOG
     batch = run.options.batch if recipe.data == "sequences" else None
     return points(log, recipe.figure, batch) if log.exists() else []
 
@@ -114,9 +115,6 @@ def arm_of(trace: Trace) -> dict[str, Any]:
     arm, truncation, decay = trace.column
     seed, rate = trace.run.options.seed, trace.run.options.lr
     return {"arm": arm.name, "truncation": truncation, "decay": decay, "lr": rate, "seed": seed}
-
-
-# The report
 
 
 # The report
@@ -203,7 +201,7 @@ def shown(recipe: Recipe, table: Table) -> list[str]:
         form = figure_of(recipe, recipe.figure).form
         rows.append(["that is, at", *(number(limits[t], form) for t in across)])
     lines = [title, "", *markdown(rows), ""]
-    if BPTT.name in (arm.name for arm in recipe.arms):
+    if recipe.baseline.name in (arm.name for arm in recipe.arms):
         against = "how many times" if table.times else "how much more or less than"
         lines += [f"After the comma: {against} {baseline_name(recipe)}.", ""]
     return lines
@@ -288,9 +286,6 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 # The files beside it
 
 
-# The files beside it
-
-
 def write_table(path: Path, recipe: Recipe, tables: Sequence[Table]) -> None:
     """A row a cell: what its table is of, where it was read, its seeds, what the paper has."""
 
@@ -317,17 +312,21 @@ def write_table(path: Path, recipe: Recipe, tables: Sequence[Table]) -> None:
 def draw(recipe: Recipe, traces: Sequence[Trace], path: Path, notice: str) -> None:
     """Curves: a row for each group that is measured together, or for each decay."""
     shown = figure_of(recipe, recipe.figure)
-    styles = {arm.name: STYLES[i % len(STYLES)] for i, arm in enumerate(recipe.arms)}
+    # There are more colours than styles.
+    arms, truncations = [arm.name for arm in recipe.arms], list(recipe.truncations)
+    by_arm = len(arms) <= len(STYLES)
     rows: dict[str, list[plots.Curve]] = {}
     for trace in traces:
         arm, truncation, decay = trace.column
         if recipe.against is None:
-            style = "--" if arm.name == BPTT.name else "-"
+            style = "--" if arm.name == recipe.baseline.name else "-"
             curve = plots.Curve(arm.label, arm.label, style, trace.curve)
             rows.setdefault(f"T = {truncation}", []).append(curve)
         else:
             name = f"{arm.label} {truncation}"
-            curve = plots.Curve(name, str(truncation), styles[arm.name], trace.curve)
+            place = arms.index(arm.name) if by_arm else truncations.index(truncation)
+            colour = str(truncation) if by_arm else arm.label
+            curve = plots.Curve(name, colour, STYLES[place % len(STYLES)], trace.curve)
             rows.setdefault(DECAYS[decay], []).append(curve)
     title = f"{recipe.title}: {described(recipe.options)}; {notice.split(' (')[0]}"
     plots.learning_curves(rows, path, shown.label, recipe.data, title, shown.lower_is_better)

@@ -1,6 +1,7 @@
 """Runs as processes of their own: what each is, doing several at once, what one left behind."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from dnirnn.training.trainer import LOG, RESULT, Interrupted, check_config, read
 # ``-m`` would put the working folder, with whatever copy.py is there, before Python's own modules.
 CHILD = (
     "import runpy, sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop(1)];"
-    " runpy.run_module('dnirnn', run_name='__main__', alter_sys=True)"
+    " runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
 POLL_SECONDS = 0.2
 STOP_SECONDS = 60.0  # what a run may take to finish its update and save
@@ -34,16 +35,23 @@ class Run(NamedTuple):
     """One run of a comparison; its folder is named after it.
 
     kept: of an earlier comparison in the same folder, done by whatever budget it had.
+    processes: that train it, started by torchrun where there are several.
     """
 
     name: str
     options: Any
     folder: Path
     kept: bool = False
+    processes: int = 1
+
+    @property
+    def place(self) -> Path:
+        """The run folder that is shown: of codistilling workers, who have one each, the first one's."""
+        return self.folder / "worker-0" if getattr(self.options, "codistill", False) else self.folder
 
     def result(self) -> dict | None:
         """The result where the run has used up its budget."""
-        result = read_json(self.folder / RESULT)
+        result = read_json(self.place / RESULT)
         if result is None:
             return None
         done = result["stopped"] == "patience" or fraction(self.options, result) >= 1
@@ -55,15 +63,23 @@ def checked(task: str, runs: Sequence[Run]) -> str:
 
     Raises ValueError, before anything is run, where a run's folder holds another configuration.
     """
-    first = remembered(runs[0].options)
-    ready = TASKS[task].build(runs[0].options)
-    for run in runs:
+    options = [shown_options(run) for run in runs]
+    first = remembered(options[0])
+    ready = TASKS[task].build(options[0])
+    for run, known in zip(runs, options):
         # Data is loaded once: of what the task made of the options, it is the same for all runs.
-        own = remembered(run.options)
+        own = remembered(known)
         config = {k: v for k, v in ready.config.items() if k in own or k not in first}
         config |= {k: v for k, v in own.items() if k not in first or v != first[k]}
-        check_config(run.folder, json.loads(json.dumps(config)))
+        check_config(run.place, json.loads(json.dumps(config)))
     return ready.notice
+
+
+def shown_options(run: Run) -> Any:
+    """The options of what is in run.place."""
+    if not getattr(run.options, "codistill", False):
+        return run.options
+    return dataclasses.replace(run.options, worker=0, workers=run.processes)
 
 
 class Failure(NamedTuple):
@@ -131,6 +147,15 @@ def start(task: str, run: Run) -> "Child":
     return Child(task, run)
 
 
+def command_of(run: Run, program: str, package: str, words: Sequence[str]) -> list[str]:
+    """The command that trains a run: dnirnn with these words, under torchrun if there are several of it."""
+    alone = [sys.executable, "-c", program, package, "dnirnn", *words]
+    if run.processes == 1:
+        return alone
+    together = ["--standalone", "--nproc-per-node", str(run.processes), "--no-python"]
+    return [sys.executable, "-c", program, package, "torch.distributed.run", *together, *alone]
+
+
 class Child:
     """A run as a process: ``dnirnn train``, one thread if need be, in the run's folder."""
 
@@ -140,10 +165,10 @@ class Child:
         self.config = tempfile.NamedTemporaryFile(suffix=".json")  # there as long as the child
         write_values(Path(self.config.name), task, run.options)
         package = str(Path(dnirnn.__file__).resolve().parents[1])
-        command = [sys.executable, "-c", CHILD, package, "train", task]
+        words = ["train", task, "--out", str(run.folder), "--config", self.config.name]
         threads = str(run.options.threads)
         self.process = subprocess.Popen(
-            [*command, "--out", str(run.folder), "--config", self.config.name],
+            command_of(run, CHILD, package, words),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self.errors,
@@ -184,7 +209,7 @@ class Child:
     def rows(self) -> list[dict]:
         """The last rows of the run's log; none where there is none yet."""
         try:
-            with open(self.run.folder / LOG, "rb") as log:
+            with open(self.run.place / LOG, "rb") as log:
                 log.seek(-min(4096, log.seek(0, os.SEEK_END)), os.SEEK_CUR)
                 first, *lines = log.read().split(b"\n")[:-1]
                 # The first may lack its beginning, unless it begins the file.
@@ -272,7 +297,7 @@ def write_log(path: Path, arms: Sequence[tuple[Run, dict]]) -> None:
 
     def write(partial: IO[str]) -> None:
         for run, arm in arms:
-            for row in read_log(run.folder / LOG):
+            for row in read_log(run.place / LOG):
                 partial.write(json.dumps({"run": run.name, **arm, **row}) + "\n")
 
     write_whole(path, write)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dnirnn.config.registry import TASKS
 from dnirnn.config.task import Figure, figures_of
 from dnirnn.reports.curves import Point, reading, spent
-from dnirnn.reports.recipes import BPTT, Column, Recipe
+from dnirnn.reports.recipes import Column, Recipe
 from dnirnn.reports.runs import Run
 
 ENDS = {"seconds": "minutes", "data": "symbols", "updates": "updates"}  # the budget of an axis
@@ -142,10 +142,10 @@ def costs(recipe: Recipe, traces: Sequence[Trace], axis: str, lower: bool) -> li
 
 
 def baseline(recipe: Recipe, column: Column) -> Column:
-    """BPTT's column that a column is measured against."""
+    """The column that a column is measured against."""
     truncation = column.truncation if recipe.against is None else recipe.against
-    return Column(BPTT, truncation, column.decay)
+    return Column(recipe.baseline, truncation, column.decay)
 
 
 def baseline_name(recipe: Recipe) -> str:
-    return f"{BPTT.label} {recipe.against or 'of the same truncation'}"
+    return f"{recipe.baseline.label} {recipe.against or 'of the same truncation'}"
