@@ -133,7 +133,7 @@ def uneven(budget: str) -> Contest:
         },
         {
             "phased": Arm(
-                "phased LSTM", whole(steps, "phased", shortest_period=2.0, longest_period=50.0)
+                "phased LSTM", whole(steps, "phased", shortest_period=2.0, longest_period=50.0, open_ratio=0.3)
             ),
             **plain(steps, steps // 8),
         },
