@@ -10,7 +10,7 @@ from test_cli import refused
 
 from dnirnn.commands.cli import main
 from dnirnn.config.registry import TASKS
-from dnirnn.reports import contests, timescales
+from dnirnn.reports import contests
 from dnirnn.reports.timescales import ahead, figure_of, plan
 
 STACKS = {"dilated", "clockwork-lstm", "phased", "skip", "hm-lstm", "fast-slow"}
