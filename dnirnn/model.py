@@ -106,6 +106,11 @@ class SequenceModel(nn.Module):
         """
         x, overlap = batch.x, 0
         if batch.before is not None:
+            if batch.times is not None and self.truncated.core.takes_times:
+                raise ValueError(
+                    "overlap must be 0 with a core that takes the times of the steps; got"
+                    f" {self.truncated.overlap}"
+                )
             x, overlap = torch.cat([batch.before, x]), len(batch.before)
         encoded = self.encoder(x)
         context = None
@@ -113,12 +118,16 @@ class SequenceModel(nn.Module):
             context = self.context(batch, encoded[overlap:])
         inputs = self.dropout(encoded)
         outputs, state, interfaces = self.truncated(
-            inputs, state, t0, batch.final, context=context, overlap=overlap
+            inputs, state, self.clock(batch, t0), batch.final, context=context, overlap=overlap
         )
         logits = self.readout(self.dropout(outputs))
         soft = () if batch.soft is None else (batch.soft,)
         nats = self.loss(logits, batch.y, *soft)
         return (nats if batch.weight is None else nats * batch.weight), state, interfaces
+
+    def clock(self, batch: Batch, t0: int | Tensor | None) -> int | Tensor | None:
+        """The t0 of a batch's core: ``t0``, or, where it takes them, the times that the batch has."""
+        return batch.times if batch.times is not None and self.truncated.core.takes_times else t0
 
     def context(self, batch: Batch, encoded: Tensor) -> Tensor:
         """[T + 1, B, R C]: what an estimator that needs a context is told of the next R steps.

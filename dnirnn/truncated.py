@@ -15,14 +15,13 @@ from dnirnn.core import (
     charging,
     check_core,
     check_inputs,
-    check_t0,
     keep_t,
     known_t,
     unroll,
 )
 from dnirnn.estimators import GradientEstimator, ZeroGradient
 from dnirnn.interface import Interface, asked, guard, make_probe
-from dnirnn.unroll import Chunks, Unrolled, advance
+from dnirnn.unroll import Chunks, Unrolled, advance, are_times, check_t0
 
 COMPILED = (
     "a Truncated with an estimator can't be captured whole: its probes require a gradient, which"
@@ -127,7 +126,9 @@ class Truncated(nn.Module):
             (a learned initial state, what an encoder said), it gets what the first chunk sends back.
         t0: steps since the sequence's start at the first step, an int or a LongTensor [B]. None: as
             the state knows it, an ``initial_state`` or what the call before returned; it matters to
-            cores that read the time alone, which warn where the state does not know, and take 0.
+            cores that read the time alone, which warn where the state does not know, and take 0. Or,
+            to a core that ``takes_times`` (:class:`dnirnn.PhasedLSTM`), the time of every step, a float
+            tensor [T, B]: give it to every call then.
         final: True, or a bool tensor [B]: the sequence really ends with this call (not merely its
             window), so nothing comes back from beyond it.
         reset: bool [T, B]: a new sequence starts in that row at that step. The state becomes the
@@ -183,7 +184,7 @@ class Truncated(nn.Module):
         if t0 is None:
             t0 = known_t(core, state)
         else:
-            check_t0(t0, batch)
+            check_t0(core, t0, steps, batch)
         following = None
         if overlap or self.overlap and torch.is_grad_enabled():
             check_overlap(overlap, self.overlap, steps)
@@ -256,7 +257,9 @@ class Truncated(nn.Module):
             part = None if reset is None else reset[start:end]
             # What the core charges for these steps was charged by the calls before.
             with nullcontext() if torch.compiler.is_compiling() else charging():
-                return core(x[start:end], state, advance(t0, reset, start), part)[1]
+                t = advance(t0, reset, start)
+                t = t[: end - start] if are_times(t) else t
+                return core(x[start:end], state, t, part)[1]
 
         following = len(x) - self.next_overlap(len(x))
         kept = run(state, 0, min(following, overlap))

@@ -9,7 +9,16 @@ from strategies import assert_close, seeds
 from test_cli import refused
 from torch import nn
 
-from dnirnn import LSTM, AutoScale, Control, LeastSquares, SyntheticGradient, Truncated, backward, cut
+from dnirnn import (
+    LSTM,
+    AutoScale,
+    Control,
+    LeastSquares,
+    SyntheticGradient,
+    Truncated,
+    backward,
+    cut,
+)
 from dnirnn.commands.cli import main
 from dnirnn.tasks.copy import CopyOptions, build
 from dnirnn.training.trainer import Interrupted

@@ -14,8 +14,8 @@ from test_cli import refused
 from dnirnn.commands.cli import main
 from dnirnn.config.network import NetworkOptions
 from dnirnn.config.registry import TASKS
-from dnirnn.config.task import OF_NETWORKS
 from dnirnn.config.saved import from_config, plain, read_values, remembered
+from dnirnn.config.task import OF_NETWORKS
 from dnirnn.core import CORES
 from dnirnn.estimators.base import ESTIMATORS
 from dnirnn.groups import every_option, flat

@@ -20,6 +20,7 @@ from dnirnn import (
     LSTM,
     BPLambda,
     NormLSTM,
+    PhasedLSTM,
     Skip,
     SyntheticGradient,
     TrueGradient,
@@ -281,3 +282,19 @@ def test_an_option_of_the_command_line(tmp_path, capsys):
     assert main([*one, "--context", "input", "target"]) == 0
     refused(capsys, [*one, "--estimator", "true"], "--overlap goes with")
     refused(capsys, [*one, "--open-cuts", "0.5"], "--overlap must be 0 with --open-cuts; got 3")
+
+
+@given(overlap=st.integers(1, 5), calls=st.integers(1, 4), seed=seeds)
+def test_times_of_events_go_with_the_steps_that_are_run_again(overlap, calls, seed):
+    torch.manual_seed(seed)
+    core = PhasedLSTM(2, 3).double()
+    truncated = Truncated(core, 2, ZeroGradient(), overlap=overlap)
+    times = torch.rand(2 * calls, 2, dtype=torch.float64).cumsum(0)
+    x = torch.randn(2 * calls, 2, 2, dtype=torch.float64)
+    expected, _ = core(x, core.initial_state(2), times)
+    state, again = core.initial_state(2), 0
+    for end in range(2, 2 * calls + 1, 2):
+        start = end - 2 - again
+        output, state, _ = truncated(x[start:end], state, times[start:end], overlap=again)
+        assert_close(output, expected[end - 2 : end])
+        again = truncated.next_overlap(end - start)
