@@ -3,10 +3,9 @@
 import csv
 
 import pytest
+from command_line import refused
 from hypothesis import given
 from hypothesis import strategies as st
-from small_runs import one_thread  # noqa: F401
-from test_cli import refused
 
 from dnirnn.commands.cli import main
 from dnirnn.config.registry import TASKS
