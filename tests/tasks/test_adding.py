@@ -15,6 +15,7 @@ from dnirnn.data import Batch
 from dnirnn.model import squared_error
 from dnirnn.tasks import adding
 from dnirnn.tasks.adding import AddingOptions, AddingStream
+from dnirnn.tasks.measured import VALIDATION
 from dnirnn.training.log import read_log
 from dnirnn.training.trainer import Trainer
 
@@ -72,7 +73,7 @@ def test_what_the_notice_says_of_saying_1(monkeypatch):
     monkeypatch.setattr(model.truncated, "core", Always(1.0))
     monkeypatch.setattr(model, "readout", torch.nn.Identity())
     monkeypatch.setattr(model, "initial_state", lambda rows: torch.zeros(rows, 1))
-    found = adding.measure(model, AddingStream(200_000, 4, 0).next(None))
+    found = adding.measure(model, [AddingStream(200_000, 4, 0).next(None)], adding.sums)
     assert found == pytest.approx(dict(error=0.1667, within=0.078), abs=2e-3)
     assert "error of 0.1667, and is within 0.04 for 0.078" in adding.notice(options)
 
@@ -81,7 +82,7 @@ def test_the_error_is_that_of_the_loss_the_trainer_sees():
     """Whose unit is a sequence's own loss: only its last step's."""
     options = AddingOptions(length=6, hidden=8, truncation=3, update_steps=6)
     task = adding.build(options)
-    batch = adding.fresh(options, adding.VALIDATION)
+    (batch,) = adding.fresh(options, VALIDATION)
     with torch.no_grad():
         nats, _, _ = task.model(batch, task.model.initial_state(adding.TESTED))
     assert not nats[:-1].any()
@@ -124,6 +125,13 @@ def test_trains_resumes_and_is_measured(tmp_path, capsys):
     assert main(["eval", folder]) == 0
     assert re.search(r"mean squared error: 0\.\d{5}; within 0.04: 0\.\d{3}", capsys.readouterr().out)
     assert main(["fidelity", folder]) == 0
+
+
+def test_a_thousand_steps_are_trained_on(tmp_path, capsys):
+    words = "--length 1000 --truncation 1000 --hidden 4 --batch 2 --updates 1 --quiet".split()
+    assert main(["train", "adding", "--core", "skip", "--out", str(tmp_path / "run"), *words]) == 0
+    said = capsys.readouterr().out
+    assert "sequences of 1000 steps" in said and "share of the steps that update the state: 1.000" in said
 
 
 def test_the_label_is_the_sum():

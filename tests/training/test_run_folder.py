@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command_line import SHORT, TINY
 from small_runs import make_trainer, rows_of
-from test_cli_faults import SHORT, TINY
 
 from dnirnn.commands import training
 from dnirnn.commands.cli import main
@@ -26,7 +26,7 @@ def words(tmp_path) -> list[str]:
     text = tmp_path / "data" / "tiny.txt"
     text.write_text("tick tock the clock\n" * 150)
     where = ["--corpus", str(text), "--out", str(tmp_path / "run"), "--quiet"]
-    return ["train", "char-lm", *where, *TINY, *SHORT, "--decay", "none"]
+    return ["train", "char-lm", *where, *TINY, *SHORT, "--threads", "1", "--decay", "none"]
 
 
 def edit(checkpoint: Path, change) -> None:
