@@ -240,7 +240,7 @@ def test_unknown_characters_are_counted_and_scored_apart(tmp_path, tiny):
     bits, unknown = bits / math.log(2), symbols == vocabulary.unknown
     assert found["bits"] == pytest.approx(float(bits[~unknown].mean()), rel=1e-5)
     assert found["unknown_bits"] == pytest.approx(float(bits[unknown].mean()), rel=1e-5)
-    assert "one unknown symbol, scored apart" in task.notice
+    assert "one unknown symbol, scored separately" in task.notice
     model, again = char_lm.restore(task.config)
     assert again.unknown == 10 and len(model.readout.bias) == 11
 
