@@ -130,7 +130,7 @@ class Core(OldWays, nn.Module, abc.ABC):
             if reset is not None:
                 state = torch.where(reset[i, :, None], initial, state)
                 t = t if timed else torch.where(reset[i], 0, t)
-            output, state = self.step(x_BI, state, t[i] if timed else t)
+            output, state = self.step(x_BI, state, t[i] if timed and isinstance(t, Tensor) else t)
             outputs.append(output)
             t = t if timed else t + 1
         return torch.stack(outputs), state
