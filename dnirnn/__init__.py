@@ -2,27 +2,18 @@
 
 import importlib
 
+from dnirnn import estimators, stacks
 from dnirnn.cells import GRU, RNN, NormLSTM, WeightDrop
 from dnirnn.core import Core
 from dnirnn.cuts import cut, receive, send
 from dnirnn.decoupled import Decoupled
-from dnirnn.estimators import (
-    AutoScale,
-    BPLambda,
-    Control,
-    ConvSyntheticGradient,
-    GradientEstimator,
-    LeastSquares,
-    Reader,
-    SyntheticGradient,
-    ZeroGradient,
-)
+from dnirnn.estimators import *
 from dnirnn.from_torch import FromTorch
 from dnirnn.hierarchy import Hierarchy
 from dnirnn.interface import Interface, backward
 from dnirnn.lstm import LSTM
 from dnirnn.masks import Masks, draw_masks
-from dnirnn.stacks import HMLSTM, Clockwork, Deep, Dilated, Every, FastSlow, PhasedLSTM, Skip
+from dnirnn.stacks import *
 from dnirnn.true_gradient import TrueGradient, true_gradients
 from dnirnn.truncated import Truncated
 from dnirnn.version import __version__
@@ -48,43 +39,26 @@ def __getattr__(name: str):
 
 
 __all__ = [
-    "AutoScale",
-    "BPLambda",
-    "Clockwork",
-    "Control",
-    "ConvSyntheticGradient",
     "Core",
     "Decoupled",
     "DecoupledParallel",
-    "Deep",
-    "Dilated",
     "Distillation",
     "DynamicEvaluation",
-    "Every",
-    "FastSlow",
     "FromTorch",
     "GRU",
-    "GradientEstimator",
-    "HMLSTM",
     "Hierarchy",
     "Interface",
     "LSTM",
-    "LeastSquares",
     "LoadedRun",
     "Masks",
     "NormLSTM",
-    "PhasedLSTM",
     "RNN",
-    "Reader",
-    "Skip",
-    "SyntheticGradient",
     "DistilledStream",
     "Trainer",
     "TrainerConfig",
     "TrueGradient",
     "Truncated",
     "WeightDrop",
-    "ZeroGradient",
     "__version__",
     "backward",
     "cut",
@@ -95,3 +69,4 @@ __all__ = [
     "send",
     "true_gradients",
 ]
+__all__ += estimators.__all__ + stacks.__all__

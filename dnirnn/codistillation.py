@@ -1,4 +1,4 @@
-"""Codistillation: workers that train apart, and teach one another by old copies of their weights.
+"""Codistillation: workers that train separately, and teach one another by old copies of their weights.
 
 Source: Anil, Pereyra, Passos, Ormandi, Dahl and Hinton, Large Scale Distributed Neural Network Training
 Through Online Distillation, 2018, arXiv 1804.03235.

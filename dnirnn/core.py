@@ -130,7 +130,7 @@ class Core(OldWays, nn.Module, abc.ABC):
             if reset is not None:
                 state = torch.where(reset[i, :, None], initial, state)
                 t = t if timed else torch.where(reset[i], 0, t)
-            output, state = self.step(x_BI, state, t[i] if timed else t)
+            output, state = self.step(x_BI, state, t[i] if timed and isinstance(t, Tensor) else t)
             outputs.append(output)
             t = t if timed else t + 1
         return torch.stack(outputs), state
@@ -149,7 +149,7 @@ class Core(OldWays, nn.Module, abc.ABC):
         ``probe[n]`` added (None: nothing is added). Dense chunks have probe[t] added to the state
         that step t starts from, a reset at that step not yet made.
 
-        A core that overrides this method may compute what ``estimator`` says, times its scale, on
+        A core that overrides this method may compute what ``estimator`` predicts, times its scale, on
         the way, as :attr:`Unrolled.synthetic`; ``super().unroll`` serves what it has no faster path for.
         """
         return in_chunks(self, x_TBI, state_BS, probe, chunks)
@@ -347,7 +347,7 @@ class CoreConfig(Config):
         return 1
 
     def build(self, input_size: int) -> Core:
-        raise NotImplementedError(f"{type(self).__name__} must say what it builds")
+        raise NotImplementedError(f"{type(self).__name__} must define what it builds")
 
     def anneal(self, core: Core, epochs: float) -> None:
         """Sets in a core that it built what changes with the epochs of training."""

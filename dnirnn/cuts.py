@@ -42,7 +42,7 @@ def cut(
         [B, C, H, W].
     estimator: may serve several cuts. With ZeroGradient nothing is sent back. What only chunks of
         time have (dense, trace_decay, auxiliary, BPLambda) is refused.
-    context: [B, C], what an estimator that needs one is told of each row beside h: its label (cDNI).
+    context: [B, C], what the estimator is conditioned on, of each row beside h: its label (cDNI).
     through: cuts nothing: ``onward`` lets the gradient through, ``estimator`` sends nothing, and is
         fitted to the true gradient. For a warm-up, and to measure estimators by.
 
@@ -73,7 +73,7 @@ def cut(
         end = start.detach().requires_grad_()
     contexts = None
     if context is not None:
-        # Every vector of a row is told the row's context.
+        # Every vector of a row has the row's context.
         between = (1,) * (h.dim() - 1 - estimator.state_dims)
         each = context.detach().view(len(context), *between, -1)
         each = each.expand(*h.shape[: h.dim() - estimator.state_dims], -1)

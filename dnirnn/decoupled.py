@@ -16,7 +16,7 @@ UPDATES = ("lockstep", "unlocked", "random")
 
 
 class Said(NamedTuple):
-    """What a module last said, with what belongs to it: the targets and contexts of its rows."""
+    """A module's last output, with what belongs to it: the targets and contexts of its rows."""
 
     h: Tensor
     y: Tensor
@@ -26,7 +26,7 @@ class Said(NamedTuple):
 class Decoupled(nn.Module):
     """modules[0], cut, modules[1], cut, ..., modules[-1], loss: each module with its optimizer.
 
-    With h_i what module i says, g_i what estimator i predicts at it, and D_i the derivative of h_i
+    With h_i the output of module i, g_i what estimator i predicts at it, and D_i the derivative of h_i
     by the module's parameters, module i steps along D_i' scale g_i(h_i), the last one along the
     loss's gradient; estimator i is fitted to what module i + 1 sends back to h_i (see
     :func:`dnirnn.cut`), at the activations that this belongs to.
@@ -36,7 +36,7 @@ class Decoupled(nn.Module):
         "unlocked": module after module, each right after its own forward pass, on what the one
             below it said of the same rows.
         "random": at each batch, in an order drawn anew, each module with ``probability``. Its input
-            is what the module below last said, with that one's targets and contexts, however old.
+            is the last output of the module below, with that one's targets and contexts, however old.
     modules: in the order of the forward pass; the first may take anything.
     estimators: one above each module but the last; ZeroGradient: nothing is sent back there.
     loss: loss(output, y), the mean over rows.
@@ -47,7 +47,7 @@ class Decoupled(nn.Module):
         meaned over rows. Then every module but the first reads these, of the batch at hand: not
         with "lockstep". synthetic_input_optimizers: theirs.
 
-    Draws come from torch's global generator. What was last said is a part of the state_dict.
+    Draws come from torch's global generator. The last outputs are a part of the state_dict.
 
     Raises TypeError or ValueError naming the argument that does not fit.
 

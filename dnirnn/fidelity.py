@@ -14,7 +14,7 @@ from dnirnn.truncated import cut_otherwise
 def fidelity(
     model: SequenceModel, stretches: Iterable[Batch], lookahead: int | None = None
 ) -> dict[str, float | None]:
-    """Compares what the model's estimator says at the boundaries of stretches with the truth.
+    """Compares what the model's estimator predicts at the boundaries of stretches with the truth.
 
     With g the estimator's output at a boundary, unscaled, and G the true gradient there (see
     ``true_gradients``), over all S elements of all rows of all boundaries together:
@@ -45,8 +45,8 @@ def fidelity(
         context = []
         with torch.enable_grad():
             if estimator.needs_context:
-                told = model.context(batch, model.encoder(batch.x))
-                context = [told[[*range(length, len(batch.x), length), len(batch.x)]]]
+                whole = model.context(batch, model.encoder(batch.x))
+                context = [whole[[*range(length, len(batch.x), length), len(batch.x)]]]
             with cut_otherwise(truncated, TrueGradient()):
                 nats, _, (cut,) = model(batch, state)
             found = [
@@ -54,15 +54,15 @@ def fidelity(
                 for discount in (estimator.discount, 1.0)
             ]
         with torch.no_grad():
-            said = estimator(cut.end.detach(), *context)[:-1].double()
-        count = len(said) if batch.final else len(said) + 1 - (lookahead or 1)
+            predicted = estimator(cut.end.detach(), *context)[:-1].double()
+        count = len(predicted) if batch.final else len(predicted) + 1 - (lookahead or 1)
         if count < 1:
             raise ValueError(
                 f"a stretch must have a boundary and {lookahead or 1} chunks of {length} steps"
                 f" after it; got {len(batch.x)} steps"
             )
         boundaries += count
-        sums += torch.stack([products(said[:count], true[:count].double()) for true in found]).cpu()
+        sums += torch.stack([products(predicted[:count], true[:count].double()) for true in found]).cpu()
     figures: dict[str, float | None] = {"boundaries": boundaries}
     for suffix, (said_said, said_true, true_true) in zip(("", "_1"), sums):
         cosine = said_true / (said_said * true_true).sqrt() if said_said else said_said
@@ -73,6 +73,6 @@ def fidelity(
     return figures
 
 
-def products(said: Tensor, true: Tensor) -> Tensor:
+def products(predicted: Tensor, true: Tensor) -> Tensor:
     """[sum g g, sum g G, sum G G]."""
-    return torch.stack([(said * said).sum(), (said * true).sum(), (true * true).sum()])
+    return torch.stack([(predicted * predicted).sum(), (predicted * true).sum(), (true * true).sum()])

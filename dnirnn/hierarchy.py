@@ -24,7 +24,7 @@ class Hierarchy(Core):
 
     The slow network's own t is t // period. The state [B, S] is the fast network's, the slow one's,
     then m. For more levels ``slow`` is a Hierarchy itself, whose period counts its own ticks; then
-    m holds what all the levels above say.
+    m holds the output of all the levels above.
 
     fast: its input is x and m together: input_size = fast.input_size - slow.output_size.
     slow: its input is the fast network's output. Between ticks it costs nothing.

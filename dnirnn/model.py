@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from dnirnn.checks import check_probabilities
 from dnirnn.data import Batch, Stream
+from dnirnn.deprecated import deprecated
 from dnirnn.interface import Interface
 from dnirnn.truncated import Truncated
 
@@ -55,7 +56,7 @@ class Tied(nn.Module):
 
 
 def next_input(batch: Batch, encoded: Tensor) -> Tensor:
-    """What an estimator is told of a step where nothing else is said: its encoded input."""
+    """The context of a step by default: its encoded input."""
     return encoded
 
 
@@ -69,8 +70,8 @@ class SequenceModel(nn.Module):
         :func:`squared_error`. Of a batch with soft targets they are given too: :class:`Distillation`.
     dropout: probability of zeroing an element of the core's inputs and of its outputs while
         training; the masks come from torch's global generator.
-    told: what an estimator that needs a context is told, beside a state, of the step that comes
-        next: [T, B, C] of the steps of a batch and their encoded inputs [T, B, core.input_size].
+    context_of: the context, for an estimator that needs one, of the step that comes next:
+        [T, B, C] of the steps of a batch and their encoded inputs [T, B, core.input_size].
 
     Raises TypeError or ValueError for a ``truncated`` that is none or a dropout outside [0, 1).
     """
@@ -82,15 +83,19 @@ class SequenceModel(nn.Module):
         readout: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
         dropout: float = 0.0,
-        told: Callable[[Batch, Tensor], Tensor] = next_input,
+        context_of: Callable[[Batch, Tensor], Tensor] = next_input,
+        told: Callable[[Batch, Tensor], Tensor] | None = None,
     ):
         super().__init__()
+        if told is not None:
+            deprecated("SequenceModel's told", "context_of")
+            context_of = told
         if not isinstance(truncated, Truncated):
             raise TypeError(f"truncated must be a dnirnn.Truncated; got {type(truncated).__name__}")
         check_probabilities(dropout=dropout)
         self.encoder, self.truncated, self.readout = encoder, truncated, readout
         self.dropout = nn.Dropout(dropout)
-        self.loss, self.told = loss, told
+        self.loss, self.context_of = loss, context_of
 
     def initial_state(self, batch_size: int) -> Tensor:
         """The state [B, S] that a sequence starts from."""
@@ -130,23 +135,23 @@ class SequenceModel(nn.Module):
         return batch.times if batch.times is not None and self.truncated.core.takes_times else t0
 
     def context(self, batch: Batch, encoded: Tensor) -> Tensor:
-        """[T + 1, B, R C]: what an estimator that needs a context is told of the next R steps.
+        """[T + 1, B, R C]: the context of an estimator that needs one: the next R steps.
 
         R is what it ``reads``. Before dropout; zeros after a sequence's end, and for steps beyond
         those of ``following``. Raises ValueError for a batch that goes on, but has no ``following``.
         """
-        told = self.told(batch, encoded)
+        whole = self.context_of(batch, encoded)
         if batch.following is not None:
-            after = self.told(batch.following, self.encoder(batch.following.x))
+            after = self.context_of(batch.following, self.encoder(batch.following.x))
         elif batch.final:
-            after = torch.zeros_like(told[:1])
+            after = torch.zeros_like(whole[:1])
         else:
-            raise ValueError("following must be given: the estimator is told of the next step")
+            raise ValueError("following must be given: the estimator is conditioned on the next step")
         reads = self.truncated.estimator.reads
         if reads == 1:
-            return torch.cat([told, after[:1]]).detach()
+            return torch.cat([whole, after[:1]]).detach()
         beyond = after.new_zeros(max(0, reads - len(after)), *after.shape[1:])
-        coming = torch.cat([told, after[:reads], beyond]).detach()
+        coming = torch.cat([whole, after[:reads], beyond]).detach()
         return coming.unfold(0, reads, 1).transpose(-1, -2).flatten(-2)
 
     def unroll(self, x: Tensor, state: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:

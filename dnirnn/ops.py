@@ -138,7 +138,7 @@ def lstm_tbptt(
     estimator: [W_1, b_1, ..., W_D, b_D] of an MLP with ReLU; [] for none. No gradient reaches it
         from here.
     truncation: K, at least 1.
-    scale: multiplies what the estimator says.
+    scale: multiplies what the estimator predicts.
     reset: bool [T, B] or None: a row starts a new sequence at that step. Its state becomes zero
         there, after the probe is added, and no gradient crosses.
 

@@ -28,7 +28,7 @@ FIGURES = (
 )
 DECAY = "none"  # of the learning rate over the budget
 UNIT, EPOCHS = "sequences", "batches of sequences"
-DATA: set[str] = set()  # what `eval` may be told of it
+DATA: set[str] = set()  # options of it that `eval` takes
 NEAR = 0.04  # an error that counts as right
 TESTED = 1024  # sequences that an evaluation runs
 
@@ -116,7 +116,7 @@ def notice(options: AddingOptions) -> str:
 
 
 def subject(options: AddingOptions) -> str:
-    """What a run folder's name says of the task."""
+    """The task's part of a run folder's name."""
     return f"{options.length}"
 
 
@@ -126,7 +126,7 @@ def restore(config: dict) -> tuple[SequenceModel, None]:
 
 
 def evaluate(config: dict, model: SequenceModel) -> list[str]:
-    """Lines that say the model's error on fresh sequences."""
+    """Lines that report the model's error on fresh sequences."""
     options = from_config(AddingOptions, config)
     found = measure(model, fresh(options, TEST), sums)
     return [

@@ -1,4 +1,4 @@
-"""What copy and repeat-copy share: random bits to be said again, more of them as they are solved."""
+"""What copy and repeat-copy share: random bits to be reproduced, more of them as they are solved."""
 
 import abc
 import dataclasses
@@ -36,7 +36,7 @@ class SequenceOptions(OptionGroup):
     )
     solved_below: float = option(
         0.15,
-        "error, in bits per bit said (a guess costs 1), under which sequences count as solved and"
+        "error, in bits per predicted bit (a guess costs 1), under which sequences count as solved and"
         " the curriculum goes on to longer ones",
         "BITS",
         above=0,
@@ -60,7 +60,7 @@ class BitStream(DrawnStream):
     """Sequences of N vectors of random bits, and what a task asks about them.
 
     They grow by a stage where the mean error of the last ones of this size falls under
-    ``solved_below``, in bits per bit said.
+    ``solved_below``, in bits per predicted bit.
 
     length: N of the next sequences, grown so far.
     figures: what :meth:`score` says of the largest size whose error fell under ``solved_below``; 0
@@ -138,7 +138,7 @@ def random_bits(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def fresh_bits(length: int, bits: int) -> Tensor:
     """Vectors [N, TESTED, bits] to test on, the same every time."""
-    # Seeded apart from training, whose seeds are small.
+    # Seeded differently from training, whose seeds are small.
     generator = torch.Generator().manual_seed(2**40 + length)
     return random_bits((length, TESTED, bits), generator)
 
@@ -153,7 +153,7 @@ def make(options: NetworkOptions, inputs: int, outputs: int) -> SequenceModel:
 
 
 def measure(model: SequenceModel, batches: Sequence[Batch]) -> list[float]:
-    """The error on each batch of whole sequences, in bits per bit said."""
+    """The error on each batch of whole sequences, in bits per predicted bit."""
     training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""copy: read a sequence of random bits, then say it again from memory.
+"""copy: read a sequence of random bits, then reproduce it from memory.
 
 Source: Graves et al., Neural Turing Machines, 2014, section 4.1; the curriculum as in Jaderberg et
 al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017, section 3.2.
@@ -23,7 +23,7 @@ FIGURES = (
     Figure("error", "error at the length after it, bits per bit", "{:.3f}", True),
 )
 UNIT, EPOCHS = "vectors to copy", "batches of sequences"
-DATA: set[str] = set()  # what `eval` may be told of it
+DATA: set[str] = set()  # options of it that `eval` takes
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -37,7 +37,7 @@ Options = CopyOptions
 class CopyStream(BitStream):
     """Sequences of 2 N + 1 steps: N vectors of random bits, a delimiter, N steps of silence.
 
-    x: [T, B, bits + 1]; the last channel is the delimiter. y: [T, B, bits], what to say. Only the
+    x: [T, B, bits + 1]; the last channel is the delimiter. y: [T, B, bits], what to predict. Only the
     last N steps count. N grows by one.
     """
 
@@ -93,7 +93,7 @@ def notice(options: CopyOptions) -> str:
 
 
 def subject(options: CopyOptions) -> str:
-    """What a run folder's name says of the task."""
+    """The task's part of a run folder's name."""
     return f"{options.bits}bit"
 
 
@@ -103,7 +103,7 @@ def restore(config: dict) -> tuple[SequenceModel, None]:
 
 
 def evaluate(config: dict, model: SequenceModel) -> list[str]:
-    """Lines that say which lengths the model solves on fresh sequences, and its errors."""
+    """Lines that report which lengths the model solves on fresh sequences, and its errors."""
     options = from_config(CopyOptions, config)
     lengths = list(range(1, options.max_length + 1))
     errors = measure(model, [fresh(length, options) for length in lengths])

@@ -30,7 +30,7 @@ FIGURES = (
 )
 DECAY = "none"  # of the learning rate over the budget
 UNIT, EPOCHS = "steps", "batches of sequences"
-DATA: set[str] = set()  # what `eval` may be told of it
+DATA: set[str] = set()  # options of it that `eval` takes
 SYMBOLS, TOLD = 8, 10  # to choose from, and in a sequence
 BLANK, ASK = 8, 9  # what is read else: nothing, and the request to say them
 TESTED = 256  # sequences that an evaluation runs
@@ -57,7 +57,7 @@ Options = CopyMemoryOptions
 class CopyMemoryStream(DrawnStream):
     """Sequences of T + 20 steps: ten symbols, T - 1 blanks, a request, ten blanks.
 
-    x: [T + 20, B, 10], one-hot. y: [T + 20, B], what to say: T + 10 blanks, then the ten symbols.
+    x: [T + 20, B, 10], one-hot. y: [T + 20, B], what to predict: T + 10 blanks, then the ten symbols.
     """
 
     def __init__(self, batch_size: int, blanks: int, seed: int):
@@ -115,7 +115,7 @@ def notice(options: CopyMemoryOptions) -> str:
 
 
 def subject(options: CopyMemoryOptions) -> str:
-    """What a run folder's name says of the task."""
+    """The task's part of a run folder's name."""
     return f"{options.blanks}"
 
 
@@ -125,7 +125,7 @@ def restore(config: dict) -> tuple[SequenceModel, None]:
 
 
 def evaluate(config: dict, model: SequenceModel) -> list[str]:
-    """Lines that say the model's loss on fresh sequences, and how much it recalls."""
+    """Lines that report the model's loss on fresh sequences, and how much it recalls."""
     options = from_config(CopyMemoryOptions, config)
     found = measure(model, fresh(options, TEST), sums)
     return [

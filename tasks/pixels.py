@@ -33,7 +33,7 @@ FIGURES = (
 )
 DECAY = "none"  # of the learning rate over the budget
 UNIT, EPOCHS = "images", "epochs"
-DATA = {"split", "data_dir"}  # what `eval` may be told of it
+DATA = {"split", "data_dir"}  # options of it that `eval` takes
 FOUND = ("permutation", "shape", "images_sha256")  # what it adds to a run's configuration
 VALIDATED = 1000  # of the validation images, the first so many: 784 steps of each are many
 AT_ONCE = 250
@@ -180,7 +180,7 @@ def resolve(options: PixelOptions) -> PixelOptions:
 
 
 def subject(options: PixelOptions) -> str:
-    """What a run folder's name says of the task."""
+    """The task's part of a run folder's name."""
     order = "" if options.permuted is None else f"-permuted{options.permuted}"
     return f"{options.digits}{'-rows' if options.rows else ''}{order}"
 
@@ -191,7 +191,7 @@ def restore(config: dict) -> tuple[SequenceModel, None]:
 
 
 def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
-    """Lines that say how many of a split's images are said right.
+    """Lines that report how many of a split's images are predicted right.
 
     Raises ValueError where the images are not those that the run was trained on.
     """

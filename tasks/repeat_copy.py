@@ -36,8 +36,8 @@ FIGURES = (
     Figure("solved_steps", "steps of the largest sequence solved", "{:.1f}", False),
     Figure("error", "error at the size after it, bits per bit", "{:.3f}", True),
 )
-UNIT, EPOCHS = "vectors to say", "batches of sequences"
-DATA: set[str] = set()  # what `eval` may be told of it
+UNIT, EPOCHS = "vectors to predict", "batches of sequences"
+DATA: set[str] = set()  # options of it that `eval` takes
 TEN = 10  # repeats that the count's channel says as 1
 
 
@@ -66,7 +66,7 @@ class RepeatCopyStream(BitStream):
     repeats R, then silence: R N steps to say them R times, and one to say that it is over.
 
     x: [T, B, bits + 2]; the last two channels are the delimiter and R / 10. y: [T, B, bits + 1],
-    what to say; the last channel is the end. Only the last R N + 1 steps count. N and R grow by one
+    what to predict; the last channel is the end. Only the last R N + 1 steps count. N and R grow by one
     in turn, N first; one alone where the other is at its largest.
 
     repeats: R of the next sequences, grown so far.
@@ -159,7 +159,7 @@ def notice(options: RepeatCopyOptions) -> str:
 
 
 def subject(options: RepeatCopyOptions) -> str:
-    """What a run folder's name says of the task."""
+    """The task's part of a run folder's name."""
     return f"{options.bits}bit"
 
 
@@ -169,7 +169,7 @@ def restore(config: dict) -> tuple[SequenceModel, None]:
 
 
 def evaluate(config: dict, model: SequenceModel) -> list[str]:
-    """Lines that say what the model solves of fresh sequences, and a table of its errors."""
+    """Lines that report what the model solves of fresh sequences, and a table of its errors."""
     options = from_config(RepeatCopyOptions, config)
     lengths, repeats = range(1, options.max_length + 1), range(1, options.max_repeats + 1)
     rows = [measure(model, [fresh(n, r, options) for r in repeats]) for n in lengths]

@@ -1,8 +1,8 @@
 """signal: sums of sines of separated periods, sampled evenly or at random times.
 
-With --goal continue the first half of a sequence is given, and the second half is to be said without it:
+With --goal continue the first half of a sequence is given, and the second half is to be predicted without it:
 what a clockwork network was made for, to generate a signal of many rates from what it holds of it. With
---goal tuned every sine is at its period or off it, and at the end it is to be said of each which: what
+--goal tuned every sine is at its period or off it, and at the end it is to be predicted of each which: what
 phased LSTMs were made for.
 
 Source: in the manner of Koutnik et al., A Clockwork RNN, ICML 2014, section 4.1 (sequence generation)
@@ -32,7 +32,7 @@ FIGURES = (
 )
 DECAY = "none"  # of the learning rate over the budget
 UNIT, EPOCHS = "targets", "batches of sequences"
-DATA: set[str] = set()  # what `eval` may be told of it
+DATA: set[str] = set()  # options of it that `eval` takes
 TESTED = 1024  # sequences that an evaluation runs
 TUNED = math.log(1.1)  # how far the logarithm of a period may be off, and be in tune
 OUT_OF_TUNE = math.log(1.25), math.log(2.0)  # how far it is off if not
@@ -45,8 +45,8 @@ class SignalForm(OptionGroup):
 
     goal: str = option(
         "continue",
-        "continue: the first half is given, the second to be said; tuned: all is given, and at the end it"
-        " is to be said of each sine whether its period is the one of --sines",
+        "continue: the first half is given, the second to be predicted; tuned: all is given, and at the end it"
+        " is to be predicted of each sine whether its period is the one of --sines",
         choices=("continue", "tuned"),
     )
     sines: tuple = option(
@@ -80,7 +80,7 @@ Options = SignalOptions
 class SignalStream(DrawnStream):
     """Sequences of a signal s(t) = sqrt(2 / k) sum_i sin(2 pi t / p_i + phase_i), whose mean square is 1.
 
-    x: [T, B, 4], the signal, zero where it is to be said; the time since the step before; the time
+    x: [T, B, 4], the signal, zero where it is to be predicted; the time since the step before; the time
     over the sequence's length; 1 where the signal is given. times: [T, B]. y: [T, B, 1], the signal, of
     which the second half counts; or [T, B, k], 1 for each sine in tune, of which the last step counts.
     label: these bits, or [B, 0].
@@ -190,7 +190,7 @@ def named(options: SignalOptions, between: str = " ") -> str:
 
 
 def subject(options: SignalOptions) -> str:
-    """What a run folder's name says of the task."""
+    """The task's part of a run folder's name."""
     return f"{options.goal}{'-uneven' if options.uneven else ''}-{named(options, '_')}"
 
 
@@ -200,7 +200,7 @@ def restore(config: dict) -> tuple[SequenceModel, None]:
 
 
 def evaluate(config: dict, model: SequenceModel) -> list[str]:
-    """Lines that say the model's error on fresh sequences."""
+    """Lines that report the model's error on fresh sequences."""
     options = from_config(SignalOptions, config)
     found = measure(model, fresh(options, TEST), sums)
     return [f"error: {found['error']:.4f}", notice(options)]

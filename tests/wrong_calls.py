@@ -1,5 +1,6 @@
 """Wrong calls of all that is public: what each argument must not be."""
 
+import inspect
 import math
 
 import torch
@@ -388,3 +389,17 @@ CALLS = {
     ),
     "rows_of": (rows_of, dict(batch=X), dict(batch=[None, 3, [1]])),
 }  # fmt: skip
+
+# A core's or an estimator's arguments of these names are the same everywhere: one that has no line above
+# is called by its sizes, and what is its own is refused in its own test.
+USUAL = CELL | KNOBS | dict(state_size=SIZE, context_size=COUNT, dense=FLAG, terminal_target=FLAG)
+USUAL |= dict(trace_decay=[1.1, *AMOUNT], num_layers=SIZE)
+GOOD = dict(input_size=3, hidden_size=12, state_size=8)
+OWN = {}  # the arguments that are left
+for name in {*dnirnn.stacks.__all__, *dnirnn.estimators.__all__} - CALLS.keys():
+    arguments = inspect.signature(getattr(dnirnn, name)).parameters
+    if GOOD.keys() & arguments:
+        good = {argument: GOOD[argument] for argument in GOOD.keys() & arguments}
+        known = {argument: USUAL[argument] for argument in USUAL.keys() & arguments}
+        CALLS[name] = (getattr(dnirnn, name), good, known)
+        OWN[name] = set(arguments) - set(USUAL)

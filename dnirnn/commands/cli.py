@@ -45,7 +45,7 @@ COMMANDS = {
     "eval": ("measure a trained model", evaluate.add_arguments, evaluate.run),
     "sample": ("let a trained char-lm write", sample.add_arguments, sample.run),
     "fidelity": (
-        "how near what a run's estimator says is to the true gradient; a plot of its log",
+        "how near what a run's estimator predicts is to the true gradient; a plot of its log",
         fidelity.add_arguments,
         fidelity.run,
     ),

@@ -21,7 +21,7 @@ OPTIONS = dict(
 WRITTEN = 400  # characters
 
 INTRODUCTION = """\
-1. Copy: read N random bits, wait for the end, say them again; N grows by one whenever it is solved.
+1. Copy: read N random bits, wait for the end, reproduce them; N grows by one whenever it is solved.
    Gradients are carried back {steps} steps. With nothing at the cuts (none), what is learned ends near
    the window. With synthetic gradients (least-squares), it goes on beyond it.
 """

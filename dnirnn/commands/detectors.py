@@ -1,4 +1,4 @@
-"""detectors: where the layers of an HM-LSTM say that a stretch of a text ends."""
+"""detectors: where the layers of an HM-LSTM detect the end of a stretch of a text."""
 
 import argparse
 from collections.abc import Sequence

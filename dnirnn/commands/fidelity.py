@@ -1,4 +1,4 @@
-"""fidelity: how near what a run's estimator says is to the true gradient."""
+"""fidelity: how near what a run's estimator predicts is to the true gradient."""
 
 import argparse
 from collections.abc import Callable, Sequence

@@ -123,7 +123,7 @@ def start(task: str, options: Any, arguments: argparse.Namespace) -> int:
 
 
 def default_folder(name: str, options: Any) -> Path:
-    """runs/ and the options that most often tell two runs apart."""
+    """runs/ and the options that most often distinguish two runs."""
     if hasattr(TASKS[name], "folder_name"):
         return Path("runs") / TASKS[name].folder_name(options)
     subject = TASKS[name].subject(options)

@@ -156,8 +156,8 @@ def make_model(
 ) -> SequenceModel:
     """encoder -> the core that the options name, truncated -> a readout of ``outputs``.
 
-    label_size: of what the estimator may be told of a whole sequence; 0 where there is no such thing.
-    readout: makes it, from the size of what the core says and ``outputs``.
+    label_size: of a whole sequence's context of the estimator; 0 where there is no such thing.
+    readout: makes it, from the size of the core's output and ``outputs``.
     """
     if options.parameters is not None:
         options = sized(
@@ -169,14 +169,14 @@ def make_model(
 
 
 def vectors_of(y: Tensor, size: int) -> Tensor:
-    """Targets as an estimator is told of them: bits and numbers as they are, symbols one-hot."""
+    """Targets as an estimator's context: bits and numbers as they are, symbols one-hot."""
     return y if y.is_floating_point() else F.one_hot(y, size)
 
 
 def make_truncated(
     options: NetworkOptions, core: Core, target_size: int, label_size: int = 0
 ) -> Truncated:
-    """The core, cut, with its estimator, which may be told vectors of these sizes."""
+    """The core, cut, with its estimator, conditioned on contexts of these sizes."""
     truncation = chunk_steps(options)
     steps = truncation if options.update_steps is None else options.update_steps
     setting = Setting(
@@ -209,17 +209,17 @@ def assemble(
 ) -> SequenceModel:
     """The model of these parts.
 
-    spell: from y to the vectors [T, B, C] that an estimator is told of a target.
+    spell: from y to the vectors [T, B, C] of a target that are an estimator's context.
     """
     kind = BFloat16Model if options.dtype == "bfloat16" else SequenceModel
-    told = partial(tell, spell=spell, names=options.estimator.context)
-    return kind(encoder, truncated, readout, loss, options.dropout, told)
+    context = partial(context_of, spell=spell, names=options.estimator.context)
+    return kind(encoder, truncated, readout, loss, options.dropout, context)
 
 
-def tell(
+def context_of(
     batch: Batch, encoded: Tensor, spell: Callable[[Tensor], Tensor], names: tuple[str, ...]
 ) -> Tensor:
-    """What the names of --context say of each step, [T, B, C]."""
+    """The contexts of --context of each step, [T, B, C]."""
     parts = []
     for name in names:
         if name == "input":

@@ -15,7 +15,7 @@ from dnirnn.options import option
 class AutoScale(GradientEstimator):
     """An estimator with its scale measured, not set.
 
-    With G the targets of a fit and g what the estimator says of them before it is fitted to them,
+    With G the targets of a fit and g what the estimator predicts of them before it is fitted to them,
     summed over all rows and elements,
 
         a <- decay a + (1 - decay) <G, g>
@@ -107,9 +107,9 @@ class AutoScale(GradientEstimator):
         """Measures first, then fits: the estimator's regression error."""
         beside = () if context is None else (context,)
         with torch.no_grad():
-            said = self.estimator(entered, *beside).double()
-            counted = said if weight is None else said * weight[:, None]
-            found = torch.stack([(counted * target).sum(), (counted * said).sum()])
+            predicted = self.estimator(entered, *beside).double()
+            counted = predicted if weight is None else predicted * weight[:, None]
+            found = torch.stack([(counted * target).sum(), (counted * predicted).sum()])
             self.agreement.lerp_(self.sum_over_ranks(found), 1 - self.decay)
             self.fits += 1
         return self.estimator.accumulate(entered, target, *beside, weight=weight)
@@ -123,7 +123,7 @@ CONTEXTS = ("input", "target", "label")
 
 @dataclass(frozen=True)
 class PredictorConfig(EstimatorConfig):
-    """An estimator that may be told of the coming steps and whose scale may be measured.
+    """An estimator that may be conditioned on the coming steps and whose scale may be measured.
 
     A subclass writes ``make``, which takes the setting, and scale, discount, dense and
     terminal_target as its estimator does.
@@ -145,8 +145,8 @@ class PredictorConfig(EstimatorConfig):
     )  # fmt: skip
     context: tuple = option(
         (),
-        "what the predictor is told beside the state, one or more: the next step's input, its target"
-        " (what is to be said there; zeros where nothing counts), the label of the whole sequence,"
+        "what the predictor is conditioned on beside the state, one or more: the next step's input, its target"
+        " (what is to be predicted there; zeros where nothing counts), the label of the whole sequence,"
         " of a task that has one",
         choices=CONTEXTS,
         many=str,
@@ -181,7 +181,7 @@ class PredictorConfig(EstimatorConfig):
         # In one order, so that the same context is the same run.
         context = tuple(name for name in CONTEXTS if name in self.context)
         object.__setattr__(self, "context", context)
-        if self.control and getattr(self, "auxiliary", 0):
+        if self.control and getattr(self, "auxiliary", None):
             raise ValueError("--control is of what is predicted: no --auxiliary")
         if self.reads > 1 and not context:
             raise ValueError(f"--reads goes with --context only; got {self.reads}")
@@ -200,4 +200,4 @@ class PredictorConfig(EstimatorConfig):
         return made if self.control is None else Control(made, self.control)
 
     def make(self, setting: Setting, **common: Any) -> GradientEstimator:
-        raise NotImplementedError(f"{type(self).__name__} must say what it makes")
+        raise NotImplementedError(f"{type(self).__name__} must define what it makes")

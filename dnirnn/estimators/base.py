@@ -122,7 +122,7 @@ class GradientEstimator(nn.Module, abc.ABC):
     def refine(self, cut: Interface, target: Tensor, boot: Tensor) -> Tensor:
         """The target, made of the one that came back to ``cut.probe``, while there is a graph.
 
-        boot: what ``bootstrap`` said. Both are times the same factor, and so is what is returned.
+        boot: what ``bootstrap`` returned. Both are times the same factor, and so is what is returned.
 
         Here lambda targets, where there is a trace_decay; else the target as it is.
         """
@@ -220,7 +220,7 @@ def as_held(held: Held, function: Callable[[], Found]) -> Found:
 class Setting(NamedTuple):
     """Where an estimator that is to be built will stand.
 
-    width: of the core's layers. sizes: of what the names of --context say of a step: 0 where the
+    width: of the core's layers. sizes: of the contexts that --context names, of a step: 0 where the
     task has no such thing. steps: of an update; None: a whole sequence. batch: rows. pieces: whether
     the rows are computed in several.
     """
@@ -255,7 +255,7 @@ class EstimatorConfig(Config):
     """What makes an estimator; one beside each that --estimator names, in the registry ESTIMATORS.
 
     label: what plots and tables call it. fitted: it learns. descends: an optimizer moves it.
-    opens: it goes with --open-cuts and --overlap. context: what it is told beside the state.
+    opens: it goes with --open-cuts and --overlap. context: what it is conditioned on beside the state.
     """
 
     registry: ClassVar[Registry] = Registry("estimator")
@@ -266,7 +266,7 @@ class EstimatorConfig(Config):
     context = ()
 
     def build(self, setting: Setting) -> GradientEstimator:
-        raise NotImplementedError(f"{type(self).__name__} must say what it builds")
+        raise NotImplementedError(f"{type(self).__name__} must define what it builds")
 
     @classmethod
     def of_class(cls, found: Any, name: str) -> "type[EstimatorConfig]":

@@ -131,19 +131,19 @@ class BPLambda(GradientEstimator):
             rows_that_count = len(entered)
             if weight is not None:
                 delta, rows_that_count = delta * weight[:, None], weight.sum()
-            told = F.pad(entered, (0, 1), value=1.0)  # dg_i / d(W, b)_i, for every i
+            extended = F.pad(entered, (0, 1), value=1.0)  # dg_i / d(W, b)_i, for every i
             found = torch.zeros_like(self.trace[0, 0])
             trace = self.trace
             for n in range(chunks):
                 rows = slice(n * batch, (n + 1) * batch)
                 trace = trace.clone()
                 each = trace.view(batch, size, size, size + 1).diagonal(dim1=1, dim2=2)
-                each += told[rows, :, None]  # [B, S + 1, S]
+                each += extended[rows, :, None]  # [B, S + 1, S]
                 found += torch.einsum("bi,bip->p", delta[rows], trace)
                 trace = self.discount * self.trace_decay * torch.bmm(jacobian[n], trace)
             self.trace.copy_(trace)
             ended = slice(chunks * batch, None)
-            found = found.view(size, size + 1) + delta[ended].T @ told[ended]
+            found = found.view(size, size + 1) + delta[ended].T @ extended[ended]
             found = -found / rows_that_count
             for parameter, gradient in ((self.weight, found[:, :-1]), (self.bias, found[:, -1])):
                 if parameter.requires_grad:

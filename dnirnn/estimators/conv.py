@@ -22,7 +22,7 @@ class ConvSyntheticGradient(Layered):
     hidden: channels of the hidden layers; () is one convolution.
     scale, discount: as of SyntheticGradient. At 1, their default here: a chain of cuts has an end.
     kernel_size: odd.
-    context_size: of what it is told of each row beside the maps, a label (cDNI): as further
+    context_size: C, of its context of each row, a label (cDNI): as further
         channels, constant over the map. 0: nothing.
     normalise: predicts in units of the targets' running RMS; see SyntheticGradient.
     batch_norm: normalises each hidden layer before its ReLU, over rows and places.
@@ -83,8 +83,8 @@ class ConvSyntheticGradient(Layered):
     def convolved(self, state: Tensor, context: Tensor | None) -> Tensor:
         value = state
         if context is not None:
-            told = context.to(state.dtype)[:, :, None, None].expand(-1, -1, *state.shape[2:])
-            value = torch.cat([state, told], 1)
+            labels = context.to(state.dtype)[:, :, None, None].expand(-1, -1, *state.shape[2:])
+            value = torch.cat([state, labels], 1)
         return self.through(value)
 
     def accumulate(

@@ -24,8 +24,8 @@ class LeastSquares(GradientEstimator):
 
     So it has no learning rate, and it tracks a core that moves: a target counts for about
     1 / (1 - forgetting) fits. Descent on the same error needs many more, because the units of a
-    recurrent state are strongly correlated. Where the targets are noise, ridge holds what it says
-    near zero. It says zero until the first solution. It takes a matrix of S + 1 squared, and a
+    recurrent state are strongly correlated. Where the targets are noise, ridge holds its predictions
+    near zero. It predicts zero until the first solution. It takes a matrix of S + 1 squared, and a
     solution takes (S + 1)^3 / 3 + 2 S (S + 1)^2 flops.
 
     state_size: S of the core.
@@ -88,11 +88,11 @@ class LeastSquares(GradientEstimator):
         self.dense, self.trace_decay = dense, float(trace_decay)
         self.terminal_target, self.needs_context = terminal_target, context_size > 0
         made = {"device": device, "dtype": dtype}
-        told = state_size + context_size
-        self.weight = nn.Parameter(torch.zeros(state_size, told, **made), requires_grad=False)
+        features = state_size + context_size
+        self.weight = nn.Parameter(torch.zeros(state_size, features, **made), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(state_size, **made), requires_grad=False)
-        self.register_buffer("told_told", torch.zeros(told + 1, told + 1, **made))
-        self.register_buffer("target_told", torch.zeros(state_size, told + 1, **made))
+        self.register_buffer("told_told", torch.zeros(features + 1, features + 1, **made))
+        self.register_buffer("target_told", torch.zeros(state_size, features + 1, **made))
         self.register_buffer("fits", torch.zeros((), dtype=torch.int64, device=device))
 
     @property
@@ -102,8 +102,8 @@ class LeastSquares(GradientEstimator):
 
     def forward(self, state: Tensor, context: Tensor | None = None) -> Tensor:
         """The predicted gradient [..., S] at the state [..., S], with the context [..., C]."""
-        told = state if context is None else torch.cat([state, context.to(state.dtype)], -1)
-        return F.linear(told, self.weight, self.bias)
+        features = state if context is None else torch.cat([state, context.to(state.dtype)], -1)
+        return F.linear(features, self.weight, self.bias)
 
     @torch.no_grad()
     def accumulate(
@@ -122,9 +122,9 @@ class LeastSquares(GradientEstimator):
         rows = self.sum_over_ranks(weight.sum()).clamp_min(1)  # nothing is divided by zero
         error = self.sum_over_ranks((each * weight).sum()) / rows
         parts = [entered] if context is None else [entered, context.to(entered.dtype)]
-        told = torch.cat([*parts, torch.ones_like(entered[:, :1])], -1)
-        counted = told * ((1 - self.forgetting) / rows * weight)[:, None]
-        for kept, left in ((self.told_told, told), (self.target_told, target)):
+        features = torch.cat([*parts, torch.ones_like(entered[:, :1])], -1)
+        counted = features * ((1 - self.forgetting) / rows * weight)[:, None]
+        for kept, left in ((self.told_told, features), (self.target_told, target)):
             if self.ranks is None:
                 kept.addmm_(left.T, counted, beta=self.forgetting)
             else:
@@ -146,8 +146,8 @@ class LeastSquares(GradientEstimator):
             self.bias.copy_(found[:, -1])
 
     def extra_repr(self) -> str:
-        said = f"scale={self.scale}, discount={self.discount}, forgetting={self.forgetting}"
-        return f"{said}, ridge={self.ridge}, solve_every={self.solve_every}"
+        text = f"scale={self.scale}, discount={self.discount}, forgetting={self.forgetting}"
+        return f"{text}, ridge={self.ridge}, solve_every={self.solve_every}"
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class LeastSquaresConfig(PredictorConfig, name="least-squares"):
     ridge: float = option(
         1e-3,
         "what is added to the squares of the state, as a fraction of them: the more, the nearer to"
-        " zero it says where the targets are noise",
+        " zero its predictions are where the targets are noise",
         "FRACTION",
         above=0,
     )

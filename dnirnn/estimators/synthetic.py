@@ -41,7 +41,7 @@ class SyntheticGradient(Layered):
     discount: multiplies g where it enters the bootstrapped target. Where it equals ``scale`` one
         backward pass serves both; where it differs, :func:`dnirnn.backward` runs a second one for
         the targets. With both at 1 the bootstrap feeds on itself and usually diverges.
-    context_size: C, of what it is told beside the state: the next step's input, or a label (cDNI).
+    context_size: C, of what it is conditioned on beside the state: the next step's input, or a label (cDNI).
         The first layer then takes [s, context]; see ``context`` of Truncated. 0: nothing.
     normalise: predicts in units of the targets' running RMS r: g(s) = r MLP(s), and the MLP is
         fitted to target / r. r^2 is the mean over all elements and fits, those long ago decaying by
@@ -56,7 +56,7 @@ class SyntheticGradient(Layered):
         feed-forward estimators do; with the running statistics after ``eval()``. It takes hidden
         layers, and calls of at least two rows.
     auxiliary: weight of the auxiliary task (DNI + Aux); 0: none. A second predictor a of the same
-        shape says, at each boundary, what g will say at the next one of the same sequence. Its
+        shape predicts, at each boundary, what g will predict at the next one of the same sequence. Its
         error, auxiliary / 2 |a(s_n) - g(s_(n+1))|^2, is a loss of the core too: its gradient
         with respect to s_n is injected beside scale g(s_n), and is no part of any target. The last
         boundary of a call has no next one, so it takes calls of at least two chunks.
@@ -196,7 +196,7 @@ class SyntheticGradient(Layered):
     ) -> tuple[tuple[Tensor, Tensor, Tensor | None], Tensor]:
         """The auxiliary task at all boundaries but the last.
 
-        Returns the rows to fit, (states [R, S], what g says at the next boundaries [R, S], their
+        Returns the rows to fit, (states [R, S], what g predicts at the next boundaries [R, S], their
         weights [R] or None), and the gradient [N - 1, B, S] of the task's error with respect to the
         states. Where a sequence starts before the next boundary, there is nothing to predict: such a
         row weighs nothing.
@@ -225,7 +225,7 @@ class SyntheticGradient(Layered):
     ) -> Tensor:
         """As GradientEstimator's; with a context [R, C] where one was asked for.
 
-        predicted: [R, S], forward(entered): of a linear map that is told nothing else, or with its
+        predicted: [R, S], forward(entered): of a linear map without context, or with its
             graph where ``keeps_graph``.
         """
         if predicted is not None and self.keeps_graph:
@@ -256,11 +256,11 @@ class SyntheticGradient(Layered):
         return 0.5 * (residual * share).sum()
 
     def extra_repr(self) -> str:
-        said = f"scale={self.scale}, discount={self.discount}"
+        text = f"scale={self.scale}, discount={self.discount}"
         for name in ("context_size", "normalise", "dense", "trace_decay", "auxiliary"):
-            said += f", {name}={getattr(self, name)}" if getattr(self, name) else ""
-        said += ", batch_norm=True" if len(self.norms) else ""
-        return said if self.terminal_target else f"{said}, terminal_target=False"
+            text += f", {name}={getattr(self, name)}" if getattr(self, name) else ""
+        text += ", batch_norm=True" if len(self.norms) else ""
+        return text if self.terminal_target else f"{text}, terminal_target=False"
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ class DNIConfig(PredictorConfig, name="dni"):
     )
     auxiliary: float = option(
         0.0,
-        "weight of the auxiliary task: to say at a cut what the predictor will say at the next one",
+        "weight of the auxiliary task: to predict at a cut what the predictor will predict at the next one",
         "WEIGHT",
         at_least=0,
     )

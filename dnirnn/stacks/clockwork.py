@@ -21,7 +21,7 @@ class Clockwork(Core):
     """A Clockwork RNN, or a clockwork LSTM: M modules of n = H / M units, one a period.
 
     Module i ticks at the steps t that ``periods[i]`` divides. Where it ticks, it reads the input,
-    its own state, and what every slower module said last; else it keeps its state (an LSTM's h and
+    its own state, and the last output of every slower module; else it keeps its state (an LSTM's h and
     c), and costs nothing:
 
         h_i(t) = tanh(W_i [x(t), h_i+1(t-1), ..., h_M(t-1)] + b_i + U_i h_i(t-1) + b'_i)  at a tick
@@ -30,7 +30,7 @@ class Clockwork(Core):
     (cell="lstm": the same with :class:`dnirnn.LSTM`'s equations.) Nothing flows from fast to slow:
     the recurrence over all H units is block-triangular (:meth:`recurrent_weight`), and each module
     holds only the blocks that are not zero. So the fused operator runs the slowest module first,
-    over its ticks alone, and then each faster one with what the slower ones said among its inputs.
+    over its ticks alone, and then each faster one with the output of the slower ones among its inputs.
     That is so where all rows are at one t (an int); rows at different times, or with resets, go
     step by step, and every module is computed at every step.
 

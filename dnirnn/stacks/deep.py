@@ -16,7 +16,7 @@ from dnirnn.unroll import Chunks, Unrolled
 
 
 class Deep(Core):
-    """Cores one on another: each reads, at every step, what the one below it says.
+    """Cores one on another: each reads, at every step, the output of the one below it.
 
     With y_0 = x and drop() for dropout, layer l = 1 .. L:
 
@@ -198,10 +198,10 @@ class DeepConfig(CoreConfig, name="deep"):
     """LSTMs one on another, with --residual, --skip-inputs, --layer-dropout"""
 
     layers: int = option(2, "recurrent layers, one on the other", "LAYERS", at_least=1)
-    residual: bool = option(False, "add what the layer below says to what a layer says")
+    residual: bool = option(False, "add the output of the layer below to a layer's own")
     skip_inputs: bool = option(False, "every layer also reads the network's input")
     layer_dropout: float = option(
-        0.0, "fraction of what a layer says to the next that training drops", "FRACTION",
+        0.0, "fraction of a layer's output to the next that training drops", "FRACTION",
         at_least=0, below=1,
     )  # fmt: skip
     same_mask: bool = option(False, "--layer-dropout drops the same in all of a sequence")

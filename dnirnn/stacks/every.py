@@ -119,7 +119,7 @@ class Every(Core):
 
 @dataclass(frozen=True)
 class EveryConfig(CoreConfig, name="every"):
-    """an LSTM, and one that hears it every --every steps; what both say is added"""
+    """an LSTM, and one that reads it every --every steps; their outputs are added"""
 
     every: int = option(4, "steps from one tick of the slower LSTM to the next", "STEPS", at_least=1)
     gather: str = option(

@@ -143,7 +143,7 @@ class FastSlowConfig(ZoneoutConfig, name="fast-slow"):
         shown="4/7 of --hidden, the size of the fast ones",
     )  # fmt: skip
     layer_dropout: float = option(
-        0.0, "fraction of what a cell says to the next, of inputs and of outputs that training drops",
+        0.0, "fraction of a cell's output to the next, of inputs and of outputs that training drops",
         "FRACTION", at_least=0, below=1,
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ STEEPEST = 5.0  # slope of a detector's gradient, as in the paper
 class HMLSTM(Core):
     """The hierarchical multiscale LSTM: L LSTM layers, each but the top one with a detector.
 
-    A detector z of layer l says, with 1, that a stretch of what the layer reads ended at this step:
+    A detector z of layer l is 1 where a stretch of what the layer reads ended at this step:
     the layer above then reads the layer's h, and at the next step the layer itself starts afresh.
     With layers l = 1..L from the bottom, z_t^0 = 1, h_t^0 = x_t, and z_t^L = 0:
 
@@ -150,7 +150,7 @@ class HMLSTM(Core):
     def joined_weights(self) -> list[Tensor]:
         """For each layer, what multiplies [h, z h above, z below h below], in one piece.
 
-        Above the top layer there is nothing; the bottom layer's input is multiplied apart.
+        Above the top layer there is nothing; the bottom layer's input is multiplied separately.
         """
         names = [["weight_hh", "weight_top", "weight_ih"] for _ in range(self.num_layers)]
         names[0].remove("weight_ih")

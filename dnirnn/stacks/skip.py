@@ -42,7 +42,7 @@ class Skip(Core):
     Rounding is straight-through: backward, u_t counts as u~_t.
 
     The state is [the core's state, the output held, u~] (:meth:`unpack_state`); u~ starts at 1, so
-    the first step of a sequence is an update. The core is told t, the steps since the sequence's
+    the first step of a sequence is an update. The core takes t, the steps since the sequence's
     start, whether it was updated at them or not.
 
     What teaches it to skip is a price: with ``cost``, the loss that :func:`dnirnn.backward` goes

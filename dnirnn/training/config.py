@@ -115,7 +115,7 @@ class Training(Limits):
     )  # fmt: skip
     fidelity_every: int | None = option(
         None,
-        "training symbols between two comparisons of what the predictor says with the true"
+        "training symbols between two comparisons of the predictor's output with the true"
         " gradient, on held-out sequences",
         "SYMBOLS",
         at_least=1,

@@ -1,4 +1,4 @@
-"""The batches of a run's updates, and what an estimator is told of the steps after them."""
+"""The batches of a run's updates, and an estimator's context of the steps after them."""
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ def looks_ahead(model: SequenceModel, stream: Stream, micro_batch: int | None) -
         )
     if micro_batch is not None and micro_batch < stream.batch_size:
         raise ValueError(
-            f"micro_batch must be None with TrueGradient, which is told of whole batches; got"
+            f"micro_batch must be None with TrueGradient, which needs whole batches; got"
             f" {micro_batch}"
         )
     return True

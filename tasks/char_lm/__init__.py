@@ -30,7 +30,7 @@ FIGURES = (
 )
 DECAY = "cosine"  # of the learning rate over the budget
 UNIT, EPOCHS = "characters", "epochs"
-# What `eval` may be told of it.
+# Its options that `eval` takes.
 DATA = {
     "split", "corpus", "data_dir", "valid_file", "test_file", "text", "dynamic", "dynamic_steps",
     "dynamic_rate", "dynamic_decay", "others",
@@ -74,7 +74,7 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
     }
     notice = corpus.describe(symbols)
     if vocabulary.unknown is not None:
-        notice += f"; {unit}s that are not in the training text are one unknown symbol, scored apart"
+        notice += f"; {unit}s that are not in the training text are one unknown symbol, scored separately"
     distillation = distillation_of(options, vocabulary, model)
 
     def taught(stream: TextStream) -> Stream:
@@ -148,6 +148,6 @@ def encode(corpus: Corpus, vocabulary: Vocabulary | Words) -> dict[str, Tensor]:
 
 
 def subject(options: CharLMOptions) -> str:
-    """What a run folder's name says of the task."""
+    """The task's part of a run folder's name."""
     taught = "-distilled" if options.teachers else "-codistilled" if options.codistill else ""
     return Path(options.corpus).stem + taught

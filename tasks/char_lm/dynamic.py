@@ -25,7 +25,7 @@ def dynamic_lines(
     symbols: Tensor,
     name: str,
 ) -> list[str]:
-    """Lines that say the bits of ``symbols`` while the weights move, and how rate and decay were found.
+    """Lines that report the bits of ``symbols`` while the weights move, and how rate and decay were found.
 
     config: a run's, and "dynamic_steps", "dynamic_rate" and "dynamic_decay" where they are given.
     splits: "train", whose gradients scale the updates, and "valid", where what is not given is found.

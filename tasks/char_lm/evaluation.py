@@ -32,7 +32,7 @@ class Evaluation:
     rows: at most so many, fewer for a short text: a row is at least four times its warm-up.
     warm_up: characters before a row.
     unknown: the symbol that stands for what the training text has not. It is read like all others,
-        and scored apart.
+        and scored separately.
     vocabulary: how many symbols there are; of many, fewer steps are read at once.
     perplexity: also say 2 to the power of the bits, as is the custom of words.
     """
@@ -122,7 +122,7 @@ def load_corpus(options: CharLMOptions) -> Corpus:
 
 
 def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
-    """Lines that say the bits per character of a split, and of what text.
+    """Lines that report the bits per character of a split, and of what text.
 
     config: a run's, and "text", if another file is to be evaluated, whole, in place of a split;
         "dynamic", and what goes with it, for a dynamic evaluation beside the plain one; "others", run

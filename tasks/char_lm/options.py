@@ -43,7 +43,7 @@ class TextOptions(OptionGroup):
     tied: bool = option(
         False,
         "read what comes next by the same vectors, after a projection where --embedding is not the size"
-        " of what the core says",
+        " of the core's output",
     )
 
 

@@ -22,7 +22,7 @@ __all__ = [
 
 DECAY = "linear"  # of the learning rate over the budget
 UNIT, EPOCHS = "images", "epochs"
-DATA = {"split", "data_dir"}  # what `eval` may be told of it
+DATA = {"split", "data_dir"}  # options of it that `eval` takes
 FOUND = ("shape", "images_sha256")  # what it adds to a run's configuration
 COMPARED = {"estimator": ("none", "zero", "dni", "cdni")}
 Options = ImagesOptions
@@ -54,7 +54,7 @@ def build(options: ImagesOptions) -> Task:
 
 
 def subject(options: ImagesOptions) -> str:
-    """What a run folder's name says of the task."""
+    """The task's part of a run folder's name."""
     return options.images
 
 
@@ -81,7 +81,7 @@ def restore(config: dict) -> tuple[ImageModel, None]:
 
 
 def evaluate(config: dict, model: ImageModel, split: str) -> list[str]:
-    """Lines that say how many of a split's images are said wrong.
+    """Lines that report how many of a split's images are predicted wrong.
 
     Raises ValueError where the images are not those that the run was trained on.
     """

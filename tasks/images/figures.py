@@ -1,4 +1,4 @@
-"""The figures of the images task: how much is said wrong, and how good the predictors are."""
+"""The figures of the images task: how much is predicted wrong, and how good the predictors are."""
 
 import math
 
@@ -20,7 +20,7 @@ FIDELITY_ROWS = 1000
 
 
 def measure(model: ImageModel, known: Images, split: str) -> dict[str, float]:
-    """{"bits": mean bits of a label, "error": percent that are said wrong} of a split."""
+    """{"bits": mean bits of a label, "error": percent that are predicted wrong} of a split."""
     training, nats, wrong = model.training, 0.0, 0
     model.eval()
     try:
@@ -38,7 +38,7 @@ def measure(model: ImageModel, known: Images, split: str) -> dict[str, float]:
 def fidelity(model: ImageModel, known: Images) -> dict[str, float]:
     """How near each predictor is to the true gradient, on validation images: a figure a cut.
 
-    cosine_1, ..: with g what a predictor says of h, unscaled, and G the gradient that
+    cosine_1, ..: with g a predictor's output at h, unscaled, and G the gradient that
     backpropagation has there, sum g G / sqrt(sum g^2 sum G^2) over all rows. norm_ratio_1, ..:
     sqrt(sum g^2 / sum G^2). No .grad is touched.
     """

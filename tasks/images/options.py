@@ -48,7 +48,7 @@ class ZeroCut(Cut, name="zero"):
 
 @dataclasses.dataclass(frozen=True)
 class DNICut(Cut, name="dni"):
-    """what a predictor says"""
+    """a predictor's output"""
 
     label = "DNI"
     fitted = descends = True
@@ -99,7 +99,7 @@ class DNICut(Cut, name="dni"):
 
 
 class CDNICut(DNICut, name="cdni"):
-    """what a predictor says that is told the label"""
+    """a prediction conditioned on the label"""
 
     label = "cDNI"
     context_size = CLASSES
@@ -130,7 +130,7 @@ class Unlocked(Order, name="unlocked"):
 
     synthetic_inputs: bool = option(
         False,
-        "a model beside each cut predicts from the image what the part below it will say, and is"
+        "a model beside each cut predicts from the image what the part below it will output, and is"
         " what the part above it reads in training",
     )
 
@@ -164,7 +164,7 @@ class DataParallel(Sharing, name="data"):
 
 @dataclasses.dataclass(frozen=True)
 class DecoupledParallel(Sharing, name="decoupled"):
-    """the layers: each process holds some of those between cuts, steps on what a predictor says, and does not wait for those above it"""
+    """the layers: each process holds some of those between cuts, steps on a predictor's output, and does not wait for those above it"""
 
     staleness: int = option(
         1,
@@ -234,7 +234,7 @@ class ImagesOptions(ImagesTaskOptions, FeedForwardOptions, TaskOptions):
     )  # fmt: skip
     fidelity_every: int | None = changed(
         TaskOptions, "fidelity_every", unit="IMAGES",
-        help="training images between two comparisons of what each predictor says with the true"
+        help="training images between two comparisons of each predictor's output with the true"
         " gradient",
     )  # fmt: skip
 

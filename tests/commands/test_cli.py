@@ -178,7 +178,7 @@ def test_eval_takes_another_text_and_counts_what_it_has_no_symbol_for(trained, t
 def test_a_run_with_unknown_characters_says_their_bits_apart(train, tmp_path, capsys):
     (tmp_path / "test").write_text("tick tock the clöck\n" * 30)
     assert train("--test-file", str(tmp_path / "test"), "--quiet") == 0
-    assert "one unknown symbol, scored apart" in capsys.readouterr().out
+    assert "one unknown symbol, scored separately" in capsys.readouterr().out
     assert main(["eval", str(tmp_path / "run")]) == 0
     assert "and 30 characters unknown to the training text, at" in capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "result.json").read_text())

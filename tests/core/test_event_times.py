@@ -1,4 +1,4 @@
-"""Times of events: a core with its own clock is told when its steps are, not how many there were."""
+"""Times of events: a core with its own clock takes when its steps are, not how many there were."""
 
 import pytest
 import torch

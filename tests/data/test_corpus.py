@@ -240,6 +240,19 @@ def test_unknown_characters_are_counted_and_scored_apart(tmp_path, tiny):
     bits, unknown = bits / math.log(2), symbols == vocabulary.unknown
     assert found["bits"] == pytest.approx(float(bits[~unknown].mean()), rel=1e-5)
     assert found["unknown_bits"] == pytest.approx(float(bits[unknown].mean()), rel=1e-5)
-    assert "one unknown symbol, scored apart" in task.notice
+    assert "one unknown symbol, scored separately" in task.notice
     model, again = char_lm.restore(task.config)
     assert again.unknown == 10 and len(model.readout.bias) == 11
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_more_characters_than_16_bits_hold_stay_apart(tmp_path, monkeypatch, large):
+    """In memory as in the cache: a symbol that wrapped around would be another character."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpus, "LARGE", 1 if large else corpus.LARGE)
+    characters = "".join(map(chr, range(0x10000, 0x10000 + 66_000)))
+    (tmp_path / "text").write_text(characters + "\n" * 8_000, encoding="utf-8")
+    built = char_lm.build(options_for(tmp_path / "text", hidden=1, embedding=1, quiet=True))
+    symbols, vocabulary = built.stream.symbols, Vocabulary.from_json(built.config["vocabulary"])
+    assert vocabulary.dtype == "int32" and len(set(symbols.flatten().tolist())) > 66_000 - 8
+    assert vocabulary.decode(symbols.flatten()) in characters + "\n" * 8_000

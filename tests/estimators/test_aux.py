@@ -1,4 +1,4 @@
-"""The auxiliary task: to say at a boundary what the estimator will say at the next one."""
+"""The auxiliary task: to predict at a boundary what the estimator will predict at the next one."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What an estimator is told beside the state: the next step's input or target, or a label."""
+"""What an estimator is conditioned on beside the state: the next step's input or target, or a label."""
 
 from functools import partial
 
@@ -161,7 +161,7 @@ def test_what_copy_tells():
 
 def test_what_counts_for_nothing_is_told_as_zeros():
     batch = Batch(torch.zeros(2, 1), torch.ones(2, 1, 3), torch.tensor([[0.0], [1.0]]))
-    said = network.tell(batch, torch.zeros(2, 1, 4), lambda y: y, ("target",))
+    said = network.context_of(batch, torch.zeros(2, 1, 4), lambda y: y, ("target",))
     assert said.tolist() == [[[0, 0, 0]], [[1, 1, 1]]]
 
 
@@ -201,7 +201,7 @@ def test_a_label_is_told_at_every_step_but_not_after_the_end():
     label, y = torch.rand(2, 3), torch.zeros(4, 2, dtype=torch.long)
     whole = Batch(y, y, None, True, True, label=label)
     model = make_model()
-    model.told = partial(network.tell, spell=None, names=("label",))
+    model.context_of = partial(network.context_of, spell=None, names=("label",))
     for batch, ended in ((whole.piece(0, 2), False), (whole, True)):
         context = model.context(batch, torch.zeros(1))
         expected = label.expand(len(batch.x), 2, 3)

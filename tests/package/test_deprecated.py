@@ -5,6 +5,7 @@ import torch
 from strategies import assert_close
 
 from dnirnn import LSTM, SyntheticGradient, Truncated, backward
+from dnirnn.model import SequenceModel, symbol_nats
 from dnirnn.unroll import Chunks
 
 X, STATE = torch.randn(5, 3, 2).double(), torch.randn(3, 6).double()
@@ -78,3 +79,10 @@ def test_a_core_with_ways_of_its_own_takes_them(knobs):
         gradients.append([p.grad for p in core.parameters()])
     assert_close(*gradients)
     assert calls == [2 if "dense" in knobs else 3 if "trace_decay" in knobs else 1]
+
+
+def test_the_context_of_a_sequence_model():
+    parts = torch.nn.Embedding(5, 2), make(), torch.nn.Linear(3, 5), symbol_nats
+    with pytest.warns(DeprecationWarning, match=r"SequenceModel's told is called context_of"):
+        model = SequenceModel(*parts, told=len)
+    assert model.context_of is len

@@ -8,14 +8,7 @@ import torch
 from command_line import refused
 from hypothesis import given
 from hypothesis import strategies as st
-from small_runs import (
-    Recall,
-    assert_equal_runs,
-    end_of,
-    make_model,
-    make_trainer,
-    small_stream,
-)
+from small_runs import Recall, assert_equal_runs, end_of, make_model, make_trainer, small_stream
 from strategies import seeds
 from torch import nn
 

@@ -26,7 +26,7 @@ def words(tmp_path) -> list[str]:
     text = tmp_path / "data" / "tiny.txt"
     text.write_text("tick tock the clock\n" * 150)
     where = ["--corpus", str(text), "--out", str(tmp_path / "run"), "--quiet"]
-    return ["train", "char-lm", *where, *TINY, *SHORT, "--decay", "none"]
+    return ["train", "char-lm", *where, *TINY, *SHORT, "--threads", "1", "--decay", "none"]
 
 
 def edit(checkpoint: Path, change) -> None:
