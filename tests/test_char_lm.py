@@ -21,7 +21,8 @@ from dnirnn.tasks.char_lm import CharLMOptions, Evaluation, sample
 @pytest.mark.parametrize("estimator_hidden", [None, ("linear",), (3, 5)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_network_takes_a_step(tiny, core, estimator_hidden, dtype):
-    options = options_for(tiny, core=core, estimator_hidden=estimator_hidden, dtype=dtype, layers=2)
+    changes = dict(estimator="dni", estimator_hidden=estimator_hidden)
+    options = options_for(tiny, core=core, dtype=dtype, layers=2, **changes)
     task = char_lm.build(options)
     batch = task.stream.next(10)
     nats, state, interfaces = task.model(batch, task.model.initial_state(4))
@@ -159,7 +160,8 @@ def test_bad_samples(writer, arguments, message):
 
 
 def test_options_are_checked_when_they_are_made():
-    assert dataclasses.replace(CharLMOptions(), estimator_hidden=[3]).estimator_hidden == (3,)
+    dni = CharLMOptions(estimator="dni")
+    assert dataclasses.replace(dni, estimator_hidden=[3]).estimator_hidden == (3,)
     with pytest.raises(ValueError, match="--truncation must be at least 1; got 0"):
         CharLMOptions(truncation=0)
     with pytest.raises(ValueError, match="--lr must be finite; got nan"):

@@ -141,7 +141,7 @@ def test_the_default_folder_names_the_run(text, tmp_path, monkeypatch):
 def test_every_training_option_reaches_the_trainer(train, tmp_path):
     words = "--optimizer SGD --optimizer-options momentum=0.9 --lr 0.1 --clip 0 --estimator-clip 1"
     words += " --schedule CosineAnnealingLR --schedule-options T_max=60 eta_min=0.01 --dropout 0.1"
-    words += " --estimator-optimizer Adam --estimator-optimizer-options betas=(0.8,0.9)"
+    words += " --estimator dni --estimator-optimizer Adam --estimator-optimizer-options betas=(0.8,0.9)"
     words += " --micro-batch 2 --update-steps 10 --patience 3 --tensorboard --dtype bfloat16"
     assert train(*words.split()) == 0
     rates = [row["lr"] for row in read_log(tmp_path / "run" / "log.jsonl", "train")]
@@ -373,8 +373,8 @@ def test_options_written_as_words_are_read_as_they_were(
     hidden, lr, minutes, widths, options, steps, quiet
 ):
     given_options = CharLMOptions(
-        corpus="a file", hidden=hidden, lr=lr, minutes=minutes, estimator_hidden=widths,
-        optimizer_options=options, update_steps=steps, quiet=quiet,
+        corpus="a file", hidden=hidden, lr=lr, minutes=minutes, estimator="dni",
+        estimator_hidden=widths, optimizer_options=options, update_steps=steps, quiet=quiet,
     )
     words = ["train", "char-lm", *words_of(given_options)]
     arguments = cli.parser(words).parse_args(words)

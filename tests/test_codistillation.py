@@ -192,7 +192,8 @@ def test_workers_of_the_command_line(tmp_path, capsys):
     where = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), WORLD_SIZE="2")
     where["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     words = ["train", "char-lm", "--corpus", str(tmp_path / "tiny.txt"), *TINY, *SHORT, "--codistill"]
-    words += ["--exchange-every", "5", "--burn-in", "8", "--out", str(tmp_path / "run"), "--quiet"]
+    words += ["--exchange-every", "5", "--burn-in", "8", "--estimator", "dni", "--quiet"]
+    words += ["--out", str(tmp_path / "run")]
     first = started(tmp_path, 1, where, [*words, "--checkpoint-seconds", "0.001"], killed_at=21)
     first.join(60)
     assert first.exitcode == -signal.SIGKILL

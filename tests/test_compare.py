@@ -78,7 +78,7 @@ def test_what_is_named_twice_is_run_once(tmp_path):
     assert len(plan(tmp_path, truncation=[2], estimator=["dni", "dni"], seeds=[1, 1])) == 1
     same = plan(tmp_path, core=["lstm", "skip"], skip_cost=[0.0, 0.5], seeds=[0])
     assert [run.name for run in same] == [
-        "lstm-T8-dni-seed0", "skip-T8-dni-skip_cost0-seed0", "skip-T8-dni-skip_cost0.5-seed0",
+        "lstm-T50-none-seed0", "skip-T50-none-skip_cost0-seed0", "skip-T50-none-skip_cost0.5-seed0",
     ]  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_any_options_are_varied_each_arm_with_what_goes_with_it(tmp_path):
     for run in planned:
         options = run.options
         assert options.hidden == 9 and run.name == (
-            f"{options.core}-T8-{options.estimator}-lr{options.lr:g}-seed0"
+            f"{options.core}-T50-{options.estimator}-lr{options.lr:g}-seed0"
         )
         assert getattr(options.core, "periods", (1, 3)) == (1, 3)
         assert getattr(options.estimator, "dense", True)

@@ -244,7 +244,7 @@ def runs(tmp_path_factory):
 
 
 def distil(runs, out, *words):
-    given = [*TINY, *SHORT, "--quiet", "--threads", "1", "--out", str(out)]
+    given = [*TINY, *SHORT, "--estimator", "dni", "--quiet", "--threads", "1", "--out", str(out)]
     return ["distill", str(runs / "a"), str(runs / "b"), *given, *words]
 
 

@@ -11,6 +11,7 @@ from strategies import EXAMPLES, LeakyStack, assert_close
 
 from dnirnn import LSTM
 from dnirnn.commands.cli import main
+from dnirnn.data import Batch
 
 
 def test_a_stack_of_ones_own_takes_less_than_60_lines():
@@ -45,16 +46,43 @@ def predictable():
 
 def test_what_is_linear_in_the_state_is_explained_and_noise_is_not(predictable):
     torch.manual_seed(0)
-    parts = slice(0, 700), slice(700, 800), slice(800, 1000)
+    parts = [torch.arange(0, 700), torch.arange(700, 800), torch.arange(800, 1000)]
     states, noise = torch.randn(2, 1000, 6).double()
     linear = states @ torch.randn(6, 6).double()
-    for share in (predictable.ridge, predictable.mlp):
-        assert share(states, linear, *parts) > 0.9
-        assert share(states, noise, *parts) < 0.02
-        half = share(states, linear + linear.std() * noise, *parts)
-        assert 0.3 < half < 0.7
-        turned = torch.cat([linear[:800], -linear[800:]])  # judged by what was not chosen by
-        assert share(states, turned, *parts) < -1
+    for fits in (predictable.ridges, predictable.mlps):
+
+        def share(target, fits=fits, judge=predictable.explained):
+            return predictable.best(fits, states, target, parts, judge)
+
+        assert share(linear) > 0.9 and share(linear, judge=predictable.cosine) > 0.95
+        assert share(noise) < 0.02 and abs(share(noise, judge=predictable.cosine)) < 0.15
+        assert 0.3 < share(linear + linear.std() * noise) < 0.7
+        assert share(torch.cat([linear[:800], -linear[800:]])) < -1  # judged by what was not chosen by
+
+
+def test_a_state_is_on_one_side_only(predictable):
+    """So that what is known by heart explains nothing."""
+    torch.manual_seed(0)
+    kinds = torch.randn(40, 5).double()
+    rows = torch.randint(40, (800,))
+    states = kinds[rows] + 1e-7 * torch.randn(800, 5).double()
+    parts, count = predictable.split(states)
+    assert count == len(rows.unique())
+    sides = [set(rows[part].tolist()) for part in parts]
+    assert all(sides) and len(set.union(*sides)) == sum(map(len, sides)) == count
+    by_heart = torch.randn(40, 5).double()[rows]
+    assert predictable.best(predictable.ridges, states, by_heart, parts, predictable.explained) < 0.3
+
+
+def test_what_comes_is_told_step_by_step(predictable):
+    x = torch.arange(5).view(5, 1)
+    told = predictable.coming(Batch(x, x + 1), [2, 4, 5], 2, 7)
+    one_hot = torch.nn.functional.one_hot
+    assert torch.equal(told[0, 0], torch.cat([one_hot(torch.tensor(n), 7) for n in (2, 3, 3, 4)]).float())
+    assert told[1, 0].sum() == 2 and not told[2].any()
+    silent = torch.tensor([0.0, 1.0]).view(2, 1)
+    bits = predictable.coming(Batch(torch.ones(2, 1, 2), torch.ones(2, 1, 1), silent), [0], 2, 0)
+    assert bits.tolist() == [[[1, 1, 0, 1, 1, 1]]]
 
 
 @pytest.mark.parametrize("words", [["copy", "--bits", "1"], ["char-lm"]], ids=lambda w: w[0])
@@ -63,10 +91,12 @@ def test_a_run_s_future_is_measured(words, tmp_path):
     small = "--hidden 4 --batch 2 --truncation 3 --updates 2 --quiet --out".split()
     assert main(["train", *words, *small, str(run)]) in (None, 0)
     program = [sys.executable, str(EXAMPLES / "predictable_future.py"), str(run), "--batches", "1"]
+    program += ["--reads", "0", "2"]
     result = subprocess.run(program, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    shares = re.findall(r"(ridge|MLP): +(-?[\d.]+)", result.stdout)
-    assert [name for name, _ in shares] == ["ridge", "MLP"]
+    assert re.search(r"\d states, [\d,]+ distinct, 40 steps ahead", result.stdout)
+    shares = re.findall(r"next (\d) steps: ridge -?[\d.]+, MLP -?[\d.]+ .* cosine -?[\d.]+", result.stdout)
+    assert shares == ["0", "2"]
 
 
 def test_a_graph_that_is_no_chain_learns():

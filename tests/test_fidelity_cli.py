@@ -183,7 +183,8 @@ def test_fidelity_of_a_text(tmp_path, capsys):
     path = tmp_path / "text.txt"
     path.write_text("tick tock the clock\n" * 150)
     folder = tmp_path / "run"
-    words = "--hidden 8 --embedding 4 --batch 4 --truncation 5 --updates 30 --context input --quiet"
+    words = "--hidden 8 --embedding 4 --batch 4 --truncation 5 --updates 30 --quiet"
+    words += " --estimator dni --context input"
     words += " --fidelity-every 100 --fidelity-lookahead 10"
     where = ["--corpus", str(path), "--out", str(folder)]
     assert main(["train", "char-lm", *where, *words.split()]) == 0

@@ -17,12 +17,12 @@ from dnirnn.training.log import read_log
 
 GOLDEN = Path(__file__).with_name("golden.json")
 RUNS = {
-    "char-lm-none": "char-lm --estimator none",
-    "char-lm-dni": "char-lm --estimator dni --update-steps 16",
-    "char-lm-least-squares": "char-lm --estimator least-squares",
+    "char-lm-none": "char-lm --truncation 8 --estimator none",
+    "char-lm-dni": "char-lm --truncation 8 --estimator dni --update-steps 16",
+    "char-lm-least-squares": "char-lm --truncation 8 --estimator least-squares",
     "copy-dni": "copy --estimator dni --truncation 2",
     "digits-dni": "digits --training dni",
-    "hm-lstm-dni": "char-lm --core hm-lstm --estimator dni",
+    "hm-lstm-dni": "char-lm --truncation 8 --core hm-lstm --estimator dni",
 }
 COMMON = "--hidden 16 --batch 8 --updates 20 --log-every 1 --seed 3 --threads 1 --quiet"
 

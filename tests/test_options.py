@@ -12,8 +12,10 @@ from small_runs import one_thread  # noqa: F401
 from test_cli import refused
 
 from dnirnn.commands.cli import main
+from dnirnn.config.network import NetworkOptions
 from dnirnn.config.registry import TASKS
 from dnirnn.config.saved import from_config, plain, read_values, remembered
+from dnirnn.config.task import OF_NETWORKS
 from dnirnn.core import CORES
 from dnirnn.estimators.base import ESTIMATORS
 from dnirnn.groups import every_option, flat
@@ -88,10 +90,11 @@ def test_what_does_not_fit_is_named_with_what_would(given, message):
 
 
 def test_a_trainer_is_told_every_training_option_once():
-    """The settings of a Trainer are the options of the command line, and two of its own."""
+    """The settings of a Trainer are the options of the command line, those of networks, and two of its own."""
     names = [field.name for field in dataclasses.fields(TrainerConfig)]
     shared = [field.name for field in dataclasses.fields(Training)]
-    assert set(names) - set(shared) == {"chunks", "checkpoint_every"}
+    assert set(names) - set(shared) == {"chunks", "checkpoint_every", *OF_NETWORKS}
+    assert set(OF_NETWORKS) <= every_option(NetworkOptions).keys()
     for kind in (task.Options for task in TASKS.values()):
         assert set(shared) <= every_option(kind).keys()
 

@@ -242,7 +242,7 @@ def test_what_can_t_be_shared_is_refused_by_name(tmp_path):
 
 def words(folder, *more: str) -> list[str]:
     said = "train char-lm --hidden 8 --batch 4 --truncation 4 --symbols 960 --evaluate-every 480"
-    said += " --log-every 160 --estimator-hidden linear --quiet"
+    said += " --log-every 160 --estimator dni --estimator-hidden linear --quiet"
     return [*said.split(), "--corpus", str(folder / "text"), "--out", str(folder / more[0]), *more[1:]]
 
 

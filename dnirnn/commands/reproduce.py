@@ -19,13 +19,14 @@ from dnirnn.reports import (
     records,
     teachers,
     timescales,
+    truncation,
 )
 from dnirnn.reports.recipes import Column, Recipe, columns, options_of
 from dnirnn.reports.report import Planned, Rates, report
 from dnirnn.reports.runs import Failure, Run, checked, run_missing
 
 SEARCH_SEED = 1000  # none that a table has
-MAKERS = recipes, teachers, batch_size, records
+MAKERS = recipes, truncation, teachers, batch_size, records
 RECIPES = ChainMap(*(module.RECIPES for module in MAKERS))
 SUMMARIES = ChainMap(*(module.SUMMARIES for module in MAKERS))
 FARTHEST = 1e-7, 1.0  # learning rates that a search does not go beyond

@@ -28,6 +28,8 @@ class Batch(NamedTuple):
         Distillation). None: the targets are all there is to learn.
     times: [T, B] float64, when the steps are, never decreasing in a row; None: one after the other.
         Only a core that takes times is given them.
+    before: inputs [O, B, ...], as x, of the steps before that a model runs once more, for the gradient
+        to go back through them (see ``overlap`` of Truncated); None: there are none.
     """
 
     x: Tensor
@@ -39,6 +41,7 @@ class Batch(NamedTuple):
     label: Tensor | None = None
     soft: Tensor | None = None
     times: Tensor | None = None
+    before: Tensor | None = None
 
     def rows(self, start: int, end: int) -> "Batch":
         """The rows start to end of the batch, as a view."""
@@ -48,9 +51,8 @@ class Batch(NamedTuple):
         label = None if self.label is None else self.label[start:end]
         soft = None if self.soft is None else self.soft[:, start:end]
         times = None if self.times is None else self.times[:, start:end]
-        return self._replace(
-            x=x, y=y, weight=weight, following=following, label=label, soft=soft, times=times
-        )
+        before = None if self.before is None else self.before[:, start:end]
+        return Batch(x, y, weight, self.first, self.final, following, label, soft, times, before)
 
     def steps(self, start: int, end: int) -> "Batch":
         """The steps start to end, as a view, by themselves: nothing is said of what is around them."""
@@ -76,16 +78,18 @@ class Batch(NamedTuple):
         x, y = torch.cat([self.x, after.x]), torch.cat([self.y, after.y])
         soft = None if self.soft is None else torch.cat([self.soft, after.soft])
         times = None if self.times is None else torch.cat([self.times, after.times])
-        return after._replace(x=x, y=y, weight=weight, first=self.first, soft=soft, times=times)
+        return after._replace(
+            x=x, y=y, weight=weight, first=self.first, soft=soft, times=times, before=self.before
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on ``device``, without waiting for it; itself where it is there."""
-        parts = (self.x, self.y, self.weight, self.label, self.soft, self.times)
+        parts = (self.x, self.y, self.weight, self.label, self.soft, self.times, self.before)
         if all(part is None or part.device == device for part in parts):
             return self
-        x, y, weight, label, soft, times = (None if one is None else sent(one, device) for one in parts)
+        x, y, weight, *others = (None if one is None else sent(one, device) for one in parts)
         following = None if self.following is None else self.following.to(device)
-        return Batch(x, y, weight, self.first, self.final, following, label, soft, times)
+        return Batch(x, y, weight, self.first, self.final, following, *others)
 
     def count(self) -> int:
         """How many targets count. Waits for nothing where the weight is on the CPU."""
