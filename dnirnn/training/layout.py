@@ -17,7 +17,8 @@ def upgraded(config: dict) -> dict:
     Raises ValueError for one of a later layout than this version of dnirnn knows.
     """
     version = config.get("version", 1)
-    config = {**BEFORE.get(config.get("task", ""), {}), **config}
+    # A file that a person wrote may have anything there.
+    config = {**BEFORE.get(str(config.get("task")), {}), **config}
     if version == LAYOUT:
         return config
     if version != 1:
