@@ -123,16 +123,15 @@ class Core(OldWays, nn.Module, abc.ABC):
         ``t0`` is the t of the first step. ``reset`` [T, B] (bool) starts a new sequence in a row at
         a step: there the state becomes the initial state and t becomes 0.
         """
-        timed = are_times(t0)
         outputs, state, t = [], state_BS, t0
         initial = self.initial_state(x_TBI.shape[1]) if reset is not None else None
         for i, x_BI in enumerate(x_TBI):
             if reset is not None:
                 state = torch.where(reset[i, :, None], initial, state)
-                t = t if timed else torch.where(reset[i], 0, t)
-            output, state = self.step(x_BI, state, t[i] if timed and isinstance(t, Tensor) else t)
+                t = torch.where(reset[i], 0, t)
+            output, state = self.step(x_BI, state, t0[i] if are_times(t0) else t)
             outputs.append(output)
-            t = t if timed else t + 1
+            t = t + 1
         return torch.stack(outputs), state
 
     def unroll(

@@ -120,13 +120,19 @@ def shown(text: str) -> str:
 
 
 def shares(text: str, found: Tensor) -> str:
-    """A line a layer: how often it detects, and how often at what stands between two words."""
+    """A line a layer: how often it detects, and how well that finds what stands between two words.
+
+    Its recall is how much of the spaces and line ends it detects, its precision how much of what it
+    detects are such; detections that know nothing have the precision said first, of all characters.
+    """
     between = torch.tensor([one.isspace() or one == "_" for one in text])  # Penn Treebank has _
-    lines = []
+    lines = [f"spaces and line ends are {between.double().mean():.1%} of the characters"]
     for layer, seen in enumerate(found.T, 1):
         line = f"layer {layer}: at {seen.double().mean():.1%} of the characters"
         if between.any():
-            line += f", {seen[between].double().mean():.1%} of the spaces"
+            line += f"; of the spaces recall {seen[between].double().mean():.1%}"
+            precision = f"{between[seen].double().mean():.1%}" if seen.any() else "none"
+            line += f", precision {precision}"
         lines.append(line)
     return "\n".join(lines)
 

@@ -48,17 +48,17 @@ def plain(steps: int | None, cut: int, **changes: Any) -> dict[str, Arm]:
 
 
 def copy_memory(budget: str) -> Contest:
-    blanks = {"quick": 10, "cpu": 200, "gpu": 1000}[budget]
+    blanks = {"quick": 10, "cpu": 100, "gpu": 1000}[budget]
     steps = blanks + 20
-    dilations = tuple(2**i for i in range(4 if budget == "quick" else 8 if budget == "cpu" else 10))
+    dilations = tuple(2**i for i in range({"quick": 4, "cpu": 7, "gpu": 10}[budget]))
     return Contest(
         f"Copy memory over {blanks} blank steps",
         "copy-memory",
         "nats",
-        dict(blanks=blanks, lr=2e-3),
+        dict(blanks=blanks, lr=1e-3),
         {
             "quick": dict(parameters=10_000, minutes=0.05, evaluate_every=10_000),
-            "cpu": dict(parameters=40_000, minutes=2.0, evaluate_every=300_000),
+            "cpu": dict(parameters=20_000, minutes=2.0, evaluate_every=2_000_000),
             "gpu": dict(parameters=100_000, batch=128, minutes=20.0, evaluate_every=20_000_000),
         },
         {

@@ -171,7 +171,12 @@ def table(
         share = f"{fmean(shares):.3f}" if shares else ""
         made = f"{fmean(r['update'] for r in results):,.0f}"
         lines.append(f"| {contest.arms[arm].label} | {spread(found, figure)} | {made} | {share} |")
-    return [*lines, "", f"*quoted*, {REMEMBERED}: {contest.quoted}.", ""]
+    lines += ["", f"*quoted*, {REMEMBERED}: {contest.quoted}.", ""]
+    seen = [run.folder for run in done.values() if run.options.core.name == "hm-lstm"]
+    if seen:
+        told = f"`dnirnn detectors {seen[0]} --length 20000`"
+        lines += [f"How well its detectors find spaces and line ends, recall and precision: {told}", ""]
+    return lines
 
 
 def spread(values: Sequence[float], figure: Figure) -> str:

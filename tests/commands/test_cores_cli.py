@@ -5,6 +5,8 @@ import re
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dnirnn import HMLSTM, Core
 from dnirnn.commands import detectors, training
@@ -269,9 +271,24 @@ def test_what_is_marked_is_what_the_core_detects(spaces):
         "layer 2:",
     ]
     assert detectors.shares("tick tock\nk", found).split("\n") == [
-        "layer 1: at 27.3% of the characters, 0.0% of the spaces",
-        "layer 2: at 0.0% of the characters, 0.0% of the spaces",
+        "spaces and line ends are 18.2% of the characters",
+        "layer 1: at 27.3% of the characters; of the spaces recall 0.0%, precision 0.0%",
+        "layer 2: at 0.0% of the characters; of the spaces recall 0.0%, precision none",
     ]
+
+
+@given(text=st.text("ab \n_", min_size=1, max_size=30), seed=st.integers(0, 99))
+def test_recall_and_precision_are_counted_one_by_one(text, seed):
+    found = torch.rand(len(text), 1, generator=torch.Generator().manual_seed(seed)) < 0.4
+    between = [one in " \n_" for one in text]
+    both = sum(a and b for a, b in zip(between, found[:, 0].tolist()))
+    said = detectors.shares(text, found).split("\n")[1]
+    if any(between):
+        assert f"recall {both / sum(between):.1%}, precision " in said
+        precision = f"{both / int(found.sum()):.1%}" if found.any() else "none"
+        assert said.endswith(f"precision {precision}")
+    else:
+        assert "recall" not in said
 
 
 def test_long_texts_are_marked_line_by_line(spaces):
