@@ -28,7 +28,7 @@ WRONG_ELSEWHERE = {
     "Decoupled": {"synthetic_inputs", "synthetic_input_optimizers"},
     "DecoupledParallel": {"group"},
     "Trainer": {
-        "task", "evaluate", "test", "fidelity", "prepare", "run_config", "may_change", "restart",
+        "task", "evaluate", "test", "fidelity", "horizon", "prepare", "run_config", "may_change", "restart",
         "resume_with", "quiet", "told", "device", "graphs", "ranks",
     },
     "load": {"weights", "device"},
