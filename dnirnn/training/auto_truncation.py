@@ -50,6 +50,7 @@ class AutoTruncation:
             )
         if self.stream.batch_size < 2:
             raise ValueError("truncation_bound takes a batch of at least 2 rows; got 1")
+        assert config.truncation_bound is not None
         longest, self.bound = config.longest_truncation, config.truncation_bound
         self.truncations = [2**i for i in range(longest.bit_length()) if 2**i < longest] + [longest]
 
