@@ -5,18 +5,7 @@ import torch
 from command_line import refused
 from hypothesis import given
 from hypothesis import strategies as st
-<<<<<<<< HEAD:tests/cuts/test_overlap.py
-from small_runs import (
-    Recall,
-    assert_equal_runs,
-    make_model,
-    make_trainer,
-    small_stream,
-    text,
-)
-========
 from small_runs import Recall, assert_equal_runs, make_model, make_trainer, small_stream, text
->>>>>>>> house:tests/training/test_overlap.py
 from strategies import Clock, assert_close, seeds
 
 from dnirnn import (
