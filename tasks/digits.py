@@ -85,8 +85,9 @@ class CountingOptions(OptionGroup):
     cuts: str = option(
         "messages",
         "what is cut at each of B's ticks: messages (network A in time, and what the two say to each"
-        " other; B is carried back through the T ticks of its own window, as the paper has it) or ticks"
-        " (B too, whose own next ticks are predicted)",
+        " other; B is carried back through the T ticks of its own window, as the paper has it; a message is"
+        " then discounted at up to T - 1 cuts, so give a --discount near 1) or ticks (B too, whose own next"
+        " ticks are predicted)",
         choices=("messages", "ticks"),
     )
 
