@@ -181,7 +181,7 @@ class PredictorConfig(EstimatorConfig):
         # In one order, so that the same context is the same run.
         context = tuple(name for name in CONTEXTS if name in self.context)
         object.__setattr__(self, "context", context)
-        if self.control and getattr(self, "auxiliary", 0):
+        if self.control and getattr(self, "auxiliary", None):
             raise ValueError("--control is of what is predicted: no --auxiliary")
         if self.reads > 1 and not context:
             raise ValueError(f"--reads goes with --context only; got {self.reads}")
