@@ -2,10 +2,12 @@
 
 import pytest
 
+from dnirnn.commands.training import train
 from dnirnn.reports.curves import Point
-from dnirnn.reports.recipes import BPTT, Column
+from dnirnn.reports.recipes import BPTT, Column, options_of
 from dnirnn.reports.tables import Trace
 from dnirnn.reports.truncation import ARMS, RECIPES, TRUE, shares
+from dnirnn.training.log import read_log
 
 RECIPE = RECIPES["truncation"]("quick")
 (READER,) = (arm for arm in ARMS if arm.name == "reader-auto")
@@ -49,3 +51,14 @@ def test_what_is_missing_leaves_no_figure(missing):
     lines = shares(RECIPE, [trace(arm, [3, 2]) for arm in known])
     assert (lines == []) == (missing is BPTT)
     assert not any("%" in one for one in lines)
+
+
+@pytest.mark.parametrize("arm", RECIPE.arms, ids=lambda arm: arm.name)
+def test_every_arm_trains(arm, tmp_path):
+    text = tmp_path / "tiny.txt"
+    text.write_text("tick tock the clock\n" * 60)
+    small = dict(corpus=str(text), hidden=4, batch=4, symbols=None, updates=3)
+    options = options_of(RECIPE, Column(arm, 2, "none"), **small)
+    train("char-lm", options, tmp_path / "run")
+    (row, *_) = read_log(tmp_path / "run" / "log.jsonl", "valid")
+    assert row["update"] == 3
