@@ -388,9 +388,14 @@ def link(**change):
             ValueError,
             r"skip\[0\] \(w\) must be \[1, 6\]",
         ),
-        ([link()], dict(slope=torch.ones(1, dtype=D)), ValueError, r"slope must be \[\]"),
         (
-            [link(masks=[torch.ones(1, 1, 1, dtype=D)])],
+            [link(norm=(), masks=(), open_h=None, open_c=None)],
+            dict(slope=torch.ones(1, dtype=D)),
+            ValueError,
+            r"slope must be \[\]",
+        ),
+        (
+            [link(norm=(), masks=[torch.ones(1, 1, 1, dtype=D)])],
             dict(slope=torch.ones((), dtype=D)),
             ValueError,
             "slope goes without skip and masks",
