@@ -1,6 +1,6 @@
 """make bench: every figure beside what a user would take instead, in one run.
 
-python -m benchmarks [op] [bfloat16] [sample] [step] [cost] [stacks] [cuda] [--quick] [--seconds S]
+python -m benchmarks [op] [bfloat16] [sample] [step] [cost] [stacks] [ragged] [cuda] [--quick] [--seconds S]
                      [--out FILE]
 """
 
@@ -9,11 +9,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import cost, cuda, depth, op, stacks, steps
+from benchmarks import cost, cuda, depth, op, ragged, stacks, steps
 from benchmarks.timing import alternate, machine
 from dnirnn.device import find_device
 
-PARTS = ("op", "bfloat16", "sample", "step", "cost", "stacks", "depth", "cuda")
+PARTS = ("op", "bfloat16", "sample", "step", "cost", "stacks", "ragged", "depth", "cuda")
 STEP_HIDDEN, STEP_BATCH, STEP_LENGTH = (256, 512, 1024), (32, 128), 8
 
 
@@ -48,6 +48,8 @@ def main() -> None:
         found["cost"] = bench_cost(options)
     if "stacks" in parts:
         found["stacks"] = bench_stacks(options, rates[stacks.HIDDEN])
+    if "ragged" in parts:
+        found["ragged"] = bench_ragged(options)
     if "depth" in parts:
         found["depth"] = bench_depth(options)
     if "cuda" in parts:
@@ -226,18 +228,38 @@ def bench_cost(options: argparse.Namespace) -> dict:
 
 
 def bench_stacks(options: argparse.Namespace, ceiling: float) -> list[dict]:
-    sizes = f"T {stacks.STEPS}, B {stacks.BATCH}, input {stacks.INPUT}, H {stacks.HIDDEN} a layer"
+    sizes = f"B {stacks.BATCH}, input {stacks.INPUT}, H {stacks.HIDDEN} a layer"
     print(f"\nStacks against a Python loop of torch's cells, forward with backward, {sizes}")
     print("at most: what the loop's time is of its products alone at brgemm's rate")
-    print(f"{'':24} {'ours ms':>8} {'loop ms':>8} {'x loop':>7} {'at most':>8}")
+    print("bf16: ours under autocast, x ours in float32")
+    print(f"{'':24} {'T':>3} {'ours ms':>8} {'loop ms':>8} {'x loop':>7} {'at most':>8} {'bf16':>6}")
     rows = []
-    for name in stacks.PEERS:
-        row = stacks.point(name, options.seconds)
-        row["at_most"] = row["loop_ms"] * 1e6 * ceiling / row["flops"] if ceiling else None
+    for length in stacks.STEPS[:1] if options.quick else stacks.STEPS:
+        for name in stacks.PEERS:
+            row = stacks.point(name, length, options.seconds)
+            row["at_most"] = row["loop_ms"] * 1e6 * ceiling / row["flops"] if ceiling else None
+            rows.append(row)
+            most = "" if row["at_most"] is None else f"{row['at_most']:.1f}"
+            print(
+                f"{name:24} {length:3} {row['ours_ms']:8.2f} {row['loop_ms']:8.2f}"
+                f" {row['vs_loop']:7.2f} {most:>8} {row['bfloat16_vs_float32']:6.2f}",
+                flush=True,
+            )
+    return rows
+
+
+def bench_ragged(options: argparse.Namespace) -> list[dict]:
+    sizes = f"B {ragged.BATCH}, T {ragged.STEPS}, input {ragged.INPUT}, H {ragged.HIDDEN}"
+    print(f"\nStreams of sequences that follow each other in rows, forward with backward, {sizes}:")
+    print("resets inside the operator against a PackedSequence, and a loop of cells that masks")
+    print(f"{'':12} {'sequences':>9} {'ours ms':>9} {'x packed':>9} {'x masked':>9}")
+    rows = []
+    for name in ragged.STREAMS:
+        row = ragged.point(name, options.seconds)
         rows.append(row)
-        most = "" if row["at_most"] is None else f"{row['at_most']:8.1f}"
         print(
-            f"{name:24} {row['ours_ms']:8.2f} {row['loop_ms']:8.2f} {row['vs_loop']:7.2f} {most}",
+            f"{name:12} {row['sequences']:9} {row['ours_ms']:9.1f} {row['vs_packed']:9.2f}"
+            f" {row['vs_masked']:9.2f}",
             flush=True,
         )
     return rows

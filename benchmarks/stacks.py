@@ -15,7 +15,7 @@ import dnirnn
 from benchmarks.timing import alternate
 from dnirnn import Core
 
-INPUT, HIDDEN, BATCH, STEPS = 64, 256, 32, 8
+INPUT, HIDDEN, BATCH, STEPS = 64, 256, 32, (8, 40)
 CELLS = {dnirnn.LSTM: nn.LSTMCell, dnirnn.GRU: nn.GRUCell, dnirnn.RNN: nn.RNNCell}
 
 
@@ -151,21 +151,21 @@ PEERS: dict[str, Callable[[], Peer]] = {
         dnirnn.NormLSTM(INPUT, HIDDEN, zoneout_h=0.05, zoneout_c=0.5), True
     ),
     "phased LSTM": lambda: by_step(dnirnn.PhasedLSTM(INPUT, HIDDEN), True),
-    "fast-slow 2": lambda: by_step(dnirnn.FastSlow(INPUT, HIDDEN, HIDDEN)),
-    "HM-LSTM, 3 layers": lambda: by_step(dnirnn.HMLSTM(INPUT, HIDDEN)),
-    "skip LSTM": lambda: by_step(dnirnn.Skip(dnirnn.LSTM(INPUT, HIDDEN))),
+    "fast-slow 2": lambda: by_step(dnirnn.FastSlow(INPUT, HIDDEN, HIDDEN), True),
+    "HM-LSTM, 3 layers": lambda: by_step(dnirnn.HMLSTM(INPUT, HIDDEN), True),
+    "skip LSTM": lambda: by_step(dnirnn.Skip(dnirnn.LSTM(INPUT, HIDDEN)), True),
 }
 
 
-def point(name: str, seconds: float) -> dict:
+def point(name: str, steps: int, seconds: float) -> dict:
     """Forward with backward, gradients None before each call.
 
     flops: of the loop's matrix products, so that what no implementation could pass is known.
     """
     torch.manual_seed(0)
     peer = PEERS[name]()
-    x = torch.randn(STEPS, BATCH, INPUT)
-    grad = torch.randn(STEPS, BATCH, peer.core.output_size)
+    x = torch.randn(steps, BATCH, INPUT)
+    grad = torch.randn(steps, BATCH, peer.core.output_size)
 
     def run(outputs: Callable[[Tensor], Tensor]) -> Callable[[], None]:
         def both() -> None:
@@ -178,13 +178,20 @@ def point(name: str, seconds: float) -> dict:
     def ours(x: Tensor) -> Tensor:
         return peer.core(x, peer.core.initial_state(BATCH))[0]
 
+    def in_bfloat16(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return ours(x).float()
+
     with FlopCounterMode(display=False) as counter:
         run(peer.loop)()
-    times = alternate({"ours": run(ours), "loop": run(peer.loop)}, seconds)
+    sides = {"ours": ours, "loop": peer.loop, "bfloat16": in_bfloat16}
+    times = alternate({side: run(outputs) for side, outputs in sides.items()}, seconds)
     return {
         "stack": name,
+        "steps": steps,
         "fused": peer.fused,
         **{f"{side}_ms": 1e3 * value for side, value in times.items()},
         "vs_loop": times["loop"] / times["ours"],
+        "bfloat16_vs_float32": times["ours"] / times["bfloat16"],
         "flops": counter.get_total_flops(),
     }

@@ -31,6 +31,21 @@ TORCH_LIBRARY(dnirnn, m) {
       "bool with_grad_x, bool with_grad_state, bool with_grad_probe, bool with_grad_weights, "
       "bool with_grad_open_h, bool with_grad_open_c) "
       "-> (Tensor, Tensor, Tensor, Tensor[], Tensor[], Tensor, Tensor)");
+  // LSTM cells that follow each other within a step, N chunks of K steps: (output, sent, and what the
+  // backward pass needs, empty without `keep`).
+  m.def(
+      "lstm_cells(Tensor x, Tensor state, Tensor? probe, int[] cells, Tensor[] weights, "
+      "Tensor[] norm, Tensor[] masks, Tensor[] skip, Tensor? slope, int truncation, "
+      "Tensor? reset, bool keep) "
+      "-> (Tensor, Tensor, Tensor)");
+  // (grad_x, grad_state, grad_probe, grad_weights, grad_norm, grad_skip), each empty where it is not
+  // asked for.
+  m.def(
+      "lstm_cells_backward(Tensor? grad_output, Tensor? grad_sent, Tensor x, Tensor kept, "
+      "int[] cells, Tensor[] weights, Tensor[] norm, Tensor[] masks, Tensor[] skip, "
+      "Tensor? slope, Tensor? reset, int truncation, bool with_grad_x, bool with_grad_state, bool "
+      "with_grad_probe, "
+      "bool with_grad_weights) -> (Tensor, Tensor, Tensor, Tensor[], Tensor[], Tensor[])");
   // One layer, plain or of gated units: (output, the history of gated units, else empty).
   m.def(
       "recurrent(Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, "

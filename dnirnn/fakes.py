@@ -14,6 +14,8 @@ def register() -> None:
         lstm_tbptt_backward,
         gated_lstm,
         gated_lstm_backward,
+        lstm_cells,
+        lstm_cells_backward,
         masks,
         regression,
         recurrent,
@@ -25,12 +27,16 @@ def register() -> None:
 def sizes(x: Tensor, weights: list[Tensor], truncation: int) -> tuple[int, ...]:
     """(T, B, I, H, L, K, N) of a call."""
     steps, batch, inputs = x.shape
-    if truncation == UNCUT:  # whatever the length: no graph is to ask
-        length, chunks = steps, 1
-    else:
-        length = min(truncation, steps)
-        chunks = -(-steps // length)
+    length, chunks = cut(steps, truncation)
     return steps, batch, inputs, weights[1].shape[1], len(weights) // 4, length, chunks
+
+
+def cut(steps: int, truncation: int) -> tuple[int, int]:
+    """(K, N)."""
+    if truncation == UNCUT:  # whatever the length: no graph is to ask
+        return steps, 1
+    length = min(truncation, steps)
+    return length, -(-steps // length)
 
 
 def lstm_tbptt(x, state, probe, weights, estimator, truncation, scale, reset):
@@ -130,6 +136,78 @@ def gated_lstm_backward(
         like(norm),
         of_gate(with_grad_open_h, open_h),
         of_gate(with_grad_open_c, open_c),
+    )
+
+
+def chain(cells: list[int], weights: list[Tensor]) -> list[tuple[int, list[Tensor]]]:
+    """Of each cell of lstm_cells its part and its matrices."""
+    found, i, first = [], 0, 0
+    while i < len(cells):
+        bias = first + 1 + cells[i + 1]
+        found.append((cells[i], weights[first:bias]))
+        i, first = i + 2 + cells[i + 1], bias + 1
+    return found
+
+
+def lstm_cells(
+    x, state, probe, cells, weights, norm, masks, skip, slope, truncation, reset, keep
+):
+    steps, batch, _ = x.shape
+    length, chunks = cut(steps, truncation)
+    kept, units = 0, []
+    for _, matrices in chain(cells, weights):
+        widths = [matrix.shape[1] for matrix in matrices]
+        units.append(widths[0])
+        kept += sum(widths) + 5 * widths[0] + (4 * widths[0] + 4 if norm else 0)
+        if slope is not None:
+            kept += sum(widths[1:]) + 3
+    if skip:
+        kept += state.shape[1] + skip[0].shape[1]
+    said = units[-1] + bool(skip) if slope is None else sum(units) + len(units) - 1
+    return (
+        x.new_empty(steps, batch, said),
+        state.new_empty(chunks, *state.shape),
+        state.new_empty(length * chunks * batch * kept if keep else 0),
+    )
+
+
+def lstm_cells_backward(
+    grad_output,
+    grad_sent,
+    x,
+    kept,
+    cells,
+    weights,
+    norm,
+    masks,
+    skip,
+    slope,
+    reset,
+    truncation,
+    with_grad_x,
+    with_grad_state,
+    with_grad_probe,
+    with_grad_weights,
+):
+    steps, batch, inputs = x.shape
+    _, chunks = cut(steps, truncation)
+    units = {part: matrices[0].shape[1] for part, matrices in chain(cells, weights)}
+    size = 2 * sum(units.values())
+    if skip:
+        size += weights[-1].shape[0] // 4 + 1
+    if slope is not None:
+        size += len(units) - 1
+
+    def like(tensors):
+        return [tensor.new_empty(tensor.shape) for tensor in tensors if with_grad_weights]
+
+    return (
+        x.new_empty(steps if with_grad_x else 0, batch, inputs),
+        kept.new_empty(batch if with_grad_state else 0, size),
+        kept.new_empty(chunks if with_grad_probe else 0, batch, size),
+        like(weights),
+        like(norm),
+        like(skip),
     )
 
 

@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "cpu/kernels.h"
+#include "cpu/row_cells.h"
 #include "cpu/scratch.h"
 #include "cpu/team.h"
 #include "gated_lstm.h"
@@ -21,23 +22,6 @@ namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-// Rows whose products of x are made at once, and whose gate gradients are collected before they go
-// into the weights' gradients.
-constexpr int64_t kGroupRows = 1024;
-
-// A tensor [T or 1, B or 1, H or 1], or nothing.
-template <typename T>
-struct Gate {
-  const T* data;
-  int64_t step, row;
-
-  explicit Gate(const Tensor& dense)
-      : data(dense.defined() ? dense.const_data_ptr<T>() : nullptr),
-        step(dense.defined() && dense.size(0) > 1 ? dense.stride(0) : 0),
-        row(dense.defined() && dense.size(1) > 1 ? dense.stride(1) : 0) {}
-  const T* at(int64_t t, int64_t b) const { return data ? data + t * step + b * row : nullptr; }
-};
 
 template <typename T>
 struct Options {
@@ -57,16 +41,6 @@ struct Histories {
 
   int64_t row(int64_t k, int64_t n, int64_t b) const { return (k * s.N + n) * s.B + b; }
 };
-
-// Calls each(column, columns) for this member's share of the columns, in panels of at most 4 W.
-template <typename F>
-void panels_of(const Member& me, int64_t columns, int64_t W, const F& each) {
-  const int64_t units = (columns + W - 1) / W;
-  const int64_t last = std::min(me.last(units) * W, columns);
-  for (int64_t j = me.first(units) * W; j < last; j += 4 * W) each(j, std::min(4 * W, last - j));
-}
-
-int64_t padded(int64_t columns, int64_t W) { return (columns + W - 1) / W * W; }
 
 template <typename T>
 struct Forward {
@@ -315,21 +289,15 @@ struct Backward {
   }
 };
 
-// A gate with its units one behind the other.
-Tensor dense_gate(const OptionalTensor& gate, const Sizes& s) {
-  if (!gate) return {};
-  return (gate->size(2) == s.H ? *gate : gate->expand({-1, -1, s.H})).contiguous();
-}
-
 template <typename T>
 struct HeldOptions {
   std::vector<Tensor> norm;
   Tensor open_h, open_c, factor;
 
   HeldOptions(const GatedOptions& with, const Sizes& s)
-      : open_h(dense_gate(with.open_h, s)),
-        open_c(dense_gate(with.open_c, s)),
-        factor(dense_gate(with.factor, s)) {
+      : open_h(dense_gate(with.open_h, s.H)),
+        open_c(dense_gate(with.open_c, s.H)),
+        factor(dense_gate(with.factor, s.H)) {
     for (const Tensor& tensor : with.norm) norm.push_back(tensor.contiguous());
   }
   Options<T> options() const {

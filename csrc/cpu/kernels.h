@@ -111,10 +111,13 @@ struct UnitBackward {
 //   a = zx + zh;  a_k = gain_k norm(a_k) for each gate k;  i, f, o = sigmoid(a + bias), g = tanh
 //   c~ = f c + factor i g;  h~ = o tanh(gain_c norm(c~) + bias_c), or o tanh(c~)
 //   c' = open_c c~ + (1 - open_c) c;  h' = open_h h~ + (1 - open_h) h
+// With shares, copy and keep, one number each for the row, and without open_c and open_h:
+//   c~ = (copy + keep f) c + (1 - copy) i g;  h' = copy h + (1 - copy) h~
 template <typename T>
 struct LstmOptions {
-  const T *gain, *gain_c, *bias_c;    // [4, H], [H], [H], all or none
+  const T *gain, *gain_c, *bias_c;    // [4, H]; [H], [H], both or none
   const T *open_h, *open_c, *factor;  // [H]
+  const T* shares;                    // [2]
 };
 
 template <typename T>
@@ -138,6 +141,7 @@ struct LstmRowBackward {
   T* d;                    // [4, H]: the gradient of the products zx and zh
   T* sums;                 // bias [4, H], gain [4, H], gain_c, bias_c: their gradients are added
   T *d_open_h, *d_open_c;  // [H], or null
+  T* d_shares;             // [2], with shares
   T* work;                 // [H]
   int64_t width;
 };

@@ -648,10 +648,23 @@ DNIRNN_INLINE Vec<T> blend(const T* open, Vec<T> fresh, Vec<T> old, int64_t lane
   return u * fresh + (Vec<T>{} + 1 - u) * old;
 }
 
+// copy and keep of a row, or what they are where it has none.
+template <typename T>
+struct Shares {
+  T copy, keep;
+
+  DNIRNN_INLINE explicit Shares(const T* shares)
+      : copy(shares ? shares[0] : T(0)), keep(shares ? shares[1] : T(1)) {}
+  DNIRNN_INLINE T rest() const { return 1 - copy; }
+  DNIRNN_INLINE Vec<T> kept(Vec<T> f) const { return keep * f + copy; }
+  DNIRNN_INLINE Vec<T> added(Vec<T> i) const { return rest() * i; }
+};
+
 template <typename T>
 void lstm_row_forward(const LstmRowForward<T>& row) {
   using M = typename MathOf<T>::type;
   const LstmOptions<T>& with = row.options;
+  const Shares<T> shares(with.shares);
   const int64_t H = row.width;
   for (int64_t k = 0; with.gain && k < 4; k++) {
     T* to = row.normed + k * H;
@@ -680,20 +693,21 @@ void lstm_row_forward(const LstmRowForward<T>& row) {
     store(row.gates + 3 * H + j, o, lanes);
     const Vec<T> c = load(row.c + j, lanes),
                  in = with.factor ? g * load(with.factor + j, lanes) : g;
-    const Vec<T> fresh = f * c + i * in;
+    const Vec<T> fresh = shares.kept(f) * c + shares.added(i) * in;
     store(row.c_next + j, blend(with.open_c ? with.open_c + j : nullptr, fresh, c, lanes), lanes);
     // Where c~ is normalised, h_next holds it meanwhile.
-    if (with.gain) {
+    if (with.gain_c) {
       store(row.h_next + j, fresh, lanes);
       sum += real<T>(fresh, lanes);
     } else {
+      const Vec<T> h = load(row.h + j, lanes), said = o * M::tanh(fresh);
       store(row.h_next + j,
-            blend(with.open_h ? with.open_h + j : nullptr, o * M::tanh(fresh),
-                  load(row.h + j, lanes), lanes),
+            with.shares ? shares.copy * h + shares.rest() * said
+                        : blend(with.open_h ? with.open_h + j : nullptr, said, h, lanes),
             lanes);
     }
   }
-  if (!with.gain) return;
+  if (!with.gain_c) return;
   normalise(row.h_next, sum, H);
   for (int64_t j = 0; j < H; j += W<T>) {
     const int64_t lanes = H - j;
@@ -715,6 +729,7 @@ template <typename T>
 void lstm_row_backward(const LstmRowBackward<T>& row) {
   using M = typename MathOf<T>::type;
   const LstmOptions<T>& with = row.options;
+  const Shares<T> shares(with.shares);
   const int64_t H = row.width;
   const T *gain_c = with.gain_c, *of_i = row.gates, *of_f = of_i + H, *of_g = of_f + H,
           *of_o = of_g + H;
@@ -723,7 +738,8 @@ void lstm_row_backward(const LstmRowBackward<T>& row) {
     return with.factor ? g * load(with.factor + j, lanes) : g;
   };
   const auto fresh_c = [&](int64_t j, int64_t lanes) {
-    return load(of_f + j, lanes) * load(row.c + j, lanes) + load(of_i + j, lanes) * input(j, lanes);
+    return shares.kept(load(of_f + j, lanes)) * load(row.c + j, lanes) +
+           shares.added(load(of_i + j, lanes)) * input(j, lanes);
   };
   // d's first H hold the gradient that reaches c~ by h~, until they are due.
   T *normed_c = row.work, *by_h = row.d;
@@ -737,7 +753,7 @@ void lstm_row_backward(const LstmRowBackward<T>& row) {
     }
     scale = normalise(normed_c, sum, H);
   }
-  Vec<T> sum{}, along{};
+  Vec<T> sum{}, along{}, to_copy{}, to_keep{};
   for (int64_t j = 0; j < H; j += W<T>) {
     const int64_t lanes = H - j;
     const Vec<T> o = load(of_o + j, lanes);
@@ -753,6 +769,11 @@ void lstm_row_backward(const LstmRowBackward<T>& row) {
         store(row.d_open_h + j, dh * (o * squashed - load(row.h + j, lanes)), lanes);
       rest = (Vec<T>{} + 1 - u) * dh;
       dh *= u;
+    }
+    if (with.shares) {
+      to_copy += dh * (load(row.h + j, lanes) - o * squashed);
+      rest = shares.copy * dh;
+      dh *= shares.rest();
     }
     store(row.carry_h + j, rest, lanes);
     store(row.d + 3 * H + j, dh * squashed * o * (Vec<T>{} + 1 - o), lanes);
@@ -780,10 +801,18 @@ void lstm_row_backward(const LstmRowBackward<T>& row) {
     }
     dc += load(by_h + j, lanes);
     const Vec<T> through = with.factor ? i * load(with.factor + j, lanes) : i;
-    store(row.carry_c + j, rest + dc * f, lanes);
-    store(row.d + j, dc * input(j, lanes) * i * (Vec<T>{} + 1 - i), lanes);
-    store(row.d + H + j, dc * c * f * (Vec<T>{} + 1 - f), lanes);
-    store(row.d + 2 * H + j, dc * through * (Vec<T>{} + 1 - g * g), lanes);
+    if (with.shares) {
+      to_copy += dc * (c - i * input(j, lanes));
+      to_keep += dc * f * c;
+    }
+    store(row.carry_c + j, rest + dc * shares.kept(f), lanes);
+    store(row.d + j, dc * shares.added(input(j, lanes)) * i * (Vec<T>{} + 1 - i), lanes);
+    store(row.d + H + j, dc * (shares.keep * c) * f * (Vec<T>{} + 1 - f), lanes);
+    store(row.d + 2 * H + j, dc * shares.added(through) * (Vec<T>{} + 1 - g * g), lanes);
+  }
+  if (with.shares) {
+    row.d_shares[0] = lane_sum<T>(to_copy);
+    row.d_shares[1] = lane_sum<T>(to_keep);
   }
   for (int64_t k = 0; k < 4; k++) {
     T* d = row.d + k * H;

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dnirnn import ops
+from dnirnn.cells.fused import plain_lstm
 from dnirnn.checks import check_sizes, check_words
-from dnirnn.core import Core, CoreConfig, check_core, step, with_t
+from dnirnn.core import Core, CoreConfig, check_core, resets_to, step, with_t
 from dnirnn.lstm import LSTM
+from dnirnn.masks import times
 from dnirnn.options import option
 from dnirnn.stacks.deep import Deep
 
@@ -26,7 +29,9 @@ class Every(Core):
 
     The state [B, S] has three parts, of the sizes ``parts``: the core's state; the output that is
     held [O]; what is gathered, nothing, the sum of the inputs [I], or the last period - 1 of them,
-    oldest first [(period - 1) I]. In one call all ticks go through the core at once.
+    oldest first [(period - 1) I]. In one call all ticks go through the core at once; so they do where
+    rows tick at different steps (a t0 or resets of each row's own) if the core is a dnirnn.LSTM of
+    one layer, on the CPU, and "last".
 
     core: reads I inputs; for "concat" its input_size is period * I.
     period: at least 1.
@@ -82,6 +87,8 @@ class Every(Core):
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         if reset is not None or not isinstance(t0, int):
+            if self.fused_for(x_TBI, reset):
+                return self.gated(x_TBI, state_BS, t0, reset)
             return super().forward(x_TBI, state_BS, t0, reset)
         steps = len(x_TBI)
         inner, held, kept = state_BS.split(self.parts, 1)
@@ -94,6 +101,29 @@ class Every(Core):
         ticks_so_far = (torch.arange(steps, device=x_TBI.device) + t0 + 1) // self.period
         output = outputs.index_select(0, ticks_so_far - t0 // self.period)
         return output.to(x_TBI.dtype), torch.cat([inner, outputs[-1], kept], 1)
+
+    def fused_for(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
+        """Whether rows that tick at different steps can go through the operator of gates together."""
+        whole = self.gather == "last" and plain_lstm(self.core, reset) and resets_to(self, Every, reset)
+        return whole and ops.gated_for(x_TBI)
+
+    def gated(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """forward, with a gate over the core's state that is open at a row's ticks."""
+        steps, batch, _ = x_TBI.shape
+        inner, held, _ = state_BS.split(self.parts, 1)
+        t = times(t0, steps, reset, x_TBI.device).expand(steps, batch)
+        ticks = (t + 1) % self.period == 0
+        opened = ticks[..., None].to(inner.dtype)
+        output, end = ops.gated_lstm(
+            x_TBI, inner, None, self.core.weights, ops.UNCUT, open_h=opened, open_c=opened, reset=reset
+        )
+        # Before a row's first tick or reset of this call its output is what it held.
+        anew = ticks if reset is None else ticks | reset
+        began = anew.cumsum(0)[..., None] > 0
+        output = torch.where(began, output.to(held.dtype), held)
+        return output.to(x_TBI.dtype), torch.cat([end[0], output[-1]], 1)
 
     def gathered(self, x_TBI: Tensor, kept: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """What the ticks read [ticks, B, .], the first at step ``first``; what is kept after."""

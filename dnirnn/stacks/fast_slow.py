@@ -6,14 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dnirnn.cells.chain import READS_X, Link, lstm_cells
+from dnirnn.cells.fused import Fused
 from dnirnn.cells.norm_lstm import NormLSTM, ZoneoutConfig
 from dnirnn.checks import check_probabilities, check_sizes
 from dnirnn.core import Core, has_hooks
 from dnirnn.masks import Masks, draw_masks
 from dnirnn.options import option
 
+FAST, SLOW = 0, 1  # the parts of the state
 
-class FastSlow(Core):
+
+class FastSlow(Fused):
     """A Fast-Slow RNN of k fast cells F_1, ..., F_k and one slow cell S, each a NormLSTM.
 
     One fast state (h, and c with it) runs through all fast cells within a step, and from the last
@@ -27,7 +31,8 @@ class FastSlow(Core):
     The output [B, F] is h_k. The state [B, 2 F + 2 S] is h_k, c_k, h_S, c_S. Layer normalisation
     and zoneout are :class:`dnirnn.NormLSTM`'s, in every cell. Dropout, another mask at every step,
     strikes what is not recurrent: x, h_1 on its way to S, h_S on its way to F_2, and the output.
-    Masks are :class:`dnirnn.Masks`, and none applies in eval mode.
+    Masks are :class:`dnirnn.Masks`, and none applies in eval mode. On the CPU the loop over steps and
+    cells is a fused operator's, elsewhere torch's.
 
     fast_size, slow_size: F, S.
     fast_cells: k, at least 2.
@@ -85,18 +90,60 @@ class FastSlow(Core):
         draw_masks(self)
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        output, state = self.forward(x_BI[None], state_BS, t)
+        output, state = self.loop(x_BI[None], state_BS, t, None)
         return output[0], state
 
     def forward(
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        self.check_hooks()
+        return super().forward(x_TBI, state_BS, t0, reset)
+
+    def check_hooks(self) -> None:
         hooked = next((name for name, part in self.named_modules() if name and has_hooks(part)), None)
         if hooked:
             raise RuntimeError(
                 f"{hooked} has a hook, which would not run: FastSlow computes its cells itself;"
                 " hooks of the whole core run, and parametrisations of its cells' weights count"
             )
+
+    def fused(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe: Tensor | None,
+        truncation: int,
+        t0: int | Tensor,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        self.check_hooks()
+        steps, batch, _ = x_TBI.shape
+        dropped = {
+            name: masks(batch, t0, steps, reset).to(state_BS.dtype) / (1 - self.dropout)
+            for name, masks in self.masks.items()
+            if self.training
+        }
+
+        def link(cell: NormLSTM, part: int, reads: list[int], mask: str = "") -> Link:
+            options = cell.options(state_BS, steps, t0, reset)
+            inward = [cell.weight_ih_l0] if reads else []
+            bias = cell.bias_ih_l0 + cell.bias_hh_l0
+            weights = [cell.weight_hh_l0, *inward, bias]
+            return Link(part, reads, weights, masks=[dropped.get(mask)] * len(reads), **options)
+
+        first, second, *further = self.fast
+        links = [
+            link(first, FAST, [READS_X], "x"),
+            link(self.slow, SLOW, [FAST], "fast"),
+            link(second, FAST, [SLOW], "slow"),
+            *(link(cell, FAST, []) for cell in further),
+        ]
+        output, end = lstm_cells(x_TBI, state_BS, probe, links, truncation, reset=reset)
+        return output * dropped["output"] if dropped else output, end
+
+    def loop(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         times = (x_TBI.shape[1], t0, len(x_TBI), reset)
         kept = {name: masks(*times) for name, masks in self.masks.items() if self.training}
 

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dnirnn import ops
+from dnirnn.cells.chain import READS_X, Link, lstm_cells
+from dnirnn.cells.fused import Fused
 from dnirnn.cells.norm_lstm import NormConfig
 from dnirnn.checks import check_flags, check_positive, check_sizes
 from dnirnn.core import Core
@@ -15,7 +18,7 @@ from dnirnn.options import option
 STEEPEST = 5.0  # slope of a detector's gradient, as in the paper
 
 
-class HMLSTM(Core):
+class HMLSTM(Fused):
     """The hierarchical multiscale LSTM: L LSTM layers, each but the top one with a detector.
 
     A detector z of layer l is 1 where a stretch of what the layer reads ended at this step:
@@ -42,7 +45,8 @@ class HMLSTM(Core):
         r^l = sigmoid(w^l [h^1 ... h^L]),  output = relu(sum_l r^l E^l h^l)
 
     The state [B, 2 L H + L - 1] is h^1, c^1, ..., h^L, c^L, then z^1 ... z^{L-1}, which are exactly
-    0 or 1. A sequence starts from zeros, detectors included (the paper leaves it open): the bottom
+    0 or 1. On the CPU the loop over steps and layers is a fused operator's, elsewhere torch's. A sequence
+    starts from zeros, detectors included (the paper leaves it open): the bottom
     layer's first step is then the same as after a FLUSH, and a layer above keeps its zeros until
     the one below first detects something.
 
@@ -121,16 +125,61 @@ class HMLSTM(Core):
         state = self.tick(read, state_BS, self.joined_weights())
         return self.output(state), state
 
-    def forward(
-        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
+    def loop(
+        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor, reset: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         states = self.states(x_TBI, state_BS, reset)
         return self.output(states), states[-1]
+
+    def fused(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe: Tensor | None,
+        truncation: int,
+        t0: int | Tensor,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        h, _, end = self.layers(x_TBI, state_BS, probe, truncation, reset)
+        return self.mixture(h), end
+
+    def layers(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe: Tensor | None,
+        truncation: int,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(h [T, B, L H] of all layers, z [T, B, L - 1], the chunks' ends), by the operator."""
+
+        def link(layer: int) -> Link:
+            bottom, top = layer == 0, layer == self.num_layers - 1
+            reads = [READS_X if bottom else layer - 1, *([] if top else [layer + 1])]
+            names = ["weight_hh", "weight_ih", *([] if top else ["weight_top"]), "bias"]
+            norm = ["gain", "shift"] if self.layer_norm else []
+
+            def own(names: list[str]) -> list[Tensor]:
+                return [getattr(self, f"{name}_l{layer}") for name in names]
+
+            vectors = [vector.to(state_BS.dtype) for vector in own(norm)]
+            return Link(layer, reads, own(names), vectors)
+
+        links = [link(layer) for layer in range(self.num_layers)]
+        output, end = lstm_cells(
+            x_TBI, state_BS, probe, links, truncation, slope=self.slope, reset=reset
+        )
+        sizes = [self.num_layers * self.hidden_size, self.num_layers - 1]
+        h, z = output.split(sizes, 2)
+        return h, z, end
 
     def detectors(
         self, x_TBI: Tensor, state_BS: Tensor, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(z [T, B, L - 1] of each step, from the bottom layer up; last state [B, S])."""
+        if self.fused_for(x_TBI, reset):
+            _, z, end = self.layers(x_TBI, state_BS, None, ops.UNCUT, reset)
+            return z.to(state_BS.dtype), end[0]
         states = self.states(x_TBI, state_BS, reset)
         return states[..., 1 - self.num_layers :], states[-1]
 
@@ -194,9 +243,14 @@ class HMLSTM(Core):
     def output(self, states: Tensor) -> Tensor:
         """The gated mixture [..., O] of the layers' h in states [..., S]."""
         pairs = states[..., : 1 - self.num_layers].unflatten(-1, (self.num_layers, 2, -1))
-        h = pairs[..., 0, :].to(self.mix.weight.dtype)
-        gates = torch.sigmoid(self.gates(h.flatten(-2)))
-        return torch.relu(self.mix((gates[..., None] * h).flatten(-2)))
+        return self.mixture(pairs[..., 0, :].flatten(-2))
+
+    def mixture(self, h: Tensor) -> Tensor:
+        """The same of the layers' h [..., L H]."""
+        h = h.to(self.mix.weight.dtype)
+        gates = torch.sigmoid(self.gates(h))
+        parts = h.unflatten(-1, (self.num_layers, -1))
+        return torch.relu(self.mix((gates[..., None] * parts).flatten(-2)))
 
     def extra_repr(self) -> str:
         sizes = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"

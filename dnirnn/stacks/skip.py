@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dnirnn import ops
+from dnirnn.cells.chain import READS_X, Link, lstm_cells
+from dnirnn.cells.fused import Fused, plain_lstm
 from dnirnn.checks import check_knobs, check_numbers
-from dnirnn.core import Core, CoreConfig, check_core, step, with_t
+from dnirnn.core import Core, CoreConfig, check_core, has_hooks, resets_to, step, with_t
 from dnirnn.lstm import LSTM
 from dnirnn.options import option
 
@@ -29,7 +32,7 @@ class Round(torch.autograd.Function):
         return gradient
 
 
-class Skip(Core):
+class Skip(Fused):
     """A Skip RNN: any core, whose state and output are kept where a binary gate u_t is 0.
 
         u_t    = round(u~_t)                                             in {0, 1}
@@ -48,7 +51,8 @@ class Skip(Core):
     What teaches it to skip is a price: with ``cost``, the loss that :func:`dnirnn.backward` goes
     back from grows by cost * u_t for every row and step (see :meth:`dnirnn.Core.charge`). Updates
     are counted with :meth:`recording`. A step at which no row is updated takes no time where no
-    gradient is asked for; in training every step is computed, since the gradient of u_t needs it.
+    gradient is asked for; in training every step is computed, since the gradient of u_t needs it. Of
+    a dnirnn.LSTM of one layer, on the CPU, the loop over steps is a fused operator's.
 
     core: S.
     bias: b at the start. At 1, as in the authors' program, a fresh Skip updates at nearly every
@@ -105,16 +109,41 @@ class Skip(Core):
         finally:
             RECORDED.reset(token)
 
+    def fused_for(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
+        gate = type(self.gate).forward is nn.Linear.forward and not has_hooks(self.gate)
+        whole = gate and plain_lstm(self.core, reset) and resets_to(self, Skip, reset)
+        return whole and ops.gated_for(x_TBI)
+
+    def fused(
+        self,
+        x_TBI: Tensor,
+        state_BS: Tensor,
+        probe: Tensor | None,
+        truncation: int,
+        t0: int | Tensor,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        w_ih, w_hh, b_ih, b_hh = self.core.weights
+        links = [Link(0, [READS_X], [w_hh, w_ih, b_ih + b_hh])]
+        skip = [part.to(state_BS.dtype) for part in (self.gate.weight, self.gate.bias)]
+        found, end = lstm_cells(x_TBI, state_BS, probe, links, truncation, skip=skip, reset=reset)
+        output, u = found.split([self.output_size, 1], 2)
+        self.report(u[..., 0].to(state_BS.dtype))
+        return output, end
+
+    def report(self, u_TB: Tensor) -> None:
+        """To who records, and to the loss, the u_t of some steps."""
+        recorded = None if torch.compiler.is_exporting() else RECORDED.get().get(id(self))
+        if recorded is not None:
+            recorded.extend(u_TB.unbind())
+        if self.cost:
+            self.charge(self.cost * u_TB.sum())
+
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         state, held, soft = self.unpack_state(state_BS)
         u = Round.apply(soft)
-        whole = torch.compiler.is_exporting()
-        recorded = None if whole else RECORDED.get().get(id(self))
-        if recorded is not None:
-            recorded.append(u[:, 0])
-        if self.cost:
-            self.charge(self.cost * u.sum())
-        if whole or torch.is_grad_enabled() or u.any():
+        self.report(u.T)
+        if torch.compiler.is_exporting() or torch.is_grad_enabled() or u.any():
             output, updated = step(self.core, x_BI, state, t)
             state = torch.lerp(state, updated, u)
             held = torch.lerp(held, output.to(held.dtype), u)

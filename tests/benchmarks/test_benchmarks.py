@@ -10,7 +10,7 @@ from strategies import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as main
-from benchmarks import depth, processes, steps
+from benchmarks import depth, processes, ragged, steps
 from benchmarks.cuda import Step, floor_of
 from benchmarks.stacks import INPUT, PEERS
 
@@ -22,6 +22,19 @@ def test_a_stack_and_its_loop_of_torch_cells_agree(name):
     x = torch.randn(9, 2, INPUT, dtype=torch.float64)
     outputs, _ = peer.core(x, peer.core.initial_state(2))
     assert_close(peer.loop(x), outputs)
+
+
+@pytest.mark.parametrize("name", ragged.STREAMS)
+def test_what_follows_in_a_row_is_what_torch_packs_and_masks(name):
+    reset = ragged.STREAMS[name](30, 4)
+    x, grad = torch.randn(30, 4, 3).double(), torch.randn(30, 4, 5).double()
+    sides = ragged.sides(x, reset, grad)
+    outputs = {side: run().detach() for side, run in sides.items()}
+    assert_close(outputs["ours"], outputs["masked"])
+    rows = [outputs["ours"][first:last, b] for b, first, last in ragged.starts_of(reset)]
+    assert len(rows) > 4
+    packed = torch.nn.utils.rnn.pack_sequence(rows, enforce_sorted=False)
+    assert_close(outputs["packed"], packed.data)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -18,6 +18,7 @@ from dnirnn import (
     NormLSTM,
     WeightDrop,
     draw_masks,
+    ops,
 )
 from dnirnn.unroll import Chunks
 
@@ -223,6 +224,25 @@ def test_every_calls_its_core_once_for_all_ticks_and_not_at_all_for_none(gather)
     core(x, state, 6)
     core(x[:3], state, 8)
     assert inner.calls == [("forward", 3, 2, inner.input_size, 1)]
+
+
+@pytest.mark.skipif(not ops.built, reason="the fused operators are not built here")
+@given(problem=problems(t0=("rows",), reset=any_reset), period=st.integers(1, 4))
+def test_every_runs_rows_that_tick_apart_by_no_loop_over_steps(problem, period):
+    torch.manual_seed(problem.seed)
+    core = Every(LSTM(problem.input_size, problem.hidden_size), period).double()
+    case = problem.case(core)
+    given = (case.x, case.state.requires_grad_(), case.t0, case.reset)
+    results = []
+    for by_step in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not by_step:
+                patch.setattr(Every, "step", None)
+            output, ended = Core.forward(core, *given) if by_step else core(*given)
+        loss = (output * case.y).sum() + ended.square().sum()
+        leaves = [case.state, *core.parameters()]
+        results.append([output, ended, *torch.autograd.grad(loss, leaves)])
+    assert_close(results[1], results[0])
 
 
 # Dilated.
