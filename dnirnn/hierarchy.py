@@ -34,10 +34,17 @@ class Hierarchy(Core):
     well: cut after every tick (see :meth:`truncate`), the fast network is updated without waiting
     for the slow one's next ticks, the slow one without waiting for what the fast one makes of m.
 
-    A cut is one for all levels: where the fast network is cut, so is the slow one, and what comes
-    back to the slow state from its own next ticks is predicted as well. A slow network unrolled
-    over several of its ticks, and updated once in them, while the fast one is cut and updated at
-    each is not offered: the two would need optimisers of two rates.
+    back: how many of its ticks the slow network is carried back through, whatever is cut. At 1 a cut
+        is one for all levels: the slow state is cut where the fast one is. With more, the state holds
+        the slow network's state before every ``back`` ticks and what it heard since,
+
+            [fast state, slow state then, m, a_1, ..., a_back]
+
+        zeros where it has not heard so much, and it runs from there at every tick, (back + 1) / 2
+        times the work. Nothing else changes: cut after every tick, what is cut is the fast network in
+        time and the messages between the two, while the slow network's weights get the whole gradient
+        of what it says at the last of those ticks; what comes back to the messages, bar the last, is
+        predicted.
 
     Raises TypeError for what is no Core or a period that is no int, ValueError for a period below 1
     or sizes that do not fit.
@@ -48,10 +55,10 @@ class Hierarchy(Core):
 
     reads_t = True
 
-    def __init__(self, fast: Core, slow: Core, period: int):
+    def __init__(self, fast: Core, slow: Core, period: int, back: int = 1):
         super().__init__()
         check_core(fast=fast, slow=slow)
-        check_sizes(period=period)
+        check_sizes(period=period, back=back)
         if slow.input_size != fast.output_size:
             raise ValueError(
                 f"slow must take fast's output of {fast.output_size};"
@@ -62,36 +69,77 @@ class Hierarchy(Core):
                 f"fast must take an input and slow's output of {slow.output_size} together;"
                 f" its input_size is {fast.input_size}"
             )
-        self.fast, self.slow, self.period = fast, slow, period
+        self.fast, self.slow, self.period, self.back = fast, slow, period, back
         self.input_size = fast.input_size - slow.output_size
         self.output_size = fast.output_size + slow.output_size
         self.sizes = [fast.state_size, slow.state_size, slow.output_size]
+        if back > 1:
+            self.sizes.append(back * fast.output_size)
         self.state_size = sum(self.sizes)
 
     def initial_state(self, batch_size: int) -> Tensor:
         states = [core.initial_state(batch_size) for core in (self.fast, self.slow)]
-        message = states[1].new_zeros(batch_size, self.slow.output_size)
-        return with_t(torch.cat([*states, message], 1), 0)
+        rest = states[1].new_zeros(batch_size, sum(self.sizes[2:]))
+        return with_t(torch.cat([*states, rest], 1), 0)
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        fast, slow, message = state_BS.split(self.sizes, 1)
+        fast, slow, message, *heard = state_BS.split(self.sizes, 1)
         output, fast = step(self.fast, torch.cat([x_BI, message.to(x_BI.dtype)], 1), fast, t)
         ticks = (t + 1) % self.period == 0
         if isinstance(ticks, Tensor) or ticks:
-            said, ticked = step(self.slow, output, slow, t // self.period)
+            said, ticked, hears = self.tick(output, slow, heard, t // self.period)
             if isinstance(ticks, Tensor):
                 said = torch.where(ticks[:, None], said, message)
                 ticked = torch.where(ticks[:, None], ticked, slow)
-            slow, message = ticked, said
-        state = torch.cat([fast, slow, message], 1)
+                hears = [torch.where(ticks[:, None], one, kept) for one, kept in zip(hears, heard)]
+            slow, message, heard = ticked, said, hears
+        state = torch.cat([fast, slow, message, *heard], 1)
         return torch.cat([output, message.to(output.dtype)], 1), state
+
+    def tick(
+        self, output: Tensor, slow: Tensor, heard: list[Tensor], tick: int | Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """One tick on the fast network's output [B, F]: (what the slow one says, its state, what it heard).
+
+        tick: how many there were before, an int or a LongTensor [B]. heard: [[B, back F]]; at back 1
+        an empty list, as what is returned.
+        """
+        if not heard:
+            if isinstance(tick, Tensor):
+                return *step(self.slow, output, slow, tick), []
+            said, slow = self.slow(output[None], slow, tick)
+            return said[0], slow, []
+        if isinstance(tick, Tensor):
+            return self.tick_by_rows(output, slow, heard[0], tick)
+        (before,), place, size = heard, tick % self.back, output.shape[1]
+        hears = torch.cat([before[:, : place * size], output.to(before.dtype)], 1)
+        rows = hears.to(output.dtype).unflatten(1, (place + 1, size)).transpose(0, 1)
+        said, state = self.slow(rows, slow, tick - place)
+        if place == self.back - 1:
+            return said[-1], state, [torch.zeros_like(before)]
+        return said[-1], slow, [torch.cat([hears, before[:, (place + 1) * size :]], 1)]
+
+    def tick_by_rows(
+        self, output: Tensor, slow: Tensor, heard: Tensor, tick: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The same of rows that are at different ticks."""
+        place = tick % self.back
+        at = (torch.arange(self.back, device=output.device) == place[:, None])[..., None]
+        hears = heard.unflatten(1, (self.back, -1))
+        hears = torch.where(at, output[:, None].to(heard.dtype), hears)
+        state, said = slow, None
+        for i, one in enumerate(hears.to(output.dtype).unbind(1)):
+            now, state = step(self.slow, one, state, tick - place + i)
+            said = now if said is None else torch.where(at[:, i], now, said)
+        over = at[:, -1]
+        return said, torch.where(over, state, slow), [hears.flatten(1).masked_fill(over, 0)]
 
     def forward(
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         if reset is not None or isinstance(t0, Tensor):
             return super().forward(x_TBI, state_BS, t0, reset)
-        fast, slow, message = state_BS.split(self.sizes, 1)
+        fast, slow, message, *heard = state_BS.split(self.sizes, 1)
         outputs, begin, steps = [], 0, len(x_TBI)
         while begin < steps:
             t = t0 + begin
@@ -101,12 +149,11 @@ class Hierarchy(Core):
             output, fast = self.fast(torch.cat([x_TBI[begin:end], held], 2), fast, t)
             held = held.to(output.dtype)
             if (t0 + end) % self.period == 0:
-                said, slow = self.slow(output[-1:], slow, t // self.period)
-                held = torch.cat([held[:-1], said])
-                message = said[0]
+                message, slow, heard = self.tick(output[-1], slow, heard, t // self.period)
+                held = torch.cat([held[:-1], message[None].to(output.dtype)])
             outputs.append(torch.cat([output, held], 2))
             begin = end
-        return torch.cat(outputs), torch.cat([fast, slow, message], 1)
+        return torch.cat(outputs), torch.cat([fast, slow, message, *heard], 1)
 
     def truncate(
         self, training: str, ticks: int, estimator: GradientEstimator | None = None
@@ -136,7 +183,7 @@ class Hierarchy(Core):
         return SyntheticGradient(self.state_size, device=parameter.device, dtype=parameter.dtype)
 
     def extra_repr(self) -> str:
-        return f"period={self.period}"
+        return f"period={self.period}" + (f", back={self.back}" if self.back > 1 else "")
 
 
 @dataclass(frozen=True)

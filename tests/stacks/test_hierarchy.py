@@ -236,6 +236,66 @@ def test_both_networks_are_updated_by_a_chunk_alone():
     assert all(g.any() for g in gradients(core))
 
 
+# A slow network that is carried back through several of its ticks
+
+
+def with_back(core, back) -> Hierarchy:
+    """The same networks."""
+    return Hierarchy(core.fast, core.slow, core.period, back)
+
+
+@given(
+    period=st.integers(1, 3), back=st.integers(1, 4), steps=st.integers(1, 14), at=st.integers(0, 13),
+    seed=seeds,
+)  # fmt: skip
+def test_how_far_it_is_carried_back_changes_nothing_that_is_not_cut(period, back, steps, at, seed):
+    """Neither an output, cut anywhere, nor a gradient where nothing is."""
+    core = draw(2, 3, 2, period, seed)
+    other = with_back(core, back)
+    case = case_of(core, steps, seed=seed)
+    start = [one.initial_state(2) for one in (core, other)]
+    expected, found = core(case.x, start[0])[0], other(case.x, start[1])[0]
+    assert_close(found, expected)
+    at = min(at, steps)
+    outputs, state = [], start[1]
+    for piece in (case.x[:at], case.x[at:]):
+        if len(piece):
+            output, state = other(piece, state)
+            outputs.append(output.detach())
+    assert_close(torch.cat(outputs), expected)
+    for output in (expected, found):
+        core.zero_grad()
+        own_loss(output, case.y).backward()
+        if output is expected:
+            whole = [gradient.clone() for gradient in gradients(core)]
+    for one, same in zip(gradients(core), whole):
+        assert_close(one, same)
+
+
+@given(period=st.integers(1, 3), back=st.integers(2, 4), windows=st.integers(1, 2), seed=seeds)
+def test_cut_at_every_tick_the_slow_network_has_its_whole_gradient(period, back, windows, seed):
+    """That of its own loss over its ticks, on messages that it does not reach."""
+    core = with_back(draw(2, 3, 2, period, seed), back)
+    ticks = back * windows
+    case = case_of(core, period * ticks, seed=seed)._replace(state=core.initial_state(2))
+    for estimator in (None, SyntheticGradient(core.state_size).double()):
+        truncated = core.truncate("truncated" if estimator is None else "dni", back, estimator)
+        core.zero_grad()
+        output, _, cuts = truncated(case.x, case.state, 0, True)
+        said = output[period - 1 :: period, :, 3:]
+        backward(own_loss(said, case.y[:ticks, :, :2]), cuts)
+        found = [parameter.grad.clone() for parameter in core.slow.parameters()]
+        messages = output[period - 1 :: period, :, :3].detach()
+        core.zero_grad()
+        state, alone = core.slow.initial_state(2), []
+        for window in messages.split(back):
+            one, state = core.slow(window, state.detach())
+            alone.append(one)
+        own_loss(torch.cat(alone), case.y[:ticks, :, :2]).backward()
+        for one, expected in zip(found, core.slow.parameters()):
+            assert_close(one, expected.grad)
+
+
 # Bad input
 
 
@@ -245,6 +305,7 @@ def test_both_networks_are_updated_by_a_chunk_alone():
         (lambda: Hierarchy(nn.LSTM(3, 2), LSTM(2, 2), 2), TypeError, "fast .*Core; got LSTM"),
         (lambda: Hierarchy(LSTM(3, 2), nn.GRU(2, 2), 2), TypeError, "slow .*Core; got GRU"),
         (lambda: Hierarchy(LSTM(3, 2), LSTM(2, 2), 0), ValueError, "period .*at least 1.*got 0"),
+        (lambda: Hierarchy(LSTM(3, 2), LSTM(2, 2), 2, 0), ValueError, "back .*at least 1.*got 0"),
         (lambda: Hierarchy(LSTM(3, 2), LSTM(2, 2), 1.5), ValueError, "period .*int .*got 1.5"),
         (lambda: Hierarchy(LSTM(3, 2), LSTM(2, 2), True), ValueError, "period .*int .*got True"),
         (lambda: Hierarchy(LSTM(3, 2), LSTM(4, 2), 2), ValueError, "slow .*output of 2.*is 4"),

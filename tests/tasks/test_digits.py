@@ -156,22 +156,45 @@ def test_figures_are_shares_of_what_is_asked():
 
 @pytest.mark.parametrize(
     "training, truncation, estimator",
-    [("full", 9, ZeroGradient), ("truncated", 3, ZeroGradient), ("dni", 3, SyntheticGradient)],
+    [("full", 16, ZeroGradient), ("truncated", 4, ZeroGradient), ("dni", 4, SyntheticGradient)],
 )
 def test_one_switch_for_three_ways_of_training(training, truncation, estimator):
     truncated = digits.make(DigitsOptions(training=training, hidden=4), pixels=5).truncated
     assert truncated.truncation == truncation and type(truncated.estimator) is estimator
-    same = truncated.core.truncate(training, 3)
+    same = truncated.core.truncate(training, 4)
     assert (same.truncation, type(same.estimator)) == (truncation, estimator)
-    assert DigitsOptions().truncation == 3 and DigitsOptions(period=5).truncation == 5
+    assert DigitsOptions().truncation == 4 and DigitsOptions(period=5).truncation == 5
 
 
+@pytest.mark.parametrize(
+    "training, cuts, back", [("full", "messages", 1), ("dni", "messages", 4), ("truncated", "messages", 4),
+                             ("dni", "ticks", 1), ("truncated", "ticks", 1)],
+)  # fmt: skip
+def test_what_is_cut(training, cuts, back):
+    core = digits.make(DigitsOptions(training=training, cuts=cuts, hidden=4), pixels=5).truncated.core
+    assert core.back == back
+
+
+def test_a_run_of_before_there_was_a_choice_cut_the_ticks(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["train", "digits", *WORDS, "--cuts", "ticks", "--out", str(folder)]) == 0
+    config = json.loads((folder / "config.json").read_text())
+    del config["cuts"], config["defaults"]["cuts"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["eval", str(folder)]) == 0
+    more = [word if word != "24" else "26" for word in WORDS]
+    assert main(["train", "digits", *more, "--cuts", "ticks", "--out", str(folder)]) == 0
+    assert "26 updates" in capsys.readouterr().out
+    refused(capsys, ["train", "digits", *more, "--out", str(folder)], "cuts")
+
+
+@pytest.mark.parametrize("cuts", ["messages", "ticks"])
 @pytest.mark.parametrize("training", digits.TRAININGS)
-def test_both_counts_are_learned(training, tmp_path):
+def test_both_counts_are_learned(training, cuts, tmp_path):
     """Of two digits and of four, on pictures that say their label at once."""
     options = DigitsOptions(
         **{**SMALL, "hidden": 24, "windows": 4, "batch": 32, "front": (16,)},
-        training=training, lr=0.02, updates=400, evaluate_every=10**6, seed=1,
+        training=training, cuts=cuts, lr=0.02, updates=400, evaluate_every=10**6, seed=1,
     )
     pictures = torch.eye(10, dtype=torch.uint8)
     labels = torch.arange(10)
@@ -242,7 +265,7 @@ def test_compare_runs_the_ways_of_training(tmp_path):
         ("--windows 0", "--windows must be at least 1; got 0"),
         ("--front 0", "--front must be at least 1; got 0"),
         ("--training bptt", "--training: invalid choice: 'bptt'"),
-        ("--update-steps 4", "--update-steps must be a multiple of --truncation 3; got 4"),
+        ("--update-steps 6", "--update-steps must be a multiple of --truncation 4; got 6"),
         ("--parameters 1000", "--parameters does not go with digits.*got 1000"),
         ("--data-dir x", "--data-dir goes with --digits mnist only; got --digits builtin"),
         ("--digits mnist --data-dir nowhere", "--data-dir must be a folder .*nowhere/train-images"),

@@ -5,7 +5,14 @@ import torch
 from command_line import refused
 from hypothesis import given
 from hypothesis import strategies as st
-from small_runs import Recall, assert_equal_runs, make_model, make_trainer, small_stream, text
+from small_runs import (
+    Recall,
+    assert_equal_runs,
+    make_model,
+    make_trainer,
+    small_stream,
+    text,
+)
 from strategies import Clock, assert_close, seeds
 
 from dnirnn import (
