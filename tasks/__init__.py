@@ -9,6 +9,7 @@ TASKS = {
     "adding": "dnirnn.tasks.adding",
     "pixels": "dnirnn.tasks.pixels",
     "signal": "dnirnn.tasks.signal",
+    "dyck": "dnirnn.tasks.dyck",
     "digits": "dnirnn.tasks.digits",
     "images": "dnirnn.tasks.images",
 }

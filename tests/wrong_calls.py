@@ -132,7 +132,7 @@ CALLS = {
     "Hierarchy": (
         dnirnn.Hierarchy,
         dict(fast=dnirnn.LSTM(5, 4), slow=dnirnn.LSTM(4, 2), period=2),
-        dict(fast=CORE, slow=CORE, period=SIZE),
+        dict(fast=CORE, slow=CORE, period=SIZE, back=SIZE),
     ),
     "Hierarchy.truncate": (
         dnirnn.Hierarchy(dnirnn.LSTM(5, 4), dnirnn.LSTM(4, 2), 2).truncate,

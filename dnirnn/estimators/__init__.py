@@ -5,6 +5,7 @@ from dnirnn.estimators.base import GradientEstimator, ZeroGradient
 from dnirnn.estimators.bp_lambda import BPLambda
 from dnirnn.estimators.control import Control
 from dnirnn.estimators.conv import ConvSyntheticGradient
+from dnirnn.estimators.diagonal import DiagonalGradient
 from dnirnn.estimators.least_squares import LeastSquares
 from dnirnn.estimators.reader import Reader
 from dnirnn.estimators.synthetic import SyntheticGradient
@@ -14,6 +15,7 @@ __all__ = [
     "BPLambda",
     "Control",
     "ConvSyntheticGradient",
+    "DiagonalGradient",
     "GradientEstimator",
     "LeastSquares",
     "Reader",

@@ -6,7 +6,18 @@ from dnirnn.stacks.dilated import Dilated
 from dnirnn.stacks.every import Every
 from dnirnn.stacks.fast_slow import FastSlow
 from dnirnn.stacks.hm_lstm import HMLSTM
+from dnirnn.stacks.mtrnn import MTRNN
 from dnirnn.stacks.phased import PhasedLSTM
 from dnirnn.stacks.skip import Skip
 
-__all__ = ["Clockwork", "Deep", "Dilated", "Every", "FastSlow", "HMLSTM", "PhasedLSTM", "Skip"]
+__all__ = [
+    "Clockwork",
+    "Deep",
+    "Dilated",
+    "Every",
+    "FastSlow",
+    "HMLSTM",
+    "MTRNN",
+    "PhasedLSTM",
+    "Skip",
+]

@@ -13,6 +13,8 @@ from dnirnn.checks import shown
 DECAYS = {
     "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
     "linear": lambda share: 1 - share,
+    # Constant, and then to zero over the last fifth (Zhai et al. 2022; Hagele et al. 2024).
+    "trapezoid": lambda share: min(1.0, 5 * (1 - share)),
 }
 
 

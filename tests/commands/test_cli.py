@@ -267,7 +267,7 @@ def test_sample_and_eval_refuse_what_a_copy_run_has_not(tmp_path, capsys):
     words = "--bits 1 --hidden 4 --batch 2 --truncation 3 --updates 2 --max-length 2 --quiet"
     assert main(["train", "copy", "--out", folder, *words.split()]) == 0
     refused(capsys, ["sample", folder], "sample needs a char-lm run")
-    refused(capsys, ["eval", folder, "--split", "test"], "--split goes with char-lm and word-lm and digits and images runs")
+    refused(capsys, ["eval", folder, "--split", "test"], "--split goes with char-lm and word-lm and pixels and digits and images runs")
 
 
 def test_a_folder_that_can_not_be_written(train, tmp_path, capsys):

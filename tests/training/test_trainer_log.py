@@ -10,6 +10,7 @@ import torch
 from small_runs import PLAIN, Recall, make_model, make_trainer, rows_of, train
 
 from dnirnn.training.log import read_log
+from dnirnn.training.optimizers import DECAYS
 from dnirnn.training.trainer import load_weights
 
 
@@ -34,6 +35,18 @@ def test_decay_follows_the_budget_that_is_used_up_most(tmp_path, decay, left):
     rates = [row["lr"] for row in rows_of(tmp_path)]
     assert rates == pytest.approx([0.5 * share for share in left])
     assert trainer.optimizers[1].param_groups[0]["lr"] == 0.01
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_a_decay_begins_at_the_whole_rate_never_rises_and_ends_at_zero(decay):
+    shares = [DECAYS[decay](n / 100) for n in range(101)]
+    assert shares[0] == 1 and shares[-1] == pytest.approx(0, abs=1e-12)
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_a_trapezoid_falls_over_the_last_fifth():
+    found = [DECAYS["trapezoid"](share) for share in (0.0, 0.5, 0.8, 0.9, 0.95, 1.0)]
+    assert found == pytest.approx([1, 1, 1, 0.5, 0.25, 0])
 
 
 def test_plateaus_are_of_the_evaluations(tmp_path):
