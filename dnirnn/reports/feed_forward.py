@@ -78,7 +78,7 @@ BUDGETS = ("quick", "cpu")
 SEEDS = {"quick": (0,), "cpu": (0, 1, 2)}
 EPOCHS = {  # by budget: of the images, and in random order at p = 1
     "quick": {("fcn", "builtin"): 20, "random": 20},
-    "cpu": {("fcn", "mnist"): 15, ("fcn", "cifar10"): 15, ("cnn", "cifar10"): 2, "random": 15},
+    "cpu": {("fcn", "mnist"): 30, ("fcn", "cifar10"): 20, ("cnn", "cifar10"): 2, "random": 10},
 }
 IMAGES = {"builtin": 1199, "mnist": 55_000, "cifar10": 45_000}
 BATCH = {"quick": 64, "cpu": 256}
