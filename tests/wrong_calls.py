@@ -5,6 +5,22 @@ import math
 
 import torch
 from torch import nn
+from wrong_values import (
+    AMOUNT,
+    CORE,
+    COUNT,
+    ESTIMATOR,
+    FLAG,
+    MODULE,
+    NAN,
+    NUMBER,
+    OF_SIZES,
+    PROBABILITY,
+    SIZE,
+    TENSOR,
+    WIDTHS,
+    WORD,
+)
 
 import dnirnn
 from dnirnn.data import TextStream, Vocabulary
@@ -12,7 +28,6 @@ from dnirnn.distributed import average_gradients, broadcast, rows_of
 from dnirnn.masks import Masks
 
 X, STATE = torch.zeros(4, 2, 3), torch.zeros(2, 8)
-NAN = math.nan
 
 
 def core():
@@ -51,21 +66,6 @@ def trainer():
     stream = TextStream(torch.zeros(20, dtype=torch.int64), 2, 0)
     return dict(model=model, stream=stream, config=dnirnn.TrainerConfig(updates=1), folder="run")
 
-
-# Wrong values by what an argument is. None of them is right wherever it stands.
-SIZE = [0, -1, 1.5, NAN, "3", None, True, [3], torch.ones(2)]
-COUNT = [-1, 1.5, NAN, "3", None, True, [3]]  # 0 is right
-AMOUNT = [-0.1, NAN, math.inf, "1", None, True, [1.0], 1j]
-NUMBER = [NAN, math.inf, "1", None, True, [1.0], 1j]
-PROBABILITY = [-0.1, 1.0, 2, NAN, "0.1", None, True, [0.1]]
-FLAG = ["no", 1, 0.5, None, [True]]
-OF_SIZES = [(), 3, "ab", None, (0,), (1.5,), (True,), ("2",), (NAN,)]
-WIDTHS = OF_SIZES[1:]
-WORD = ["nope", 3, None, True, ["rnn"]]
-MODULE = [None, "lstm", 3, X, nn.Linear]
-CORE = [*MODULE, nn.Linear(3, 4), dnirnn.LSTM]
-ESTIMATOR = [*CORE[:-1], dnirnn.ZeroGradient, core()]
-TENSOR = [None, 3.0, "x", [[0.0]], X.numpy()]
 
 # name: (what to call, its good arguments, wrong ones). A list is for the keyword of that name; a pair
 # (good arguments, list) where those must be others for the list to be wrong.
