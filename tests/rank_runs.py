@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from small_runs import UPDATES, Recall, make_model, make_trainer
 
 from dnirnn.distributed import RankLost, joined
-from dnirnn.parallel import Neighbour
+from dnirnn.messages import Neighbour
 from dnirnn.training.trainer import Interrupted
 
 LOST, STOPPED, FAILED = 7, 8, 9  # exit codes: another rank ended; interrupted; anything else

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from rank_runs import LOST, codes_of, kill_at, run
-from small_runs import assert_equal_runs, rows_of
+from small_runs import assert_equal_runs, assert_same_but_for_rng, rows_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -252,9 +252,12 @@ def test_a_killed_part_loses_nothing(victim, whole_run, tmp_path):
     assert_equal_runs(run_folder, whole_run)
 
 
-def test_decoupled_parts_need_processes_and_cuts(tmp_path, capsys):
-    assert main(words(tmp_path / "one")) == 2
-    assert "--parallel decoupled takes several processes" in capsys.readouterr().err
+def test_one_process_that_holds_all_parts_is_the_same_run(whole_run, tmp_path):
+    assert main(words(tmp_path)) == 0
+    assert_same_but_for_rng(tmp_path, whole_run)
+
+
+def test_decoupled_parts_need_cuts(tmp_path, capsys):
     assert main([*words(tmp_path / "one"), "--update", "random"]) == 2
     assert "no --update random" in capsys.readouterr().err
     for more in (["--estimator", "none"], ["--clip", "1"]):
