@@ -29,6 +29,7 @@ from dnirnn.version import __version__
 # Imported when asked for: what a core and its cuts do not need.
 LATER = {
     "DecoupledParallel": "dnirnn.parallel",
+    "HierarchyParallel": "dnirnn.hierarchy_parallel",
     "Distillation": "dnirnn.distillation",
     "DynamicEvaluation": "dnirnn.dynamic_evaluation",
     "LoadedRun": "dnirnn.config.load",
@@ -65,6 +66,7 @@ __all__ = [
     "GradientEstimator",
     "HMLSTM",
     "Hierarchy",
+    "HierarchyParallel",
     "Interface",
     "LSTM",
     "LeastSquares",

@@ -23,12 +23,14 @@ class Hierarchy(Core):
         output = [a, b];  m' = b
 
     The slow network's own t is t // period. The state [B, S] is the fast network's, the slow one's,
-    then m. For more levels ``slow`` is a Hierarchy itself, whose period counts its own ticks; then
+    then m. With a ``delay`` of d ticks the fast network hears, in the place of m, what the slow one
+    said d ticks before m, so that it need not wait for a tick to go on; the state then ends in the
+    last d + 1 words of the slow network, m the last. For more levels ``slow`` is a Hierarchy itself, whose period counts its own ticks; then
     m holds what all the levels above say.
 
     fast: its input is x and m together: input_size = fast.input_size - slow.output_size.
     slow: its input is the fast network's output. Between ticks it costs nothing.
-    period: steps to a tick, at least 1.
+    period: steps to a tick, at least 1. delay: in ticks.
 
     m is a part of the state, so a cut through the state is the interface between the levels as
     well: cut after every tick (see :meth:`truncate`), the fast network is updated without waiting
@@ -37,10 +39,11 @@ class Hierarchy(Core):
     A cut is one for all levels: where the fast network is cut, so is the slow one, and what comes
     back to the slow state from its own next ticks is predicted as well. A slow network unrolled
     over several of its ticks, and updated once in them, while the fast one is cut and updated at
-    each is not offered: the two would need optimisers of two rates.
+    each is not offered: the two would need optimisers of two rates. In two processes, where neither
+    waits for the other, they are a :class:`dnirnn.HierarchyParallel`.
 
-    Raises TypeError for what is no Core or a period that is no int, ValueError for a period below 1
-    or sizes that do not fit.
+    Raises TypeError for what is no Core or a period that is no int, ValueError for a period below 1,
+    a delay below 0 or sizes that do not fit.
 
     Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017,
     section 3.2 (networks A and B).
@@ -48,10 +51,11 @@ class Hierarchy(Core):
 
     reads_t = True
 
-    def __init__(self, fast: Core, slow: Core, period: int):
+    def __init__(self, fast: Core, slow: Core, period: int, delay: int = 0):
         super().__init__()
         check_core(fast=fast, slow=slow)
         check_sizes(period=period)
+        check_sizes(0, delay=delay)
         if slow.input_size != fast.output_size:
             raise ValueError(
                 f"slow must take fast's output of {fast.output_size};"
@@ -62,28 +66,31 @@ class Hierarchy(Core):
                 f"fast must take an input and slow's output of {slow.output_size} together;"
                 f" its input_size is {fast.input_size}"
             )
-        self.fast, self.slow, self.period = fast, slow, period
+        self.fast, self.slow, self.period, self.delay = fast, slow, period, delay
         self.input_size = fast.input_size - slow.output_size
         self.output_size = fast.output_size + slow.output_size
-        self.sizes = [fast.state_size, slow.state_size, slow.output_size]
+        self.sizes = [fast.state_size, slow.state_size, (1 + delay) * slow.output_size]
         self.state_size = sum(self.sizes)
 
     def initial_state(self, batch_size: int) -> Tensor:
         states = [core.initial_state(batch_size) for core in (self.fast, self.slow)]
-        message = states[1].new_zeros(batch_size, self.slow.output_size)
-        return with_t(torch.cat([*states, message], 1), 0)
+        said = states[1].new_zeros(batch_size, self.sizes[2])
+        return with_t(torch.cat([*states, said], 1), 0)
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        fast, slow, message = state_BS.split(self.sizes, 1)
-        output, fast = step(self.fast, torch.cat([x_BI, message.to(x_BI.dtype)], 1), fast, t)
+        fast, slow, words = state_BS.split(self.sizes, 1)
+        heard, message = self.ends(words)
+        output, fast = step(self.fast, torch.cat([x_BI, heard.to(x_BI.dtype)], 1), fast, t)
         ticks = (t + 1) % self.period == 0
         if isinstance(ticks, Tensor) or ticks:
             said, ticked = step(self.slow, output, slow, t // self.period)
+            after = self.then(words, said)
             if isinstance(ticks, Tensor):
-                said = torch.where(ticks[:, None], said, message)
+                after = torch.where(ticks[:, None], after, words)
                 ticked = torch.where(ticks[:, None], ticked, slow)
-            slow, message = ticked, said
-        state = torch.cat([fast, slow, message], 1)
+            slow, words = ticked, after
+            message = self.ends(words)[1]
+        state = torch.cat([fast, slow, words], 1)
         return torch.cat([output, message.to(output.dtype)], 1), state
 
     def forward(
@@ -91,22 +98,32 @@ class Hierarchy(Core):
     ) -> tuple[Tensor, Tensor]:
         if reset is not None or isinstance(t0, Tensor):
             return super().forward(x_TBI, state_BS, t0, reset)
-        fast, slow, message = state_BS.split(self.sizes, 1)
+        fast, slow, words = state_BS.split(self.sizes, 1)
         outputs, begin, steps = [], 0, len(x_TBI)
         while begin < steps:
             t = t0 + begin
             end = min(begin + self.period - t % self.period, steps)
             # m changes only with the last step before `end`, after the fast network read it.
-            held = message.to(x_TBI.dtype).expand(end - begin, -1, -1)
+            heard, message = self.ends(words)
+            held = heard.to(x_TBI.dtype).expand(end - begin, -1, -1)
             output, fast = self.fast(torch.cat([x_TBI[begin:end], held], 2), fast, t)
-            held = held.to(output.dtype)
+            held = message.to(output.dtype).expand(end - begin, -1, -1)
             if (t0 + end) % self.period == 0:
                 said, slow = self.slow(output[-1:], slow, t // self.period)
                 held = torch.cat([held[:-1], said])
-                message = said[0]
+                words = self.then(words, said[0])
             outputs.append(torch.cat([output, held], 2))
             begin = end
-        return torch.cat(outputs), torch.cat([fast, slow, message], 1)
+        return torch.cat(outputs), torch.cat([fast, slow, words], 1)
+
+    def ends(self, words: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the fast network hears, what the slow one said last) of the state's last part."""
+        size = self.slow.output_size
+        return words[:, :size], words[:, -size:]
+
+    def then(self, words: Tensor, said: Tensor) -> Tensor:
+        """The state's last part after a tick."""
+        return torch.cat([words[:, self.slow.output_size :], said], 1) if self.delay else said
 
     def truncate(
         self, training: str, ticks: int, estimator: GradientEstimator | None = None
@@ -136,7 +153,7 @@ class Hierarchy(Core):
         return SyntheticGradient(self.state_size, device=parameter.device, dtype=parameter.dtype)
 
     def extra_repr(self) -> str:
-        return f"period={self.period}"
+        return f"period={self.period}" + (f", delay={self.delay}" if self.delay else "")
 
 
 @dataclass(frozen=True)

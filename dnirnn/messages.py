@@ -104,3 +104,22 @@ class Neighbour:
             found.append(self.next[:2])
             self.next = None
         return found
+
+
+class Loop:
+    """What a Neighbour is to a process that holds the other side itself."""
+
+    def __init__(self):
+        self.come: deque = deque()
+
+    def put(self, number: int, tensor: Tensor) -> None:
+        self.come.append((number, tensor.detach()))
+
+    def get(self, due: int | None = None) -> tuple[Any, bool]:
+        number, tensor = self.come.popleft()
+        return ((number, tensor) if due is None else tensor), False
+
+    def arrived(self) -> list[tuple[int, Tensor]]:
+        found = list(self.come)
+        self.come.clear()
+        return found

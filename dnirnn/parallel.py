@@ -249,11 +249,15 @@ def pass_back(
         send(top, [] if caught is None else [caught], unit)
         loss = None
     elif isinstance(top, Interface):
-        if top.estimator.bootstrap(top) is not None:
-            raise ValueError("a module that is cut in time needs an estimator above whose discount is its scale")
-        # Its gradient at the end of the module is what is sent there, to the bit.
-        loss = (top.end * (0.0 if top.synthetic is None else unit * top.synthetic)).sum()
+        loss = sent_back(top, unit)
     found = {} if loss is None else backward(loss, in_time, unit)
     if caught is not None and caught.probe is not None and caught.probe.grad is None:
         caught.probe.grad = torch.zeros_like(caught.probe)
     return [found["estimator_error"]] if found else []
+
+
+def sent_back(top: Interface, unit: float) -> Tensor:
+    """A loss whose gradient at the cut's end is what is predicted there, to the bit."""
+    if top.estimator.bootstrap(top) is not None:
+        raise ValueError("a module that is cut in time needs an estimator above whose discount is its scale")
+    return (top.end * (0.0 if top.synthetic is None else unit * top.synthetic)).sum()

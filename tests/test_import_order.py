@@ -24,7 +24,7 @@ ORDER = [
     {"model"},
     {
         "fidelity", "distillation", "codistillation", "distributed", "dynamic_evaluation", "messages",
-        "parallel", "horizon", "testing",
+        "parallel", "hierarchy_parallel", "horizon", "testing",
     },
     {"training"},
     {"trainer"},  # where training.trainer was

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import dnirnn
 from dnirnn.commands.cli import main
+from dnirnn.data import images as pictures
 from dnirnn.parallel import DecoupledParallel
 from dnirnn.training.checkpoint import checkpoints, load
 
@@ -231,6 +232,7 @@ def images(folder, *more: str, kill: tuple[int, int] | None = None):
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
+    pictures.load("builtin", None)  # what reads them need not be imported in each process
     folder = tmp_path_factory.mktemp("images") / "whole"
     assert codes_of(2, images(folder)) == [0, 0]
     return folder

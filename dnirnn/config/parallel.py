@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from dnirnn import Core, Deep
+from dnirnn import Core, Deep, Hierarchy
 from dnirnn.groups import OptionGroup
 from dnirnn.options import Config, Registry, flag, option
 
@@ -47,12 +47,12 @@ def in_parts(options: OptionGroup) -> bool:
     return getattr(options.choices().get("parallel"), "in_parts", False)
 
 
-def check_in_parts(options: OptionGroup, core: str) -> None:
+def check_in_parts(options: OptionGroup, core: str | None = None) -> None:
     """Raises ValueError for what does not go with parts of a recurrent network, the core ``core``."""
     if not in_parts(options):
         return
     how = "--parallel decoupled"
-    if options.core.name != core:
+    if core is not None and options.core.name != core:
         raise ValueError(f"{how} takes --core {core} in this task; got {options.core}")
     if options.estimator.name not in ("none", "dni", "least-squares"):
         raise ValueError(f"{how} takes --estimator none, dni or least-squares; got {options.estimator}")
@@ -71,4 +71,7 @@ def parts_of(core: Core) -> list[tuple[Core | None, int]]:
     """(a core, how much of the state is its own) of each part; None: no core, but what is heard."""
     if isinstance(core, Deep):
         return list(zip(core.cores, core.sizes))
+    if isinstance(core, Hierarchy):
+        fast, slow, words = core.sizes
+        return [(core.fast, fast), (core.slow, slow), (None, words)]
     raise ValueError(f"--parallel decoupled takes a core of parts; got {type(core).__name__}")

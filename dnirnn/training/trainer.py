@@ -172,6 +172,7 @@ class Trainer:
         if not restart:
             self.ranks.from_first(self.saver.check)
         self.evaluation = Evaluation(training, evaluate, fidelity)
+        self.tells = self.ranks.lockstep or type(stream).observe is not Stream.observe
         self.interrupted: int | None = None
         self.unagreed = 0.0  # seconds of updates that the ranks don't know of one another
         self.unread: list[Made] = []
@@ -266,7 +267,7 @@ class Trainer:
         self.unagreed += seconds
         self.unread.append(Made(mark, steps, targets, batch.final, seconds))
         # A stream is told of every sequence before it begins the next.
-        if self.updater.full or batch.final:
+        if self.updater.full or batch.final and self.tells:
             self.look()
         elif self.ranks.lockstep:
             self.agree()
