@@ -202,7 +202,7 @@ def sanitizer(options: argparse.Namespace) -> str:
     for tool in SANITIZED:
         run(
             [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-m",
-             "cuda", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py", "-k", "(333 or 200) and float32"],
+             "cuda", "-q", "-p", "no:cacheprovider", "tests/csrc/test_cuda.py", "-k", "(333 or 200) and float32"],
             options.out / f"sanitizer-{tool}.txt", LIMITS["sanitizer"],
             PYTORCH_NO_CUDA_MEMORY_CACHING="1",
         )  # fmt: skip

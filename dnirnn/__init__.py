@@ -9,6 +9,7 @@ from dnirnn.decoupled import Decoupled
 from dnirnn.estimators import (
     AutoScale,
     BPLambda,
+    Control,
     ConvSyntheticGradient,
     GradientEstimator,
     LeastSquares,
@@ -51,6 +52,7 @@ __all__ = [
     "AutoScale",
     "BPLambda",
     "Clockwork",
+    "Control",
     "ConvSyntheticGradient",
     "Core",
     "Decoupled",

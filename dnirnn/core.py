@@ -19,7 +19,7 @@ from dnirnn.checks import check_sizes, shown
 from dnirnn.deprecated import OldWays, by_old_way
 from dnirnn.options import Config, Registry, flag, key_value, option
 from dnirnn.scanned import scanned
-from dnirnn.unroll import Chunks, Unrolled, advance, in_chunks
+from dnirnn.unroll import Chunks, Unrolled, advance, are_times, check_t0, in_chunks
 
 # Of the call of a Truncated at hand, in this thread.
 CHARGES: ContextVar[list[Tensor] | None] = ContextVar("CHARGES", default=None)
@@ -47,12 +47,16 @@ class Core(OldWays, nn.Module, abc.ABC):
     reads_t: whether ``step`` itself reads t; its parts say so themselves. Where one does, a state
         that does not know the time, without t0, is taken to be at 0 with a warning. None, not said:
         without one.
+    takes_times: whether it has a clock of its own, which the times of events can be given to: t0 may
+        then be a float tensor [T, B], the time of every step (which a reset does not set back), and t
+        of ``step`` a float tensor [B].
     """
 
     input_size: int
     output_size: int
     state_size: int
     reads_t: bool | None = None
+    takes_times: bool = False
 
     def __call__(
         self,
@@ -64,9 +68,9 @@ class Core(OldWays, nn.Module, abc.ABC):
         if torch.compiler.is_compiling():
             check_state_is_one(self, state_BS)
         else:
-            _, batch = check_inputs(self, x_TBI, state_BS, reset)
+            steps, batch = check_inputs(self, x_TBI, state_BS, reset)
             if t0 is not None:
-                check_t0(t0, batch)
+                check_t0(self, t0, steps, batch)
         t0 = known_t(self, state_BS) if t0 is None else t0
         if torch.compiler.is_exporting() and not self.exports_whole(x_TBI, reset):
             return scanned(self, x_TBI, state_BS, t0, reset)
@@ -108,7 +112,7 @@ class Core(OldWays, nn.Module, abc.ABC):
         """One step: (output [B, O], next state [B, S]).
 
         ``t`` counts the steps since the sequence's start: an int, or a LongTensor [B] where the
-        rows of a batch started at different times.
+        rows of a batch started at different times; or, with ``takes_times``, is a float tensor [B].
         """
 
     def forward(
@@ -119,15 +123,16 @@ class Core(OldWays, nn.Module, abc.ABC):
         ``t0`` is the t of the first step. ``reset`` [T, B] (bool) starts a new sequence in a row at
         a step: there the state becomes the initial state and t becomes 0.
         """
+        timed = are_times(t0)
         outputs, state, t = [], state_BS, t0
         initial = self.initial_state(x_TBI.shape[1]) if reset is not None else None
         for i, x_BI in enumerate(x_TBI):
             if reset is not None:
                 state = torch.where(reset[i, :, None], initial, state)
-                t = torch.where(reset[i], 0, t)
-            output, state = self.step(x_BI, state, t)
+                t = t if timed else torch.where(reset[i], 0, t)
+            output, state = self.step(x_BI, state, t[i] if timed else t)
             outputs.append(output)
-            t = t + 1
+            t = t if timed else t + 1
         return torch.stack(outputs), state
 
     def unroll(
@@ -259,15 +264,6 @@ def check_inputs(
     return steps, batch
 
 
-def check_t0(t0: int | Tensor, batch: int) -> None:
-    if isinstance(t0, int) and not isinstance(t0, bool):
-        return
-    if not isinstance(t0, Tensor) or t0.dtype != torch.int64:
-        raise TypeError(f"t0 must be an int or a LongTensor [B]; got {t0!r}")
-    if tuple(t0.shape) != (batch,):
-        raise ValueError(f"t0 must be an int or [{batch}]; got {tuple(t0.shape)}")
-
-
 def reads_t(core: Core) -> bool | None:
     """Whether the core, or a part of it, reads t; None where one does not say."""
     if core.reads_t or not core._modules:
@@ -315,7 +311,9 @@ def known_t(core: Core, state: Tensor) -> int | Tensor:
 def keep_t(
     core: Core, ended: Tensor, t0: int | Tensor, reset: Tensor | None, steps: int
 ) -> Tensor:
-    return ended if reads_t(core) is False else with_t(ended, advance(t0, reset, steps))
+    # After times of events nothing says when the next one comes.
+    unknown = reads_t(core) is False or are_times(t0)
+    return ended if unknown else with_t(ended, advance(t0, reset, steps))
 
 
 def between_resets(

@@ -8,6 +8,7 @@ from torch import Tensor
 from dnirnn.data import Batch
 from dnirnn.model import SequenceModel
 from dnirnn.true_gradient import TrueGradient, true_gradients
+from dnirnn.truncated import cut_otherwise
 
 
 def fidelity(
@@ -38,7 +39,6 @@ def fidelity(
     """
     truncated = model.truncated
     estimator, length = truncated.estimator, truncated.truncation
-    open_cuts = truncated.open_cuts
     sums, boundaries = torch.zeros(2, 3, dtype=torch.float64), 0
     for batch in stretches:
         state = model.initial_state(batch.x.shape[1])
@@ -47,11 +47,8 @@ def fidelity(
             if estimator.needs_context:
                 told = model.context(batch, model.encoder(batch.x))
                 context = [told[[*range(length, len(batch.x), length), len(batch.x)]]]
-            try:
-                truncated.estimator, truncated.open_cuts = TrueGradient(), None
+            with cut_otherwise(truncated, TrueGradient()):
                 nats, _, (cut,) = model(batch, state)
-            finally:
-                truncated.estimator, truncated.open_cuts = estimator, open_cuts
             found = [
                 true_gradients(nats.sum(), cut, lookahead, discount)[1:]
                 for discount in (estimator.discount, 1.0)

@@ -23,27 +23,36 @@ class Hierarchy(Core):
         output = [a, b];  m' = b
 
     The slow network's own t is t // period. The state [B, S] is the fast network's, the slow one's,
-    then m. With a ``delay`` of d ticks the fast network hears, in the place of m, what the slow one
-    said d ticks before m, so that it need not wait for a tick to go on; the state then ends in the
-    last d + 1 words of the slow network, m the last. For more levels ``slow`` is a Hierarchy itself, whose period counts its own ticks; then
+    then m. For more levels ``slow`` is a Hierarchy itself, whose period counts its own ticks; then
     m holds what all the levels above say.
 
     fast: its input is x and m together: input_size = fast.input_size - slow.output_size.
     slow: its input is the fast network's output. Between ticks it costs nothing.
-    period: steps to a tick, at least 1. delay: in ticks.
+    period: steps to a tick, at least 1.
 
     m is a part of the state, so a cut through the state is the interface between the levels as
     well: cut after every tick (see :meth:`truncate`), the fast network is updated without waiting
     for the slow one's next ticks, the slow one without waiting for what the fast one makes of m.
 
-    A cut is one for all levels: where the fast network is cut, so is the slow one, and what comes
-    back to the slow state from its own next ticks is predicted as well. A slow network unrolled
-    over several of its ticks, and updated once in them, while the fast one is cut and updated at
-    each is not offered: the two would need optimisers of two rates. In two processes, where neither
-    waits for the other, they are a :class:`dnirnn.HierarchyParallel`.
+    back: how many of its ticks the slow network is carried back through, whatever is cut. At 1 a cut
+        is one for all levels: the slow state is cut where the fast one is. With more, the state holds
+        the slow network's state before every ``back`` ticks and what it heard since,
 
-    Raises TypeError for what is no Core or a period that is no int, ValueError for a period below 1,
-    a delay below 0 or sizes that do not fit.
+            [fast state, slow state then, m, a_1, ..., a_back]
+
+        zeros where it has not heard so much, and it runs from there at every tick, (back + 1) / 2
+        times the work. Nothing else changes: cut after every tick, what is cut is the fast network in
+        time and the messages between the two, while the slow network's weights get the whole gradient
+        of what it says at the last of those ticks; what comes back to the messages, bar the last, is
+        predicted.
+
+    delay: in ticks, that the fast network hears late what the slow one said: in the place of m what it
+        said so many ticks before m, so that it need not wait for a tick to go on, in a process of its
+        own as in :class:`dnirnn.HierarchyParallel`. In the place of m the state then has the slow
+        network's last delay + 1 words, m the last.
+
+    Raises TypeError for what is no Core or a period that is no int, ValueError for a period below 1
+    or sizes that do not fit.
 
     Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017,
     section 3.2 (networks A and B).
@@ -51,10 +60,10 @@ class Hierarchy(Core):
 
     reads_t = True
 
-    def __init__(self, fast: Core, slow: Core, period: int, delay: int = 0):
+    def __init__(self, fast: Core, slow: Core, period: int, back: int = 1, delay: int = 0):
         super().__init__()
         check_core(fast=fast, slow=slow)
-        check_sizes(period=period)
+        check_sizes(period=period, back=back)
         check_sizes(0, delay=delay)
         if slow.input_size != fast.output_size:
             raise ValueError(
@@ -66,63 +75,105 @@ class Hierarchy(Core):
                 f"fast must take an input and slow's output of {slow.output_size} together;"
                 f" its input_size is {fast.input_size}"
             )
-        self.fast, self.slow, self.period, self.delay = fast, slow, period, delay
+        self.fast, self.slow, self.period = fast, slow, period
+        self.back, self.delay = back, delay
         self.input_size = fast.input_size - slow.output_size
         self.output_size = fast.output_size + slow.output_size
         self.sizes = [fast.state_size, slow.state_size, (1 + delay) * slow.output_size]
+        if back > 1:
+            self.sizes.append(back * fast.output_size)
         self.state_size = sum(self.sizes)
 
     def initial_state(self, batch_size: int) -> Tensor:
         states = [core.initial_state(batch_size) for core in (self.fast, self.slow)]
-        said = states[1].new_zeros(batch_size, self.sizes[2])
-        return with_t(torch.cat([*states, said], 1), 0)
+        rest = states[1].new_zeros(batch_size, sum(self.sizes[2:]))
+        return with_t(torch.cat([*states, rest], 1), 0)
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        fast, slow, words = state_BS.split(self.sizes, 1)
-        heard, message = self.ends(words)
-        output, fast = step(self.fast, torch.cat([x_BI, heard.to(x_BI.dtype)], 1), fast, t)
+        fast, slow, words, *heard = state_BS.split(self.sizes, 1)
+        hears, message = self.ends(words)
+        output, fast = step(self.fast, torch.cat([x_BI, hears.to(x_BI.dtype)], 1), fast, t)
         ticks = (t + 1) % self.period == 0
         if isinstance(ticks, Tensor) or ticks:
-            said, ticked = step(self.slow, output, slow, t // self.period)
+            said, ticked, now = self.tick(output, slow, heard, t // self.period)
             after = self.then(words, said)
             if isinstance(ticks, Tensor):
                 after = torch.where(ticks[:, None], after, words)
                 ticked = torch.where(ticks[:, None], ticked, slow)
-            slow, words = ticked, after
+                now = [torch.where(ticks[:, None], one, kept) for one, kept in zip(now, heard)]
+            slow, words, heard = ticked, after, now
             message = self.ends(words)[1]
-        state = torch.cat([fast, slow, words], 1)
+        state = torch.cat([fast, slow, words, *heard], 1)
         return torch.cat([output, message.to(output.dtype)], 1), state
+
+    def tick(
+        self, output: Tensor, slow: Tensor, heard: list[Tensor], tick: int | Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """One tick on the fast network's output [B, F]: (what the slow one says, its state, what it heard).
+
+        tick: how many there were before, an int or a LongTensor [B]. heard: [[B, back F]]; at back 1
+        an empty list, as what is returned.
+        """
+        if not heard:
+            if isinstance(tick, Tensor):
+                return *step(self.slow, output, slow, tick), []
+            said, slow = self.slow(output[None], slow, tick)
+            return said[0], slow, []
+        if isinstance(tick, Tensor):
+            return self.tick_by_rows(output, slow, heard[0], tick)
+        (before,), place, size = heard, tick % self.back, output.shape[1]
+        hears = torch.cat([before[:, : place * size], output.to(before.dtype)], 1)
+        rows = hears.to(output.dtype).unflatten(1, (place + 1, size)).transpose(0, 1)
+        said, state = self.slow(rows, slow, tick - place)
+        if place == self.back - 1:
+            return said[-1], state, [torch.zeros_like(before)]
+        return said[-1], slow, [torch.cat([hears, before[:, (place + 1) * size :]], 1)]
+
+    def tick_by_rows(
+        self, output: Tensor, slow: Tensor, heard: Tensor, tick: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The same of rows that are at different ticks."""
+        place = tick % self.back
+        at = (torch.arange(self.back, device=output.device) == place[:, None])[..., None]
+        hears = heard.unflatten(1, (self.back, -1))
+        hears = torch.where(at, output[:, None].to(heard.dtype), hears)
+        state, said = slow, None
+        for i, one in enumerate(hears.to(output.dtype).unbind(1)):
+            now, state = step(self.slow, one, state, tick - place + i)
+            said = now if said is None else torch.where(at[:, i], now, said)
+        over = at[:, -1]
+        return said, torch.where(over, state, slow), [hears.flatten(1).masked_fill(over, 0)]
 
     def forward(
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         if reset is not None or isinstance(t0, Tensor):
             return super().forward(x_TBI, state_BS, t0, reset)
-        fast, slow, words = state_BS.split(self.sizes, 1)
+        fast, slow, words, *heard = state_BS.split(self.sizes, 1)
         outputs, begin, steps = [], 0, len(x_TBI)
         while begin < steps:
             t = t0 + begin
             end = min(begin + self.period - t % self.period, steps)
             # m changes only with the last step before `end`, after the fast network read it.
-            heard, message = self.ends(words)
-            held = heard.to(x_TBI.dtype).expand(end - begin, -1, -1)
+            hears, message = self.ends(words)
+            held = hears.to(x_TBI.dtype).expand(end - begin, -1, -1)
             output, fast = self.fast(torch.cat([x_TBI[begin:end], held], 2), fast, t)
             held = message.to(output.dtype).expand(end - begin, -1, -1)
             if (t0 + end) % self.period == 0:
-                said, slow = self.slow(output[-1:], slow, t // self.period)
-                held = torch.cat([held[:-1], said])
-                words = self.then(words, said[0])
+                said, slow, heard = self.tick(output[-1], slow, heard, t // self.period)
+                held = torch.cat([held[:-1], said[None].to(output.dtype)])
+                words = self.then(words, said)
             outputs.append(torch.cat([output, held], 2))
             begin = end
-        return torch.cat(outputs), torch.cat([fast, slow, words], 1)
+        return torch.cat(outputs), torch.cat([fast, slow, words, *heard], 1)
 
     def ends(self, words: Tensor) -> tuple[Tensor, Tensor]:
-        """(what the fast network hears, what the slow one said last) of the state's last part."""
+        """(what the fast network hears, what the slow one said last) of the words in the state."""
         size = self.slow.output_size
         return words[:, :size], words[:, -size:]
 
     def then(self, words: Tensor, said: Tensor) -> Tensor:
-        """The state's last part after a tick."""
+        """The words after a tick."""
         return torch.cat([words[:, self.slow.output_size :], said], 1) if self.delay else said
 
     def truncate(
@@ -153,7 +204,8 @@ class Hierarchy(Core):
         return SyntheticGradient(self.state_size, device=parameter.device, dtype=parameter.dtype)
 
     def extra_repr(self) -> str:
-        return f"period={self.period}" + (f", delay={self.delay}" if self.delay else "")
+        said = f"period={self.period}" + (f", back={self.back}" if self.back > 1 else "")
+        return said + (f", delay={self.delay}" if self.delay else "")
 
 
 @dataclass(frozen=True)

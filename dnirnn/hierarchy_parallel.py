@@ -89,6 +89,8 @@ class HierarchyParallel(nn.Module):
         alone = group is None and not dist.is_initialized()
         self.rank = 0 if alone else dist.get_rank(group)
         self.size = 1 if alone else dist.get_world_size(group)
+        if core.back > 1:
+            raise ValueError(f"core must be cut at every tick, with back=1; got {core.back}")
         if self.size > 2:
             raise ValueError(f"group must be of two ranks, a network each; got {self.size}")
         # The words that are heard first were said before: they have the numbers 1 to 1 + delay.

@@ -10,6 +10,7 @@ from dnirnn.data import Batch
 from dnirnn.estimators import GradientEstimator, ZeroGradient
 from dnirnn.model import SequenceModel
 from dnirnn.true_gradient import TrueGradient, by_lookahead
+from dnirnn.truncated import cut_otherwise
 
 
 class Reach(NamedTuple):
@@ -108,47 +109,96 @@ def truncation_bias(model: SequenceModel, batch: Batch, truncations: Sequence[in
 
     Raises ValueError for a batch of one row.
     """
-    rows = batch.x.shape[1]
-    if rows < 2:
-        raise ValueError(f"batch must have at least 2 rows, to know their noise; got {rows}")
-    uncut = row_gradients(model, batch, len(batch.x))
+    rows = check_rows(batch)
+    uncut = gradients_of(model, batch, len(batch.x), rows)
     found = []
     for truncation in truncations:
-        cut = row_gradients(model, batch, truncation)
-        missed = cut - uncut
-        square = missed.mean(0).square().sum() - missed.var(0).sum() / rows
-        bias, noise = square.clamp_min(0).sqrt(), (cut.var(0).sum() / rows).sqrt()
+        cut = gradients_of(model, batch, truncation, rows)
+        bias = square_of_mean(cut - uncut).clamp_min(0).sqrt()
+        noise = (cut.var(0).sum() / rows).sqrt()
         figures = ratio(bias, uncut.mean(0).norm()), ratio(bias, noise)
         found.append(Bias(truncation, *(float(figure) for figure in figures)))
     return found
 
 
-def row_gradients(model: SequenceModel, batch: Batch, truncation: int) -> Tensor:
-    """[B, P], of each row's nats, with respect to everything but the estimator, cut so often."""
+def squared_bias(
+    model: SequenceModel,
+    batch: Batch,
+    truncations: Sequence[int],
+    state: Tensor | None = None,
+    t: int = 0,
+    groups: int = 4,
+) -> tuple[list[float], float]:
+    """Of each truncation |E (t - f)|^2, and |E f|^2, with t and f as of :class:`Bias`: without a bias.
+
+    That is, what is wrong with them through the sample at hand has a mean of zero, so that means over
+    several measurements become as exact as one likes: a single one may be below zero.
+
+    state, t: what the batch starts from; None: new sequences. groups: of rows, which count as one
+    sample each; a backward pass a group and truncation.
+
+    Raises ValueError for a batch of one row.
+    """
+    groups = min(groups, check_rows(batch))
+    uncut = gradients_of(model, batch, len(batch.x), groups, state, t)
+    missed = [
+        float(square_of_mean(gradients_of(model, batch, one, groups, state, t) - uncut))
+        for one in truncations
+    ]
+    return missed, float(square_of_mean(uncut))
+
+
+def check_rows(batch: Batch) -> int:
+    rows = batch.x.shape[1]
+    if rows < 2:
+        raise ValueError(f"batch must have at least 2 rows, to know their noise; got {rows}")
+    return rows
+
+
+def square_of_mean(samples: Tensor) -> Tensor:
+    """|E v|^2, 0-d, of samples [G, P] of v: the square of their mean less what their noise adds to it."""
+    return samples.mean(0).square().sum() - samples.var(0).sum() / len(samples)
+
+
+def gradients_of(
+    model: SequenceModel,
+    batch: Batch,
+    truncation: int,
+    groups: int,
+    state: Tensor | None = None,
+    t: int = 0,
+) -> Tensor:
+    """[G, P], of the mean nats of a row of each group, with respect to all but the estimator, cut so often."""
     parameters = [one for one in model.core_parameters() if one.requires_grad]
-    rows = []
-    for row in range(batch.x.shape[1]):
+    found = []
+    for group in torch.arange(batch.x.shape[1]).tensor_split(groups):
+        rows = slice(int(group[0]), int(group[-1]) + 1)
+        own = None if state is None else state[rows]
         with torch.enable_grad():
-            nats, _ = cut_every(model, batch.rows(row, row + 1), truncation, ZeroGradient())
+            part = batch.rows(rows.start, rows.stop)
+            nats, _ = cut_every(model, part, truncation, ZeroGradient(), own, t)
             gradients = torch.autograd.grad(
-                nats.sum(), parameters, allow_unused=True, materialize_grads=True
+                nats.sum() / len(group), parameters, allow_unused=True, materialize_grads=True
             )
-        rows.append(torch.cat([gradient.flatten() for gradient in gradients]).double())
-    return torch.stack(rows)
+        found.append(torch.cat([gradient.flatten() for gradient in gradients]).double())
+    return torch.stack(found)
 
 
 def cut_every(
-    model: SequenceModel, batch: Batch, truncation: int, estimator: GradientEstimator
+    model: SequenceModel,
+    batch: Batch,
+    truncation: int,
+    estimator: GradientEstimator,
+    state: Tensor | None = None,
+    t: int = 0,
 ) -> tuple[Tensor, list]:
-    """(nats, interfaces) of a batch from the initial state, with other cuts than the model's own."""
-    truncated = model.truncated
-    own = truncated.truncation, truncated.estimator, truncated.open_cuts
-    try:
-        truncated.truncation, truncated.estimator = truncation, estimator
-        truncated.open_cuts = None
-        nats, _, interfaces = model(batch, model.initial_state(batch.x.shape[1]))
-    finally:
-        truncated.truncation, truncated.estimator, truncated.open_cuts = own
+    """(nats, interfaces) of a batch, with other cuts than the model's own.
+
+    state, t: what it starts from; None: the initial state.
+    """
+    state = model.initial_state(batch.x.shape[1]) if state is None else state
+    with cut_otherwise(model.truncated, estimator, truncation):
+        nats, _, interfaces = model(batch, state, t)
     return nats, interfaces
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dnirnn import ops
 from dnirnn.checks import check_flags, check_probabilities, check_sizes, shown
+from dnirnn.unroll import are_times
 
 # Odd constants, and the mixers of splitmix64 (Steele et al. 2014), as signed 64-bit integers.
 STEP, ROW, UNIT = -0x61C8864680B583EB, 0x5851F42D4C957F2D, 0x2545F4914F6CDD1D
@@ -70,7 +71,12 @@ class Masks(nn.Module):
 
 
 def times(t0: int | Tensor, steps: int, reset: Tensor | None, device: torch.device) -> Tensor:
-    """The t of each step and row: [steps, B], or [steps, 1] where it is the same in all rows."""
+    """The t of each step and row: [steps, B], or [steps, 1] where it is the same in all rows.
+
+    Of the times of events, the times.
+    """
+    if are_times(t0):
+        return t0.to(device)
     offsets = torch.arange(steps, device=device)[:, None]
     if reset is None:
         return offsets + t0

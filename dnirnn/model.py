@@ -99,23 +99,35 @@ class SequenceModel(nn.Module):
     def forward(
         self, batch: Batch, state: Tensor, t0: int | Tensor | None = None
     ) -> tuple[Tensor, Tensor, list[Interface]]:
-        """(nats [T, B], weighted; last state [B, S], detached; interfaces for dnirnn.backward).
+        """(nats [T, B], weighted; next state [B, S], detached; interfaces for dnirnn.backward).
 
-        ``state`` is that after the batch before; where ``batch.first``, give ``initial_state``.
+        ``state`` is what the batch before returned; where ``batch.first``, give ``initial_state``.
         ``t0`` may be left to the state (see Truncated).
         """
-        encoded = self.encoder(batch.x)
+        x, overlap = batch.x, 0
+        if batch.before is not None:
+            if batch.times is not None and self.truncated.core.takes_times:
+                raise ValueError(
+                    "overlap must be 0 with a core that takes the times of the steps; got"
+                    f" {self.truncated.overlap}"
+                )
+            x, overlap = torch.cat([batch.before, x]), len(batch.before)
+        encoded = self.encoder(x)
         context = None
         if self.truncated.estimator.needs_context:
-            context = self.context(batch, encoded)
+            context = self.context(batch, encoded[overlap:])
         inputs = self.dropout(encoded)
         outputs, state, interfaces = self.truncated(
-            inputs, state, t0, batch.final, context=context
+            inputs, state, self.clock(batch, t0), batch.final, context=context, overlap=overlap
         )
         logits = self.readout(self.dropout(outputs))
         soft = () if batch.soft is None else (batch.soft,)
         nats = self.loss(logits, batch.y, *soft)
         return (nats if batch.weight is None else nats * batch.weight), state, interfaces
+
+    def clock(self, batch: Batch, t0: int | Tensor | None) -> int | Tensor | None:
+        """The t0 of a batch's core: ``t0``, or, where it takes them, the times that the batch has."""
+        return batch.times if batch.times is not None and self.truncated.core.takes_times else t0
 
     def context(self, batch: Batch, encoded: Tensor) -> Tensor:
         """[T + 1, B, R C]: what an estimator that needs a context is told of the next R steps.

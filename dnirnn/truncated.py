@@ -1,26 +1,27 @@
 """Truncated: a core run in chunks of K steps, with an estimator at every cut."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dnirnn import ops
-from dnirnn.checks import check_tensors
+from dnirnn.checks import check_sizes, check_tensors
 from dnirnn.core import (
     Core,
     charging,
     check_core,
     check_inputs,
-    check_t0,
     keep_t,
     known_t,
     unroll,
 )
 from dnirnn.estimators import GradientEstimator, ZeroGradient
 from dnirnn.interface import Interface, asked, guard, make_probe
-from dnirnn.unroll import Chunks, Unrolled
+from dnirnn.unroll import Chunks, Unrolled, advance, are_times, check_t0
 
 COMPILED = (
     "a Truncated with an estimator can't be captured whole: its probes require a gradient, which"
@@ -48,12 +49,19 @@ class Truncated(nn.Module):
         good one takes the variance away. A call ends at a closed cut, and all cuts within it are
         open: so ``draw_chunks`` draws the length of each, and calls of other lengths have a bias.
         With ZeroGradient it is ARTBP. p = 0 is plain truncation, a chunk a call.
+    overlap: how many steps further back than its chunk the gradient of a call goes: with k1 =
+        ``truncation`` and k2 = k1 + overlap it is TBPTT(k1, k2), a chunk a call. A call is then given
+        those steps again, before the new ones, with the state before them, and runs them with the
+        parameters as they are now. The losses, and what the estimator says at the end, are those of
+        the new steps; the estimator is fitted at the state that these start from.
 
     Raises TypeError or ValueError naming the argument where one does not fit.
 
     Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017,
     section 2.1. Random cuts: Tallec and Ollivier, Unbiasing Truncated Backpropagation Through Time,
-    2017, arXiv 1705.08209; g there, as a control variate, is our own.
+    2017, arXiv 1705.08209; g there, as a control variate, is our own. Overlap: Williams and Peng, An
+    Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network Trajectories, 1990,
+    which keeps the old activations in the place of running the steps again.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class Truncated(nn.Module):
         truncation: int,
         estimator: GradientEstimator,
         open_cuts: float | None = None,
+        overlap: int = 0,
     ):
         super().__init__()
         check_core(core=core)
@@ -80,8 +89,16 @@ class Truncated(nn.Module):
                 f"estimator predicts for a state of {size}; the core's state_size is {core.state_size}"
             )
         check_open_cuts(open_cuts, estimator)
+        check_sizes(0, overlap=overlap)
+        if overlap and open_cuts is not None:
+            raise ValueError(f"overlap must be 0 with open_cuts; got {overlap} and {open_cuts}")
+        if overlap and (hasattr(estimator, "look") or getattr(estimator, "needs_jacobian", False)):
+            raise ValueError(
+                f"overlap must be 0 with {type(estimator).__name__}, which goes from chunk to chunk;"
+                f" got {overlap}"
+            )
         self.core, self.truncation, self.estimator = core, truncation, estimator
-        self.open_cuts = open_cuts
+        self.open_cuts, self.overlap = open_cuts, overlap
 
     def draw_chunks(self) -> int:
         """How many chunks the next call takes, with ``open_cuts``: 1 + a geometric number of mean
@@ -100,6 +117,7 @@ class Truncated(nn.Module):
         final: bool | Tensor = False,
         reset: Tensor | None = None,
         context: Tensor | None = None,
+        overlap: int = 0,
     ) -> tuple[Tensor, Tensor, list[Interface]]:
         """Runs N = ceil(T / K) chunks, the last one short if need be.
 
@@ -108,7 +126,9 @@ class Truncated(nn.Module):
             (a learned initial state, what an encoder said), it gets what the first chunk sends back.
         t0: steps since the sequence's start at the first step, an int or a LongTensor [B]. None: as
             the state knows it, an ``initial_state`` or what the call before returned; it matters to
-            cores that read the time alone, which warn where the state does not know, and take 0.
+            cores that read the time alone, which warn where the state does not know, and take 0. Or,
+            to a core that ``takes_times`` (:class:`dnirnn.PhasedLSTM`), the time of every step, a float
+            tensor [T, B]: give it to every call then.
         final: True, or a bool tensor [B]: the sequence really ends with this call (not merely its
             window), so nothing comes back from beyond it.
         reset: bool [T, B]: a new sequence starts in that row at that step. The state becomes the
@@ -116,9 +136,15 @@ class Truncated(nn.Module):
         context: what an estimator with needs_context is told beside the states: [T + 1, B, C], of
             the state that each step starts from, then of the last one; or [B, C], of all of them (a
             label).
+        overlap: how many steps at x's start are those of calls before, at most the Truncated's own
+            ``overlap``: x and reset are then of overlap + T steps, t0 and the state of the first of
+            them, outputs and context of the others.
 
         Returns (outputs [T, B, O], last state [B, S], a detached copy, interfaces): one stacked
-        :class:`dnirnn.Interface`, to be given to :func:`dnirnn.backward`.
+        :class:`dnirnn.Interface`, to be given to :func:`dnirnn.backward`. Of a Truncated with an
+        overlap the state is not the last one, but that from which the next call starts:
+        ``next_overlap(overlap + T)`` steps before the end. Without gradients (``torch.no_grad``) it is
+        the last.
 
         Raises TypeError or ValueError naming the argument that does not fit.
         """
@@ -126,13 +152,17 @@ class Truncated(nn.Module):
             if torch.is_grad_enabled() and not isinstance(self.estimator, ZeroGradient):
                 torch._dynamo.graph_break(msg=COMPILED)
             else:
-                output, state, cut = self.unroll(x_TBI, state_BS, t0, final, reset, context)
+                output, state, cut = self.unroll(x_TBI, state_BS, t0, final, reset, context, overlap)
                 return output, state, [cut]
         with charging() as charges:
-            output, state, cut = self.unroll(x_TBI, state_BS, t0, final, reset, context)
+            output, state, cut = self.unroll(x_TBI, state_BS, t0, final, reset, context, overlap)
         if cut.probe is not None:
             guard(output, cut.probe)
         return output, state, [cut._replace(charge=sum(charges)) if charges else cut]
+
+    def next_overlap(self, steps: int) -> int:
+        """How many of the last steps the next call is given again, after one of so many in all."""
+        return min(steps, self.overlap)
 
     def compile(self, *arguments, **options) -> None:
         """Compiles the core, as ``core.compile`` does; what is around it stays Python's."""
@@ -146,6 +176,7 @@ class Truncated(nn.Module):
         final: bool | Tensor,
         reset: Tensor | None,
         context: Tensor | None,
+        overlap: int,
     ) -> tuple[Tensor, Tensor, Interface]:
         """forward, without what the core charges."""
         core, state = self.core, state_BS
@@ -153,16 +184,25 @@ class Truncated(nn.Module):
         if t0 is None:
             t0 = known_t(core, state)
         else:
-            check_t0(t0, batch)
-        if self.open_cuts == 0 and torch.is_grad_enabled() and steps > self.truncation:
-            raise ValueError(
-                f"x must have one chunk of {self.truncation} steps with open_cuts=0; got {steps}"
-            )
+            check_t0(core, t0, steps, batch)
+        following = None
+        if overlap or self.overlap and torch.is_grad_enabled():
+            check_overlap(overlap, self.overlap, steps)
+            given = (x_TBI, state, t0, reset)
+            (x_TBI, state, t0, reset), following = self.run_overlap(*given, overlap)
+            steps -= overlap
+        for name, one in (("open_cuts=0", self.open_cuts == 0), ("an overlap", self.overlap > 0)):
+            if one and torch.is_grad_enabled() and steps > self.truncation:
+                raise ValueError(
+                    f"x must have one chunk of {self.truncation} steps with {name}; got {steps}"
+                )
         final = check_final(final, batch, x_TBI.device)
         estimator, K = self.estimator, self.truncation
         chunks = Chunks(steps, K, t0, reset, final, self.open_cuts)
 
         def returned(found: Unrolled, cut: Interface) -> tuple[Tensor, Tensor, Interface]:
+            if following is not None:
+                return found.output, following, cut
             ended = keep_t(core, found.end[-1].detach().clone(), t0, reset, steps)
             return found.output, ended, cut
 
@@ -201,9 +241,56 @@ class Truncated(nn.Module):
         )  # fmt: skip
         return returned(found, asked(cut, found.synthetic))
 
+    def run_overlap(
+        self, x: Tensor, state: Tensor, t0: int | Tensor, reset: Tensor | None, overlap: int
+    ) -> tuple[tuple, Tensor | None]:
+        """Runs the steps of the overlap, with their graph.
+
+        Returns (x, state, t0, reset) of the steps after them, and the state that the next call
+        starts from, detached; None without gradients.
+        """
+        core, graph = self.core, torch.is_grad_enabled()
+
+        def run(state: Tensor, start: int, end: int) -> Tensor:
+            if start == end:
+                return state
+            part = None if reset is None else reset[start:end]
+            # What the core charges for these steps was charged by the calls before.
+            with nullcontext() if torch.compiler.is_compiling() else charging():
+                t = advance(t0, reset, start)
+                t = t[: end - start] if are_times(t) else t
+                return core(x[start:end], state, t, part)[1]
+
+        following = len(x) - self.next_overlap(len(x))
+        kept = run(state, 0, min(following, overlap))
+        state = run(kept, min(following, overlap), overlap)
+        if following > overlap and graph:
+            with torch.no_grad():
+                kept = run(state.detach(), overlap, following)
+        kept = keep_t(core, kept.detach().clone(), t0, reset, following) if graph else None
+        rest = None if reset is None else reset[overlap:]
+        return (x[overlap:], state, advance(t0, reset, overlap), rest), kept
+
     def extra_repr(self) -> str:
         said = f"truncation={self.truncation}"
+        said += f", overlap={self.overlap}" if self.overlap else ""
         return said if self.open_cuts is None else f"{said}, open_cuts={self.open_cuts}"
+
+
+@contextmanager
+def cut_otherwise(
+    truncated: Truncated, estimator: GradientEstimator, truncation: int | None = None
+) -> Iterator[None]:
+    """Inside, its calls have this estimator and truncation (None: its own), closed cuts, no overlap."""
+    names = ("estimator", "truncation", "open_cuts", "overlap")
+    own = [getattr(truncated, name) for name in names]
+    try:
+        for name, value in zip(names, (estimator, truncation or truncated.truncation, None, 0)):
+            setattr(truncated, name, value)
+        yield
+    finally:
+        for name, value in zip(names, own):
+            setattr(truncated, name, value)
 
 
 def starts(state: Tensor, found: Unrolled) -> Tensor:
@@ -211,6 +298,17 @@ def starts(state: Tensor, found: Unrolled) -> Tensor:
     if found.start is not None:
         return found.start
     return torch.cat([state.detach()[None], found.end.detach()[:-1]])
+
+
+def check_overlap(overlap: int, most: int, steps: int) -> None:
+    if isinstance(overlap, bool) or not isinstance(overlap, int):
+        raise TypeError(f"overlap must be an int; got {overlap!r}")
+    if not 0 <= overlap <= most:
+        raise ValueError(
+            f"overlap must be from 0 to the {most} of this Truncated; got {overlap}"
+        )
+    if overlap >= steps:
+        raise ValueError(f"overlap must leave a step of x's {steps}; got {overlap}")
 
 
 def check_open_cuts(open_cuts: float | None, estimator: GradientEstimator) -> None:

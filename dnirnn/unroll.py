@@ -4,7 +4,7 @@ Letters: T steps, B batch, I input, O output, S state, N chunks, K steps a chunk
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ class Chunks(NamedTuple):
     """How a call of T steps is cut in time: in N = ceil(T / K) chunks.
 
     steps, truncation: T, K.
-    t0, reset: as of :meth:`Core.forward`.
+    t0, reset: as of :meth:`Core.forward`; t0 may be the times of all steps.
     final: True, or bool [B]: the rows whose sequence ends with the call.
     open_cuts: p of Truncated's open cuts; None: every cut is closed.
     dense: whether there is a probe a step, not one a chunk.
@@ -105,6 +105,7 @@ def in_chunks(
         start = state if probes is None else state + probes[n]
         reset_KB = None if chunks.reset is None else chunks.reset[step : step + len(x_KBI)]
         t = advance(chunks.t0, chunks.reset, step)
+        t = t[: len(x_KBI)] if are_times(t) else t
         output, state = core(x_KBI, start, t, reset_KB)
         outputs.append(output)
     ends.append(state)
@@ -124,8 +125,38 @@ def in_chunks(
     return Unrolled(torch.cat(outputs), torch.stack(ends), start, vjp if chunks.vjp else None)
 
 
+def are_times(t0: int | Tensor) -> TypeGuard[Tensor]:
+    """Whether t0 is the times of events, [T, B]: floats, where counted steps are ints."""
+    return isinstance(t0, Tensor) and t0.is_floating_point()
+
+
+def check_t0(core: nn.Module, t0: int | Tensor, steps: int, batch: int) -> None:
+    if isinstance(t0, int) and not isinstance(t0, bool):
+        return
+    if are_times(t0):
+        if not core.takes_times:
+            raise TypeError(
+                f"t0 must be an int or a LongTensor [B]: a {type(core).__name__} counts steps, and takes"
+                f" no times of events; got {t0.dtype}"
+            )
+        if tuple(t0.shape) != (steps, batch):
+            raise ValueError(
+                f"t0 must be [{steps}, {batch}] where it is the times of the steps; got {tuple(t0.shape)}"
+            )
+        return
+    if not isinstance(t0, Tensor) or t0.dtype != torch.int64:
+        raise TypeError(f"t0 must be an int or a LongTensor [B]; got {t0!r}")
+    if tuple(t0.shape) != (batch,):
+        raise ValueError(f"t0 must be an int or [{batch}]; got {tuple(t0.shape)}")
+
+
 def advance(t0: int | Tensor, reset: Tensor | None, steps: int) -> int | Tensor:
-    """The t of the step ``steps`` after the one at ``t0``: counted from the row's last reset."""
+    """The t of the step ``steps`` after the one at ``t0``: counted from the row's last reset.
+
+    Of the times of events, those from that step on.
+    """
+    if are_times(t0):
+        return t0[steps:]
     if reset is None or steps == 0:
         return t0 + steps
     index = torch.arange(steps, device=reset.device)[:, None]

@@ -6,19 +6,19 @@ each half, the sum as it is. Always saying 1 costs a mean squared error of 1/6.
 """
 
 import dataclasses
-import math
 
 import torch
 from torch import Tensor, nn
 
-from dnirnn.config.network import NetworkOptions, device_of, make_model
-from dnirnn.config.saved import from_config, remembered
-from dnirnn.config.task import Figure, Task, TaskOptions, steps_per_update
+from dnirnn.config.network import NetworkOptions, make_model
+from dnirnn.config.saved import from_config
+from dnirnn.config.task import Figure, Task, TaskOptions
 from dnirnn.data import Batch
 from dnirnn.data.drawn import DrawnStream
 from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel, squared_error
 from dnirnn.options import changed, option
+from dnirnn.tasks.measured import TEST, make_task, measure
 
 FIGURES = (
     Figure("test_error", "test, mean squared error", "{:.5f}", True),
@@ -31,7 +31,6 @@ UNIT, EPOCHS = "sequences", "batches of sequences"
 DATA: set[str] = set()  # what `eval` may be told of it
 NEAR = 0.04  # an error that counts as right
 TESTED = 1024  # sequences that an evaluation runs
-VALIDATION, TEST = 2**40, 2**40 + 1  # seeds, apart from those of training, which are small
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -77,54 +76,35 @@ class AddingStream(DrawnStream):
         return Batch(drawn, total.expand(len(drawn), -1, -1), weight, True, True, None, total)
 
 
-def fresh(options: AddingOptions, seed: int) -> Batch:
+def fresh(options: AddingOptions, seed: int) -> list[Batch]:
     """Whole sequences that are none of training's, the same every time."""
-    return AddingStream(TESTED, options.length, seed).next(None)
+    return [AddingStream(TESTED, options.length, seed).next(None)]
 
 
 def make(options: AddingOptions) -> SequenceModel:
     return make_model(options, nn.Identity(), 2, 1, squared_error, label_size=1)
 
 
-def measure(model: SequenceModel, batch: Batch) -> dict[str, float]:
-    """{"error": mean squared, "within": the share of sequences whose error is below 0.04}."""
-    training, batch = model.training, batch.to(device_of(model))
-    model.eval()
-    try:
-        with torch.no_grad():
-            outputs, _ = model.unroll(batch.x, model.initial_state(batch.x.shape[1]), 0)
-    finally:
-        model.train(training)
-    missed = (outputs[-1] - batch.y[-1]).double()
-    return {
-        "error": float(missed.square().mean()),
-        "within": float((missed.abs() < NEAR).double().mean()),
-    }
+def sums(outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """"error", squared, and "within", 1 where it is below 0.04."""
+    missed = (outputs[-1] - batch.y[-1])[:, 0].double()
+    return {"error": missed.square(), "within": (missed.abs() < NEAR).double()}
 
 
 def build(options: AddingOptions) -> Task:
     """Everything that training needs, from the options."""
-    steps = steps_per_update(options)
     torch.manual_seed(options.seed)
-
-    def evaluate(model: SequenceModel) -> dict[str, float]:
-        found = measure(model, fresh(options, VALIDATION))
-        # As the trainer has it, which reads the loss as nats.
-        return {"bits": found["error"] / math.log(2), **found}
-
-    def test(model: SequenceModel) -> dict[str, float]:
-        found = measure(model, fresh(options, TEST))
-        return {f"test_{name}": value for name, value in found.items()}
-
-    return Task(
+    return make_task(
+        "adding",
+        options,
         make(options),
         AddingStream(options.batch, options.length, options.seed),
-        evaluate,
-        test,
-        options.batch * (1 if steps is None else min(1, steps / options.length)),
-        {"task": "adding", **remembered(options)},
+        lambda seed: fresh(options, seed),
+        sums,
+        "error",
+        1,
         notice(options),
-        lambda steps: fresh(options, VALIDATION),
+        options.length,
     )
 
 
@@ -148,7 +128,7 @@ def restore(config: dict) -> tuple[SequenceModel, None]:
 def evaluate(config: dict, model: SequenceModel) -> list[str]:
     """Lines that say the model's error on fresh sequences."""
     options = from_config(AddingOptions, config)
-    found = measure(model, fresh(options, TEST))
+    found = measure(model, fresh(options, TEST), sums)
     return [
         f"mean squared error: {found['error']:.5f}; within {NEAR}: {found['within']:.3f}",
         notice(options),

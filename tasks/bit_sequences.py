@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dnirnn.config.network import NetworkOptions, device_of, make_model
 from dnirnn.config.saved import remembered
-from dnirnn.config.task import Task, TaskOptions
+from dnirnn.config.task import Task, TaskOptions, chunk_steps
 from dnirnn.data import Batch
 from dnirnn.data.drawn import DrawnStream
 from dnirnn.estimators.base import EstimatorConfig
@@ -206,5 +206,5 @@ def build(
         {"task": name, **remembered(options)},
         notice,
         # Whole sequences of the present size, but not so short that they are not cut.
-        lambda steps: fresh(max(stream.length, options.truncation)),
+        lambda steps: fresh(max(stream.length, chunk_steps(options))),
     )

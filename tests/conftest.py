@@ -34,6 +34,15 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A second thread only costs time on tensors this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request, monkeypatch) -> str:
     """Where a test's tensors are made, unless it says otherwise: each device in turn."""
@@ -46,11 +55,29 @@ def device(request, monkeypatch) -> str:
     torch.set_default_device(None)
 
 
+@pytest.fixture
+def supported(request, device):
+    """Skips a dtype that the device's operator does not take, and a device that has none."""
+    if not ops.built_for(device):
+        pytest.skip(f"the fused operators are not built for {device} here")
+    dtype = getattr(request.node, "callspec", None) and request.node.callspec.params.get("dtype")
+    if dtype is not None and dtype not in ops.DTYPES[device]:
+        pytest.skip(f"no fused operator of {dtype} on {device}")
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     """A text file of 4,000 characters over ten letters."""
     path = tmp_path_factory.mktemp("text") / "tiny.txt"
     path.write_text(text_of(4000))
+    return path
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """A text file of one line again and again, which a small model learns by heart."""
+    path = tmp_path_factory.mktemp("text") / "tiny.txt"
+    path.write_text("tick tock the clock\n" * 60)
     return path
 
 

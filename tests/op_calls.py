@@ -10,21 +10,15 @@ from torch import Tensor
 
 from dnirnn import LSTM, SyntheticGradient, ops
 
+needs_op = pytest.mark.skipif(
+    not ops.built, reason="the fused operators are not built here (dnirnn.ops.built is False)"
+)
+
 # The state's gradients are compared relative to their norm, however small that is.
 FLOOR = 1e-2
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 # Where a device has it.
 TOLERANCE_16 = TOLERANCE | {torch.float16: 5e-3}
-
-
-@pytest.fixture(autouse=True)
-def supported(request, device):
-    """Skips a dtype that the device's operator does not take, and a device that has none."""
-    if not ops.built_for(device):
-        pytest.skip(f"the fused operators are not built for {device} here")
-    dtype = getattr(request.node, "callspec", None) and request.node.callspec.params.get("dtype")
-    if dtype is not None and dtype not in ops.DTYPES[device]:
-        pytest.skip(f"no fused operator of {dtype} on {device}")
 
 
 class Call(NamedTuple):

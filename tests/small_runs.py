@@ -11,7 +11,6 @@ import signal
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 import torch._dynamo  # torch.optim imports it at its first step: once here, not in every fork
 from torch import nn
@@ -24,15 +23,6 @@ from dnirnn.training.log import WALL_CLOCK, read_log
 from dnirnn.training.trainer import Trainer, TrainerConfig
 
 SYMBOLS = 7
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A second thread only costs time on tensors this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_model(estimator="dni", truncation=3, dropout=0.0, seed=0, hidden=5) -> SequenceModel:

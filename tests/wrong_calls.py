@@ -147,7 +147,7 @@ CALLS = {
         dnirnn.Truncated,
         dict(core=core(), truncation=2, estimator=dnirnn.ZeroGradient()),
         dict(core=CORE, truncation=SIZE, estimator=ESTIMATOR)
-        | dict(open_cuts=[value for value in PROBABILITY if value is not None]),
+        | dict(open_cuts=[value for value in PROBABILITY if value is not None], overlap=COUNT),
     ),
     "Masks": (Masks, dict(size=3, drop=0.5), dict(size=SIZE, drop=PROBABILITY, over_time=FLAG)),
     "SyntheticGradient": (
@@ -190,6 +190,14 @@ CALLS = {
         dict(
             estimator=[*ESTIMATOR, dnirnn.ZeroGradient(), dnirnn.SyntheticGradient(8, auxiliary=0.1)],
             decay=PROBABILITY, look_every=SIZE, patience=SIZE,
+        ),
+    ),
+    "Control": (
+        dnirnn.Control,
+        dict(estimator=dnirnn.SyntheticGradient(8)),
+        dict(
+            estimator=[*ESTIMATOR, dnirnn.ZeroGradient(), dnirnn.SyntheticGradient(8, auxiliary=0.1)],
+            kind=WORD,
         ),
     ),
     "TrueGradient": (

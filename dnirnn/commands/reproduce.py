@@ -11,13 +11,22 @@ from typing import Any
 
 from dnirnn.commands.shared import add_jobs, finish, jobs_and_threads, sentence
 from dnirnn.options import flag
-from dnirnn.reports import batch_size, feed_forward, recipes, records, teachers
+from dnirnn.reports import (
+    batch_size,
+    contests,
+    feed_forward,
+    recipes,
+    records,
+    teachers,
+    timescales,
+    truncation,
+)
 from dnirnn.reports.recipes import Column, Recipe, columns, options_of
 from dnirnn.reports.report import Planned, Rates, report
 from dnirnn.reports.runs import Failure, Run, checked, run_missing
 
 SEARCH_SEED = 1000  # none that a table has
-MAKERS = recipes, teachers, batch_size, records
+MAKERS = recipes, truncation, teachers, batch_size, records
 RECIPES = ChainMap(*(module.RECIPES for module in MAKERS))
 SUMMARIES = ChainMap(*(module.SUMMARIES for module in MAKERS))
 FARTHEST = 1e-7, 1.0  # learning rates that a search does not go beyond
@@ -82,6 +91,10 @@ def add_arguments(parent: argparse.ArgumentParser, words: Sequence[str]) -> None
         table = tables.add_parser(name, help=summary, description=sentence(summary))
         table.set_defaults(make=run_feed_forward)
         add_feed_forward(table)
+    for name, summary in timescales.SUMMARIES.items():
+        table = tables.add_parser(name, help=summary, description=sentence(summary))
+        table.set_defaults(make=run_timescales)
+        add_timescales(table)
 
 
 def add_feed_forward(table: argparse.ArgumentParser) -> None:
@@ -107,14 +120,45 @@ def add_feed_forward(table: argparse.ArgumentParser) -> None:
         metavar="EPOCHS",
         help="of every run, in place of the budget's own number",
     )
+    add_places(table, "mnist and cifar10", "cpu")
+
+
+def add_timescales(table: argparse.ArgumentParser) -> None:
+    table.add_argument(
+        "--budget",
+        choices=contests.BUDGETS,
+        default="cpu",
+        help="quick, a smoke run; cpu, for two cores, two hours; gpu, larger (default: cpu)",
+    )
+    table.add_argument(
+        "--only",
+        nargs="+",
+        metavar="WORD",
+        help="only runs whose name has one of these words in it: a task,"
+        f" {', '.join(contests.CONTESTS)}, or a network, such as skip-0.001 (default: all)",
+    )
+    table.add_argument(
+        "--seeds", type=int, nargs="+", metavar="SEED", help="(default: 0 1 2; 0 in quick)"
+    )
+    table.add_argument(
+        "--minutes",
+        type=float,
+        metavar="MINUTES",
+        help="training time of every run, in place of the budget's own",
+    )
+    add_places(table, "mnist and ptb", "cuda with --budget gpu, else cpu")
+
+
+def add_places(table: argparse.ArgumentParser, data: str, device: str) -> None:
+    """Where data is, where to compute, where the runs go, how many at once."""
     table.add_argument(
         "--data-dir",
         type=Path,
         metavar="FOLDER",
-        help="with the folders mnist and cifar10 in it (default: downloaded from the hub)",
+        help=f"with the folders {data} in it (default: downloaded from the hub)",
     )
     table.add_argument(
-        "--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cpu)"
+        "--device", metavar="DEVICE", help=f"cpu, cuda or cuda:N (default: {device})"
     )
     table.add_argument(
         "--out",
@@ -127,24 +171,57 @@ def add_feed_forward(table: argparse.ArgumentParser) -> None:
 
 
 def run_feed_forward(arguments: argparse.Namespace) -> int:
-    jobs, threads = jobs_and_threads(arguments.jobs, arguments.usable_cores, arguments.device)
-    folder = arguments.out or Path("runs") / f"reproduce-{arguments.table}-{arguments.budget}"
-    if arguments.epochs is not None and not 0 < arguments.epochs < float("inf"):
+    if arguments.epochs is not None and not 0 < arguments.epochs < math.inf:
         raise ValueError(f"--epochs must be positive; got {arguments.epochs}")
+    jobs, common, words = shared(arguments, arguments.device or "cpu")
     return finish(
         feed_forward.reproduce(
             arguments.table,
             arguments.budget,
-            folder,
+            folder_of(arguments),
             jobs,
-            shlex.join(["dnirnn", *arguments.words]),
-            {"threads": threads, "device": arguments.device},
+            words,
+            common,
             arguments.data_dir,
-            arguments.seeds and tuple(dict.fromkeys(arguments.seeds)),
+            distinct(arguments.seeds),
             arguments.epochs,
             arguments.only,
         )
     )
+
+
+def run_timescales(arguments: argparse.Namespace) -> int:
+    if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
+        raise ValueError(f"--minutes must be positive; got {arguments.minutes}")
+    usual = "cuda" if arguments.budget == "gpu" else "cpu"
+    jobs, common, words = shared(arguments, arguments.device or usual)
+    return finish(
+        timescales.reproduce(
+            arguments.budget,
+            folder_of(arguments),
+            jobs,
+            words,
+            common,
+            arguments.data_dir,
+            distinct(arguments.seeds),
+            arguments.minutes,
+            arguments.only,
+        )
+    )
+
+
+def shared(arguments: argparse.Namespace, device: str) -> tuple[int, dict[str, Any], str]:
+    """(runs at a time, the options that all of them get, the command that asked for them)."""
+    jobs, threads = jobs_and_threads(arguments.jobs, arguments.usable_cores, device)
+    return jobs, {"threads": threads, "device": device}, shlex.join(["dnirnn", *arguments.words])
+
+
+def folder_of(arguments: argparse.Namespace) -> Path:
+    return arguments.out or Path("runs") / f"reproduce-{arguments.table}-{arguments.budget}"
+
+
+def distinct(seeds: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if seeds is None else tuple(dict.fromkeys(seeds))
 
 
 def narrow(parser: argparse.ArgumentParser, name: str, said: str, unit: str, kind: type) -> None:
@@ -175,7 +252,7 @@ def run_recipe(arguments: argparse.Namespace) -> int:
         options=dataclasses.replace(recipe.options, **changes),
         seeds=tuple(dict.fromkeys(arguments.seeds or recipe.seeds)),
     )
-    folder = arguments.out or Path("runs") / f"reproduce-{arguments.table}-{arguments.budget}"
+    folder = folder_of(arguments)
     again = shlex.join(["dnirnn", *arguments.words])
     return finish(reproduce(recipe, folder, jobs, again))
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dnirnn.codistillation import worker_of_environment
+from dnirnn.commands import horizon
 from dnirnn.commands.fidelity import measurement
 from dnirnn.commands.shared import OK, task_parsers
 from dnirnn.config.arguments import add_options, given, given_last
@@ -18,7 +19,7 @@ from dnirnn.config.network import UPDATES, annealing, counting
 from dnirnn.config.recipes import read, recipes
 from dnirnn.config.registry import TASKS
 from dnirnn.config.saved import changeable, described, read_values
-from dnirnn.config.task import Task, figures_of, trainer_config
+from dnirnn.config.task import BOUND, Task, figures_of, trainer_config
 from dnirnn.device import find_device, usable_cores
 from dnirnn.distributed import PartRanks, Ranks, TorchRanks, joined
 from dnirnn.groups import OptionGroup, kinds_of
@@ -181,6 +182,7 @@ def train_together(
         may_change=changeable(type(options)) if change else (),
         restart=restart,
         ranks=ranks,
+        horizon=horizon.measurement(task, options),
     )
     if hasattr(TASKS[name], "attach"):
         TASKS[name].attach(trainer, options)
@@ -220,7 +222,11 @@ def network_line(task: Task, options: Any) -> str:
     line += f" and {estimator:,} in the estimator" if estimator else ""
     between = sum(p.numel() for one in getattr(model, "cuts", ()) for p in one.parameters())
     line += f", of which {between:,} in the predictors between parts" if between else ""
-    return f"{line}; gradients carried back {options.truncation} steps"
+    back = f"{options.truncation} steps"
+    if options.truncation == "auto":
+        bound = options.truncation_bound or BOUND
+        back = f"as far as a bias of {bound:g} asks, {options.longest_truncation} steps at most"
+    return f"{line}; gradients carried back {back}"
 
 
 def summary(result: dict, task: ModuleType) -> str:

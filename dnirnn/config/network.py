@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dnirnn import Skip, Truncated
 from dnirnn.config.parallel import in_parts, parts_of
-from dnirnn.config.task import Figure, Measure
+from dnirnn.config.task import Figure, Measure, chunk_steps
 from dnirnn.core import CORES, Core, CoreConfig
 from dnirnn.data import Batch
 from dnirnn.estimators import ByPart, GradientEstimator, ZeroGradient
@@ -20,7 +20,8 @@ from dnirnn.estimators.base import ESTIMATORS, EstimatorConfig, Setting
 from dnirnn.groups import OptionGroup
 from dnirnn.interface import Interface
 from dnirnn.model import SequenceModel
-from dnirnn.options import choice, option
+from dnirnn.options import changed, choice, flag, option
+from dnirnn.training.config import TrainerConfig
 
 UPDATES = Figure("updates", "share of the steps that update the state", "{:.3f}", True)
 
@@ -45,9 +46,17 @@ class NetworkOptions(OptionGroup):
         "float32", "precision of the arithmetic; parameters, state and optimiser stay float32",
         choices=("float32", "bfloat16"),
     )  # fmt: skip
-    truncation: int = option(
-        8, "steps a chunk: how far back a gradient is carried exactly", "STEPS", at_least=1
+    truncation: int | str = option(
+        8,
+        "steps a chunk: how far back a gradient is carried exactly; the word auto for as few as"
+        " --truncation-bound allows by what is measured in training",
+        "STEPS",
+        at_least=1,
+        words=("auto",),
     )
+    truncation_bound: float | None = changed(TrainerConfig, "truncation_bound")
+    longest_truncation: int = changed(TrainerConfig, "longest_truncation")
+    truncation_every: int = changed(TrainerConfig, "truncation_every")
     update_steps: int | str | None = option(
         None, "steps an update: a multiple of --truncation, or the word sequence for one a sequence",
         "STEPS", at_least=1, words=("sequence",), shown="one chunk",
@@ -64,9 +73,18 @@ class NetworkOptions(OptionGroup):
         shown="all cuts are closed",
         needs="opens",
     )
+    overlap: int = option(
+        0,
+        "how many steps further back than its chunk the gradient of an update is carried: they are run"
+        " again. With k1 of --truncation it is TBPTT(k1, k1 + STEPS)",
+        "STEPS",
+        at_least=0,
+        needs="opens",
+    )
     estimator: EstimatorConfig = choice(
         ESTIMATORS, "dni", "what stands at a cut for the gradient of the future"
     )
+    horizon_every: int | None = changed(TrainerConfig, "horizon_every")
     fidelity_lookahead: int = option(
         40,
         "with --fidelity-every: how far the true gradient looks ahead in it, rounded up to whole chunks",
@@ -82,9 +100,32 @@ class NetworkOptions(OptionGroup):
                 f"--parameters chooses --hidden: give one of them; got {self.parameters} and"
                 f" {self.core.hidden}"
             )
+        self.check_auto()
         if getattr(self.estimator, "scale", None) == "auto" and (self.warm_up or self.blend):
             raise ValueError(
                 "--scale auto begins at 0 and measures what is injected: no --warm-up or --blend"
+            )
+
+
+    def check_auto(self) -> None:
+        """Raises ValueError for what does not go with --truncation auto, or not without it."""
+        if self.truncation != "auto":
+            for name in ("truncation_bound", "longest_truncation", "truncation_every"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(f"{flag(name)} goes with --truncation auto only")
+            return
+        plain = {"estimator": "none", "open_cuts": None, "overlap": 0, "parallel": "data"}
+        for name, value in plain.items():
+            given = getattr(self, name, value)
+            if str(given) != str(value):
+                raise ValueError(
+                    f"--truncation auto measures what plain truncation leaves out: {flag(name)} must"
+                    f" be {value}; got {given}"
+                )
+        if isinstance(self.update_steps, int):
+            raise ValueError(
+                "--truncation auto changes the steps of a chunk: --update-steps must be the word"
+                f" sequence, or not given, for a chunk; got {self.update_steps}"
             )
 
 
@@ -138,28 +179,34 @@ def make_truncated(
     options: NetworkOptions, core: Core, target_size: int, label_size: int = 0
 ) -> Truncated:
     """The core, cut, with its estimator, which may be told vectors of these sizes."""
-    steps = options.truncation if options.update_steps is None else options.update_steps
+    truncation = chunk_steps(options)
+    steps = truncation if options.update_steps is None else options.update_steps
     setting = Setting(
         core,
         options.core.hidden,
         {"input": core.input_size, "target": target_size, "label": label_size},
-        options.truncation,
+        truncation,
         None if steps == "sequence" else steps,
         options.batch,
         options.micro_batch is not None,
     )
-    if options.open_cuts is not None and steps != options.truncation:
-        raise ValueError(
-            "--open-cuts draws the steps of an update: --update-steps must be --truncation"
-            f" {options.truncation}; got {steps}"
-        )
+    alone = {"--open-cuts draws the steps of an update": options.open_cuts is not None}
+    alone["--overlap is of updates of one chunk"] = options.overlap > 0
+    for why, asked in alone.items():
+        if asked and steps != truncation:
+            raise ValueError(f"{why}: --update-steps must be --truncation {truncation}; got {steps}")
+    if all(alone.values()):
+        raise ValueError(f"--overlap must be 0 with --open-cuts; got {options.overlap}")
     if in_parts(options):
         cores, sizes = zip(*parts_of(core))
-        made = [options.estimator.build(setting._replace(core=one)) if one else ZeroGradient() for one in cores]
+        made = [
+            options.estimator.build(setting._replace(core=one)) if one else ZeroGradient()
+            for one in cores
+        ]
         estimator: GradientEstimator = ByPart(made, sizes)
     else:
         estimator = options.estimator.build(setting)
-    return Truncated(core, options.truncation, estimator, options.open_cuts)
+    return Truncated(core, truncation, estimator, options.open_cuts, options.overlap)
 
 
 def assemble(

@@ -40,7 +40,7 @@ class DecoupledParallel(Sharing, name="decoupled"):
 
 
 # What only updates of all parts together have, or one process that holds all parts.
-OF_LOCKSTEP = ("warm_up", "blend", "micro_batch", "fidelity_every", "open_cuts", "average")
+OF_LOCKSTEP = ("warm_up", "blend", "micro_batch", "fidelity_every", "open_cuts", "overlap", "average")
 
 
 def in_parts(options: OptionGroup) -> bool:
@@ -63,6 +63,8 @@ def check_in_parts(options: OptionGroup, core: str | None = None) -> None:
     for name, value in refused.items():
         if value:
             raise ValueError(f"{flag(name)} does not go with {how}; got {value}")
+    if options.truncation == "auto":
+        raise ValueError(f"--truncation auto does not go with {how}")
     if getattr(options.estimator, "scale", None) == "auto":
         raise ValueError(f"--scale auto does not go with {how}")
 
@@ -72,6 +74,6 @@ def parts_of(core: Core) -> list[tuple[Core | None, int]]:
     if isinstance(core, Deep):
         return list(zip(core.cores, core.sizes))
     if isinstance(core, Hierarchy):
-        fast, slow, words = core.sizes
+        fast, slow, words = core.sizes  # cut at the slow one's ticks, nothing else is in the state
         return [(core.fast, fast), (core.slow, slow), (None, words)]
     raise ValueError(f"--parallel decoupled takes a core of parts; got {type(core).__name__}")

@@ -11,6 +11,9 @@ from dnirnn.options import option
 from dnirnn.progress import minutes
 from dnirnn.training.config import TrainerConfig, Training
 
+FIRST_TRUNCATION, BOUND = 8, 0.1  # of --truncation auto
+# Settings of a trainer that not every task's options have.
+OF_NETWORKS = ("horizon_every", "truncation_bound", "longest_truncation", "truncation_every")
 Measure = Callable[[SequenceModel], dict[str, float]]
 
 
@@ -76,16 +79,19 @@ def steps_per_update(options: Any) -> int | None:
 
     Raises ValueError where they are not whole chunks.
     """
-    steps = getattr(options, "update_steps", None)
+    steps, truncation = getattr(options, "update_steps", None), chunk_steps(options)
     if steps == "sequence":
         return None
     if steps is None:
-        return options.truncation
-    if steps % options.truncation:
-        raise ValueError(
-            f"--update-steps must be a multiple of --truncation {options.truncation}; got {steps}"
-        )
+        return truncation
+    if steps % truncation:
+        raise ValueError(f"--update-steps must be a multiple of --truncation {truncation}; got {steps}")
     return steps
+
+
+def chunk_steps(options: Any) -> int:
+    """--truncation; where it follows what is measured, what the model has before."""
+    return FIRST_TRUNCATION if options.truncation == "auto" else options.truncation
 
 
 def trainer_config(options: TaskOptions, symbols_per_update: float, decay: str) -> TrainerConfig:
@@ -93,14 +99,19 @@ def trainer_config(options: TaskOptions, symbols_per_update: float, decay: str) 
 
     decay: the task's own, for options that give neither a decay nor a schedule.
     """
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Training)}
+    settings = [field.name for field in dataclasses.fields(Training)]
+    settings += [name for name in OF_NETWORKS if hasattr(options, name)]
+    given = {name: getattr(options, name) for name in settings}
     budget = minutes(options)
     if given["decay"] is None:
         bounded = not options.updates is options.symbols is budget is None
         given["decay"] = decay if bounded and options.schedule is None else None
-    for name in ("evaluate_every", "fidelity_every", "log_every"):
-        if given[name] is not None:
+    auto = getattr(options, "truncation", None) == "auto"
+    if auto and given["truncation_bound"] is None:
+        given["truncation_bound"] = BOUND
+    for name in ("evaluate_every", "fidelity_every", "horizon_every", "log_every"):
+        if given.get(name) is not None and not auto:
             given[name] = max(1, round(given[name] / symbols_per_update))
     steps = steps_per_update(options)
-    chunks = "sequence" if steps is None else steps // options.truncation
+    chunks = "sequence" if steps is None else steps // chunk_steps(options)
     return TrainerConfig(**{**given, "minutes": budget, "chunks": chunks})

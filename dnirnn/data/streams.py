@@ -26,6 +26,10 @@ class Batch(NamedTuple):
         may be told it, and of what follows.
     soft: [T, B, V], how likely each symbol is to others than the text: what teachers predict (see
         Distillation). None: the targets are all there is to learn.
+    times: [T, B] float64, when the steps are, never decreasing in a row; None: one after the other.
+        Only a core that takes times is given them.
+    before: inputs [O, B, ...], as x, of the steps before that a model runs once more, for the gradient
+        to go back through them (see ``overlap`` of Truncated); None: there are none.
     """
 
     x: Tensor
@@ -36,6 +40,8 @@ class Batch(NamedTuple):
     following: "Batch | None" = None
     label: Tensor | None = None
     soft: Tensor | None = None
+    times: Tensor | None = None
+    before: Tensor | None = None
 
     def rows(self, start: int, end: int) -> "Batch":
         """The rows start to end of the batch, as a view."""
@@ -44,13 +50,17 @@ class Batch(NamedTuple):
         following = None if self.following is None else self.following.rows(start, end)
         label = None if self.label is None else self.label[start:end]
         soft = None if self.soft is None else self.soft[:, start:end]
-        return self._replace(x=x, y=y, weight=weight, following=following, label=label, soft=soft)
+        times = None if self.times is None else self.times[:, start:end]
+        before = None if self.before is None else self.before[:, start:end]
+        return Batch(x, y, weight, self.first, self.final, following, label, soft, times, before)
 
     def steps(self, start: int, end: int) -> "Batch":
         """The steps start to end, as a view, by themselves: nothing is said of what is around them."""
         weight = None if self.weight is None else self.weight[start:end]
         soft = None if self.soft is None else self.soft[start:end]
-        return Batch(self.x[start:end], self.y[start:end], weight, label=self.label, soft=soft)
+        times = None if self.times is None else self.times[start:end]
+        x, y = self.x[start:end], self.y[start:end]
+        return Batch(x, y, weight, label=self.label, soft=soft, times=times)
 
     def piece(self, start: int, end: int) -> "Batch":
         """The steps start to end of a batch of whole sequences, as a view."""
@@ -67,16 +77,19 @@ class Batch(NamedTuple):
             weight = torch.cat([b if a is None else a for a, b in zip(given, all_count)])
         x, y = torch.cat([self.x, after.x]), torch.cat([self.y, after.y])
         soft = None if self.soft is None else torch.cat([self.soft, after.soft])
-        return after._replace(x=x, y=y, weight=weight, first=self.first, soft=soft)
+        times = None if self.times is None else torch.cat([self.times, after.times])
+        return after._replace(
+            x=x, y=y, weight=weight, first=self.first, soft=soft, times=times, before=self.before
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on ``device``, without waiting for it; itself where it is there."""
-        parts = (self.x, self.y, self.weight, self.label, self.soft)
+        parts = (self.x, self.y, self.weight, self.label, self.soft, self.times, self.before)
         if all(part is None or part.device == device for part in parts):
             return self
-        x, y, weight, label, soft = (None if one is None else sent(one, device) for one in parts)
+        x, y, weight, *others = (None if one is None else sent(one, device) for one in parts)
         following = None if self.following is None else self.following.to(device)
-        return Batch(x, y, weight, self.first, self.final, following, label, soft)
+        return Batch(x, y, weight, self.first, self.final, following, *others)
 
     def count(self) -> int:
         """How many targets count. Waits for nothing where the weight is on the CPU."""

@@ -4,6 +4,7 @@ from dnirnn.estimators.auto_scale import AutoScale
 from dnirnn.estimators.base import GradientEstimator, ZeroGradient
 from dnirnn.estimators.bp_lambda import BPLambda
 from dnirnn.estimators.by_part import ByPart
+from dnirnn.estimators.control import Control
 from dnirnn.estimators.conv import ConvSyntheticGradient
 from dnirnn.estimators.least_squares import LeastSquares
 from dnirnn.estimators.reader import Reader
@@ -13,6 +14,7 @@ __all__ = [
     "AutoScale",
     "BPLambda",
     "ByPart",
+    "Control",
     "ConvSyntheticGradient",
     "GradientEstimator",
     "LeastSquares",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dnirnn.checks import check_sizes, is_number, shown
 from dnirnn.estimators.base import EstimatorConfig, GradientEstimator, Setting
+from dnirnn.estimators.control import CONTROLS, Control
 from dnirnn.options import option
 
 
@@ -68,11 +69,7 @@ class AutoScale(GradientEstimator):
         check_sizes(look_every=look_every, patience=patience)
         self.estimator, self.decay = estimator, float(decay)
         self.look_every, self.patience = look_every, patience
-        for name in ("dense", "trace_decay", "terminal_target", "needs_context", "reads"):
-            setattr(self, name, getattr(estimator, name))
-        for name in ("state_size", "context_size"):
-            if hasattr(estimator, name):
-                setattr(self, name, getattr(estimator, name))
+        self.take_settings(estimator)
         made = {"device": next(estimator.parameters()).device}
         # a and b, in the precision of which their ratio does not hang.
         self.register_buffer("agreement", torch.zeros(2, dtype=torch.float64, **made))
@@ -169,6 +166,13 @@ class PredictorConfig(EstimatorConfig):
     no_terminal_target: bool = option(
         False, "do not teach the predictor that nothing comes after a sequence's end"
     )
+    control: str | None = option(
+        None,
+        "an experiment's control: inject what was predicted for another row of the batch, or noise of"
+        " the prediction's norm, in place of the prediction; the predictor learns as it would",
+        choices=CONTROLS,
+        shown="none: the prediction",
+    )
 
     usual_discount = 0.1
 
@@ -177,6 +181,8 @@ class PredictorConfig(EstimatorConfig):
         # In one order, so that the same context is the same run.
         context = tuple(name for name in CONTEXTS if name in self.context)
         object.__setattr__(self, "context", context)
+        if self.control and getattr(self, "auxiliary", 0):
+            raise ValueError("--control is of what is predicted: no --auxiliary")
         if self.reads > 1 and not context:
             raise ValueError(f"--reads goes with --context only; got {self.reads}")
 
@@ -190,7 +196,8 @@ class PredictorConfig(EstimatorConfig):
             dense=self.dense,
             terminal_target=not self.no_terminal_target,
         )
-        return AutoScale(made) if auto else made
+        made = AutoScale(made) if auto else made
+        return made if self.control is None else Control(made, self.control)
 
     def make(self, setting: Setting, **common: Any) -> GradientEstimator:
         raise NotImplementedError(f"{type(self).__name__} must say what it makes")

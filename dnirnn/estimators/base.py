@@ -58,6 +58,14 @@ class GradientEstimator(nn.Module, abc.ABC):
     def needs_vjp(self) -> bool:
         return self.trace_decay > 0
 
+    def take_settings(self, estimator: "GradientEstimator") -> None:
+        """Of one that this one is around: all but its scale and discount."""
+        for name in ("dense", "trace_decay", "terminal_target", "needs_context", "reads", "state_dims"):
+            setattr(self, name, getattr(estimator, name))
+        for name in ("state_size", "context_size"):
+            if hasattr(estimator, name):
+                setattr(self, name, getattr(estimator, name))
+
     def _apply(self, fn, recurse: bool = True):
         # .bfloat16() and the like: states are at least float32, and what is fitted to them too.
         def keep(tensor: Tensor) -> Tensor:
@@ -247,7 +255,7 @@ class EstimatorConfig(Config):
     """What makes an estimator; one beside each that --estimator names, in the registry ESTIMATORS.
 
     label: what plots and tables call it. fitted: it learns. descends: an optimizer moves it.
-    opens: it goes with --open-cuts. context: what it is told beside the state.
+    opens: it goes with --open-cuts and --overlap. context: what it is told beside the state.
     """
 
     registry: ClassVar[Registry] = Registry("estimator")

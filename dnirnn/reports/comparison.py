@@ -118,8 +118,9 @@ def curves_of(done: Sequence[Compared], key: str) -> list[plots.Curve]:
 
 
 def order(arm: Mapping[str, Any]) -> tuple:
-    """By core, truncation, estimator, then what else differs."""
-    return (arm["core"], arm["truncation"], arm["estimator"], arm["lr"], *map(str, list(arm.values())[5:]))
+    """By core, truncation (the word auto last), estimator, then what else differs."""
+    truncation = (isinstance(arm["truncation"], str), arm["truncation"])
+    return (arm["core"], truncation, arm["estimator"], arm["lr"], *map(str, list(arm.values())[5:]))
 
 
 def table(done: Sequence[Compared], figures: Sequence[Figure], unit: str) -> str:

@@ -84,6 +84,8 @@ class Deep(Core):
             if dropout
         )
         draw_masks(self.masks)  # each its own seed: two masks of one seed are the same mask
+        # Dropout's masks are drawn for steps that are counted.
+        self.takes_times = all(core.takes_times for core in cores) and not dropout
 
     def initial_state(self, batch_size: int) -> Tensor:
         return with_t(torch.cat([core.initial_state(batch_size) for core in self.cores], 1), 0)

@@ -28,8 +28,9 @@ class PhasedLSTM(GatedLSTM):
         h~ = o * tanh(c~);         h' = k * h~ + (1 - k) * h
 
     with :class:`dnirnn.LSTM`'s gates i, f, g, o: without the paper's peepholes from c to the gates.
-    t is the number of steps since the sequence's start; the phase is computed in float64, however
-    long the sequence. The gradient of tau is that of the cycle at hand, d phi / d tau = -phi / tau:
+    t is the number of steps since the sequence's start; or, where events come unevenly, their times:
+    ``core(x, state, times)`` with floats [T, B], best float64, in the unit of the periods. The phase
+    is computed in float64, however long the sequence. The gradient of tau is that of the cycle at hand, d phi / d tau = -phi / tau:
     the whole derivative, -(t - s) / tau^2, grows with t, and late in a long stream drowns all
     others. The state [B, 2 H] is h, c. On the CPU it runs on a fused operator, elsewhere as a loop
     over steps in torch.
@@ -46,6 +47,7 @@ class PhasedLSTM(GatedLSTM):
     """
 
     reads_t = True
+    takes_times = True
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class PhasedLSTM(GatedLSTM):
             self.shift.uniform_(0, 1).mul_(self.log_period.exp())
 
     def openness(self, t: int | Tensor) -> Tensor:
-        """k of each unit at t: [H] for an int, [..., H] for a LongTensor [...]."""
+        """k of each unit at t: [H] for a number, [..., H] for a tensor [...]."""
         t = torch.as_tensor(t, device=self.shift.device)[..., None]
         period = torch.exp(self.log_period.double())
         phase = torch.remainder(t - self.shift.double(), period.detach()) / period

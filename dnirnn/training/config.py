@@ -161,18 +161,48 @@ class TrainerConfig(Training):
     average: what an exponential moving average of the core's parameters keeps of itself in an update
         (see Average): it is evaluated, and kept as the best. None: there is none.
     evaluate_every, log_every: updates. An evaluation also ends the run; None: only then.
-    fidelity_every: updates between two measurements of the estimator; None: none.
+    fidelity_every, horizon_every: updates between two measurements of the estimator, of the horizon;
+        None: none.
+    truncation_bound: the largest relative bias of an update's gradient, for a truncation that follows
+        it (see AutoTruncation); what is counted in updates, but for budgets, warm-up and checkpoints,
+        is then counted in symbols, since updates are of changing length. None: the truncation stays.
+    longest_truncation, truncation_every: of that.
     checkpoint_every, checkpoint_seconds: updates, seconds of wall clock, from one checkpoint to the
         next; an evaluation that is the best so far and the run's end make one too.
     patience: evaluations without a better one after which the run ends.
     seed: seeds torch's global generator (dropout) when a run begins.
     tensorboard: also writes the rows to <folder>/tensorboard.
 
-    On the command line evaluate_every, fidelity_every and log_every count training symbols.
+    On the command line evaluate_every, fidelity_every, horizon_every and log_every count training
+    symbols.
     """
 
     chunks: int | str = option(1, "chunks an update", at_least=1, words=("sequence",))
     checkpoint_every: int | None = option(None, "updates between two checkpoints", at_least=1)
+    horizon_every: int | None = option(
+        None,
+        "training symbols between two measurements of the horizon, as of dnirnn horizon, on held-out"
+        " sequences",
+        "SYMBOLS",
+        at_least=1,
+        shown="never",
+    )
+    truncation_bound: float | None = option(
+        None,
+        "with --truncation auto: the largest share of an update's gradient that the cuts may leave out;"
+        " the truncation is the shortest of 1, 2, 4, ... for which they do",
+        "FRACTION",
+        above=0,
+        shown="0.1",
+    )
+    longest_truncation: int = option(
+        64, "with --truncation auto: the longest truncation, of which twice as many steps are measured",
+        "STEPS", at_least=1,
+    )
+    truncation_every: int = option(
+        500_000, "with --truncation auto: training symbols between two measurements", "SYMBOLS",
+        at_least=1,
+    )
     lr: float = changed(Training, "lr", default=2e-3)
     evaluate_every: int | None = changed(Training, "evaluate_every", default=1000)
     log_every: int = changed(Training, "log_every", default=100)

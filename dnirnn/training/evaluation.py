@@ -1,6 +1,6 @@
 """Evaluation: what a run measures on the way, and the rows of its log."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,12 +15,17 @@ Measure = Callable[[SequenceModel], dict[str, float]]
 class Evaluation:
     """Measures the model of a run, and writes what was found, and the means of training, to its log.
 
-    evaluate, fidelity: called with the model, in eval mode and without gradients, or None (see
-        Trainer).
+    evaluate: called with the model, in eval mode and without gradients, or None (see Trainer).
+    others: likewise, by the kind of row that says what they find.
     """
 
-    def __init__(self, training: TrainingState, evaluate: Measure | None, fidelity: Measure | None):
-        self.training, self.evaluate, self.fidelity = training, evaluate, fidelity
+    def __init__(
+        self,
+        training: TrainingState,
+        evaluate: Measure | None,
+        others: Mapping[str, Measure | None],
+    ):
+        self.training, self.evaluate, self.others = training, evaluate, others
 
     def begin(self, log: Log | None, report: Callable[[dict], None] | None) -> None:
         """Rows go to ``log`` from here on, and to ``report``; nowhere where there is none."""
@@ -60,14 +65,18 @@ class Evaluation:
         self.write("valid", **metrics, epochs=epochs, seconds=self.training.progress.seconds)
         return metrics
 
-    def measure_fidelity(self) -> None:
-        """Writes what fidelity says; random numbers that it draws are none of the training's."""
-        rng = get_rng(self.training.device)
-        found = self.training.ranks.from_first(lambda: self.measure(self.fidelity))
-        set_rng(rng, self.training.device)
-        self.write("fidelity", **found)
+    def measure_beside(self, kind: str) -> None:
+        """Writes what a measurement of that kind says."""
+        self.write(kind, **self.beside(self.others[kind]))
 
-    def measure(self, what: Measure | None) -> dict[str, float]:
+    def beside(self, what: Callable[[SequenceModel], Any] | None) -> Any:
+        """What is found of the model; random numbers that are drawn for it are none of the training's."""
+        rng = get_rng(self.training.device)
+        found = self.training.ranks.from_first(lambda: self.measure(what))
+        set_rng(rng, self.training.device)
+        return found
+
+    def measure(self, what: Callable[[SequenceModel], Any] | None) -> Any:
         assert what is not None
         model = self.training.model
         model.eval()

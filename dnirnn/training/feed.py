@@ -1,5 +1,6 @@
 """The batches of a run's updates, and what an estimator is told of the steps after them."""
 
+import torch
 from torch import Tensor
 
 from dnirnn.data import Batch, Stream
@@ -7,15 +8,51 @@ from dnirnn.distributed import Ranks
 from dnirnn.interface import Interface
 from dnirnn.masks import Masks
 from dnirnn.model import SequenceModel
+from dnirnn.training.config import TrainerConfig
 from dnirnn.true_gradient import TrueGradient
 
 
-def draw_steps(model: SequenceModel, steps: int | None, ranks: Ranks) -> int | None:
-    """Steps of the next update, drawn where cuts are open; None: what is left of the sequence."""
+def steps_of(model: SequenceModel, chunks: int | str) -> int | None:
+    """Steps of an update of so many chunks; None: what is left of the sequence."""
+    return None if isinstance(chunks, str) else model.truncated.truncation * chunks
+
+
+def draw_steps(model: SequenceModel, chunks: int | str, ranks: Ranks) -> int | None:
+    """The same, of the next update: drawn where cuts are open."""
     truncated = model.truncated
     if truncated.open_cuts is None:
-        return steps
+        return steps_of(model, chunks)
     return truncated.truncation * ranks.from_first(truncated.draw_chunks)
+
+
+def unit_of(model: SequenceModel, rows: int, chunks: int | str) -> float:
+    """What the sum of a batch's nats is multiplied by (see dnirnn.backward)."""
+    # With open cuts a call has 1 / (1 - p) chunks in the mean.
+    share = 1 - (model.truncated.open_cuts or 0)
+    return share / (rows * (steps_of(model, chunks) or 1))
+
+
+def check_updates(model: SequenceModel, stream: Stream, config: TrainerConfig) -> None:
+    """Raises ValueError for updates of chunks, or of pieces of a batch, that can't be made."""
+    rows, draws, overlap = config.micro_batch, model.truncated.open_cuts, model.truncated.overlap
+    if stream.batch_size % (rows or 1):
+        raise ValueError(f"micro_batch must divide the batch size {stream.batch_size}; got {rows}")
+    if (draws is not None or overlap) and config.chunks != 1:
+        why = f"an overlap of {overlap}" if draws is None else "open_cuts, which draws them"
+        raise ValueError(f"chunks must be 1 with {why}; got {config.chunks}")
+
+
+def next_start(model: SequenceModel, batch: Batch) -> tuple[int, Tensor | None]:
+    """(how many steps after this batch's state the next one's is, the inputs between it and the next).
+
+    With overlapping windows those steps are run again.
+    """
+    truncated = model.truncated
+    if not truncated.overlap or batch.final:
+        return len(batch.x), None
+    seen = batch.x if batch.before is None else torch.cat([batch.before, batch.x])
+    start = len(seen) - truncated.next_overlap(len(seen))
+    return start, seen[start:]
 
 
 def read_on(batch: Batch, stream: Stream, reads: int) -> Batch:

@@ -7,6 +7,9 @@ BY_CHOICE = ("layers", "scale", "discount", "trace_decay")
 # The names that a TrainerConfig's fields had, in a configuration made of them alone.
 RENAMED = {"options": "optimizer_options", "estimator_options": "estimator_optimizer_options"}
 
+# What the runs of a task did before it had an option for it.
+BEFORE = {"digits": {"cuts": "ticks"}}
+
 
 def upgraded(config: dict) -> dict:
     """A configuration in today's layout; one that is, as it is.
@@ -14,6 +17,8 @@ def upgraded(config: dict) -> dict:
     Raises ValueError for one of a later layout than this version of dnirnn knows.
     """
     version = config.get("version", 1)
+    # A file that a person wrote may have anything there.
+    config = {**BEFORE.get(str(config.get("task")), {}), **config}
     if version == LAYOUT:
         return config
     if version != 1:

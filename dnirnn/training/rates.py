@@ -29,7 +29,7 @@ class Rates:
         fitted = model.estimator_parameters()
         if not fitted and (self.blends or config.estimator_lift):
             raise ValueError("warm_up, blend and estimator_lift need an estimator that is fitted")
-        if self.blends and isinstance(self.estimator, AutoScale):
+        if self.blends and isinstance(getattr(self.estimator, "estimator", self.estimator), AutoScale):
             raise ValueError(
                 "warm_up and blend set a scale; AutoScale measures its own, from zero on: got"
                 f" {config.warm_up} and {config.blend}"

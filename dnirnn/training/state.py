@@ -41,9 +41,11 @@ class Progress:
     update, symbols, seconds: updates made, targets that counted, seconds of training.
     state, t: the state [B, S] that the next update starts from (None: a sequence's start), and the
         steps since its sequence's start.
+    before: the inputs [O, B, ...] since then, where windows overlap (see Batch).
     pending, sequence: sums, as PENDING and SEQUENCE name them.
     best: {"update", "symbols", **metrics} of the best evaluation so far.
     evaluations_since_best: evaluations after it.
+    truncation: what AutoTruncation found so far; None without.
     """
 
     update: int = 0
@@ -51,10 +53,12 @@ class Progress:
     seconds: float = 0.0
     state: Tensor | None = None
     t: int = 0
+    before: Tensor | None = None
     pending: dict = field(default_factory=PENDING.copy)
     sequence: dict = field(default_factory=SEQUENCE.copy)
     best: dict | None = None
     evaluations_since_best: int = 0
+    truncation: dict | None = None
 
     def add(self, told: dict[str, float], targets: int, seconds: float) -> None:
         """Adds what an update told (see Updater) to the sums."""
@@ -87,6 +91,7 @@ class Mark(NamedTuple):
     update: int
     symbols: int
     t: int
+    before: Tensor | None
     stream: dict
     rng: list[Tensor]
     rates: tuple[list[dict], dict | None]
@@ -148,12 +153,12 @@ class TrainingState:
         """Where the run is before an update, to go back to where the update can't be made."""
         now = self.progress
         place, rng = self.stream.state_dict(), get_rng(self.device)
-        return Mark(now.update, now.symbols, now.t, place, rng, self.rates.mark())
+        return Mark(now.update, now.symbols, now.t, now.before, place, rng, self.rates.mark())
 
     def go_back(self, mark: Mark) -> None:
         """Sets what an update, that has left all parameters as they were, has changed."""
         now = self.progress
-        now.update, now.symbols, now.t = mark.update, mark.symbols, mark.t
+        now.update, now.symbols, now.t, now.before = mark.update, mark.symbols, mark.t, mark.before
         self.stream.load_state_dict(mark.stream)
         set_rng(mark.rng, self.device)
         self.rates.go_back(mark.rates)
@@ -169,10 +174,11 @@ class TrainingState:
         """
         progress = {one.name: getattr(self.progress, one.name) for one in fields(Progress)}
         if self.ranks.size > 1:
-            state = progress["state"]
-            own = (None if state is None else state.cpu(), get_rng(self.device))
-            states, rngs = zip(*self.ranks.gathered(own) or [own])
-            progress["state"] = None if state is None else self.ranks.whole(states)
+            kept = {"state": self.progress.state, "before": by_row(self.progress.before)}
+            own = ({k: v.cpu() for k, v in kept.items() if v is not None}, get_rng(self.device))
+            parts, rngs = zip(*self.ranks.gathered(own) or [own])
+            whole = {name: self.ranks.whole([one[name] for one in parts]) for name in own[0]}
+            progress |= whole | {"before": by_row(whole.get("before"))}
             progress["others_rng"] = list(rngs[1:])
         return {
             **progress,
@@ -202,10 +208,13 @@ class TrainingState:
         self.rates.resume(tree["schedule"])
         self.stream.load_state_dict(tree["stream"])
         self.set_rng([tree["rng"], *tree.get("others_rng", [])], tree["update"])
+        now = self.progress
         for one in fields(Progress):
-            setattr(self.progress, one.name, tree[one.name])
-        if self.progress.state is not None:
-            self.progress.state = self.ranks.rows(self.progress.state).to(self.device)
+            setattr(now, one.name, tree.get(one.name))  # of an older version, None
+        if now.state is not None:
+            now.state = self.ranks.rows(now.state).to(self.device)
+        if now.before is not None:
+            now.before = by_row(self.ranks.rows(by_row(now.before)))
 
     def set_rng(self, saved: list[list[Tensor]], update: int) -> None:
         """Goes on with the random numbers of as many ranks, or begins them anew where there are others."""
@@ -231,14 +240,20 @@ def check_progress(tree: dict) -> None:
             raise ValueError(f"{name} is {value!r:.40}")
     if type(tree["seconds"]) is not float or not 0 <= tree["seconds"] < math.inf:
         raise ValueError(f"seconds is {tree['seconds']!r:.40}")
-    if tree["state"] is not None and not isinstance(tree["state"], Tensor):
-        raise TypeError(f"state is {tree['state']!r:.40}")
+    for name in ("state", "before"):
+        if not isinstance(tree.get(name), (Tensor, type(None))):
+            raise TypeError(f"{name} is {tree[name]!r:.40}")
     for name, keys in (("pending", PENDING.keys()), ("sequence", SEQUENCE.keys())):
         if not isinstance(tree[name], dict) or tree[name].keys() != keys:
             raise ValueError(f"{name} is {tree[name]!r:.40}")
     best = tree["best"]
     if best is not None and not (isinstance(best, dict) and {"update", "bits"} <= best.keys()):
         raise ValueError(f"best is {best!r:.40}")
+
+
+def by_row(steps: Tensor | None) -> Tensor | None:
+    """[T, B, ...] as [B, T, ...], or back."""
+    return None if steps is None else steps.transpose(0, 1).contiguous()
 
 
 def get_rng(device: torch.device) -> list[Tensor]:

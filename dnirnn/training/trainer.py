@@ -24,13 +24,21 @@ from dnirnn.device import find_device, own_stream
 from dnirnn.distributed import Ranks
 from dnirnn.masks import draw_masks
 from dnirnn.model import SequenceModel
+from dnirnn.training.auto_truncation import AutoTruncation
 from dnirnn.training.budget import Budget, is_due
 from dnirnn.training.config import TrainerConfig
 from dnirnn.training.evaluation import Evaluation
-from dnirnn.training.feed import draw_steps, look_ahead, looks_ahead, read_on
+from dnirnn.training.feed import (
+    check_updates,
+    draw_steps,
+    look_ahead,
+    looks_ahead,
+    next_start,
+    read_on,
+    unit_of,
+)
 from dnirnn.training.loading import load_weights
 from dnirnn.training.non_finite import NonFinite, first_not_finite, in_evaluation, in_update
-from dnirnn.training.optimizers import can_skip
 from dnirnn.training.rates import Rates
 from dnirnn.training.run_folder import (
     BEST,
@@ -48,16 +56,13 @@ from dnirnn.training.run_folder import (
 from dnirnn.training.saver import Saver
 from dnirnn.training.signals import Interrupted, interruptible
 from dnirnn.training.state import SEQUENCE, Made, TrainingState, bits_of
-from dnirnn.training.updater import TOLD, CUDAGraphs, Updater
+from dnirnn.training.updater import TOLD, make_updater
 
 __all__ = [
     "BEST", "CHECKPOINTS", "CONFIG", "LOG", "RESULT", "AnotherRun", "Interrupted", "NonFinite",
     "Trainer", "TrainerConfig", "check_config", "history", "load_weights", "read_config", "read_json",
     "reading_config",
 ]  # fmt: skip
-
-# Updates that a device is let run ahead of the host, however rarely it logs.
-AHEAD = 1024
 
 
 class Trainer:
@@ -72,8 +77,9 @@ class Trainer:
         returns metrics, of which "bits" is the one to make small: the best model is kept, patience
         counts on it. None: no evaluation.
     test: called once in the same way with the best model when the run is done; goes to the result.
-    fidelity: called with the model on config.fidelity_every, in eval mode; returns what a row of
-        kind "fidelity" says (see dnirnn.fidelity). It does not change the training by a bit.
+    fidelity, horizon: called with the model on config.fidelity_every and horizon_every, in eval mode;
+        return what a row of that kind says (see dnirnn.fidelity, dnirnn.horizon). They do not change
+        the training by a bit.
     prepare: called with the model and the stream's epochs before every update, to set in it what
         changes in the course of training (an annealed slope). It must depend on nothing else, so
         that a resumed run sets the same. None: nothing.
@@ -121,6 +127,7 @@ class Trainer:
         may_change: Collection[str] = (),
         restart: bool = False,
         ranks: Ranks | None = None,
+        horizon: Callable[[SequenceModel], dict[str, float]] | None = None,
     ):
         # Or what has a SequenceModel's parts, as a task's own model may.
         if not hasattr(model, "truncated"):
@@ -136,28 +143,21 @@ class Trainer:
         self.model, self.stream, self.config = model, stream, config
         self.folder, self.test = Path(folder), test
         self.prepare = prepare or (lambda model, epochs: None)
-        if config.fidelity_every is not None and fidelity is None:
-            raise ValueError("fidelity_every counts measurements: fidelity must be given")
+        beside = {"fidelity": fidelity, "horizon": horizon}
+        for name, one in beside.items():
+            if getattr(config, f"{name}_every") is not None and one is None:
+                raise ValueError(f"{name}_every counts measurements: {name} must be given")
         if config.patience is not None and evaluate is None:
             raise ValueError("patience counts evaluations: evaluate must be given")
-        if stream.batch_size % (config.micro_batch or 1):
-            raise ValueError(
-                f"micro_batch must divide the batch size {stream.batch_size}; got"
-                f" {config.micro_batch}"
-            )
-        if model.truncated.open_cuts is not None and config.chunks != 1:
-            raise ValueError(
-                f"chunks must be 1 with open_cuts, which draws them; got {config.chunks}"
-            )
-        length, chunks = model.truncated.truncation, config.chunks
-        self.steps = None if isinstance(chunks, str) else length * chunks
+        check_updates(model, stream, config)
         self.core = model.core_parameters()
         self.device = self.core[0].device
         stream.to(self.device)
         self.looks_ahead = looks_ahead(model, stream, config.micro_batch)
         self.rates = Rates(model, config)
         self.optimizer, self.optimizers = self.rates.optimizer, self.rates.optimizers
-        self.updater = self.make_updater(graphs)
+        unit = unit_of(model, stream.batch_size, config.chunks)
+        self.updater = make_updater(model, self.rates, stream.batch_size, unit, graphs, self.ranks)
         if self.rates.by_bits and evaluate is None:
             raise ValueError("schedule ReduceLROnPlateau needs evaluations: evaluate must be given")
 
@@ -171,30 +171,13 @@ class Trainer:
         self.restart = restart
         if not restart:
             self.ranks.from_first(self.saver.check)
-        self.evaluation = Evaluation(training, evaluate, fidelity)
+        self.evaluation = Evaluation(training, evaluate, beside)
+        parts = training, self.evaluation, self.updater
+        self.auto = None if config.truncation_bound is None else AutoTruncation(*parts)
         self.tells = self.ranks.lockstep or type(stream).observe is not Stream.observe
         self.interrupted: int | None = None
         self.unagreed = 0.0  # seconds of updates that the ranks don't know of one another
         self.unread: list[Made] = []
-
-    def make_updater(self, graphs: bool) -> Updater:
-        """Watched by the host where the device is the CPU, or some part of an update needs it."""
-        model, config, rows = self.model, self.config, self.stream.batch_size
-        waits = model.truncated.estimator.waits or not all(map(can_skip, self.optimizers))
-        watch = waits or self.device.type != "cuda"
-        return Updater(
-            model,
-            self.optimizers,
-            [(config.lift, config.clip), (config.estimator_lift, config.estimator_clip)],
-            rows,
-            config.micro_batch or rows,
-            # With open cuts a call has 1 / (1 - p) chunks in the mean.
-            (1 - (model.truncated.open_cuts or 0)) / (rows * (self.steps or 1)),
-            watch,
-            None if watch or not graphs or self.ranks.size > 1 else CUDAGraphs(),
-            min(config.log_every, AHEAD),
-            self.ranks,
-        )
 
     @property
     def update(self) -> int:
@@ -250,17 +233,18 @@ class Trainer:
         """One update of all parameters on the stream's next batch."""
         began, now = time.perf_counter(), self.progress
         self.prepare(self.model, self.stream.epochs)
-        mark = self.training.mark()
+        mark = self.mark = self.training.mark()
         self.rates.before_update(now.update, self.budget.used(now))
         batch = self.next_batch()
         steps, targets = len(batch.x), self.ranks.count(batch)
+        moved, now.before = next_start(self.model, batch)
         batch = batch.to(self.device)
         if self.looks_ahead:
             look_ahead(self.model, self.stream, batch, now.state, now.t)
         now.state = self.updater(batch, now.state, now.t)
         self.training.take_in(self.updater.bad)
         self.rates.after_update()
-        now.t += steps
+        now.t += moved
         now.update += 1
         now.symbols += targets
         seconds = time.perf_counter() - began
@@ -277,14 +261,18 @@ class Trainer:
         config, now = self.config, self.progress
         stopped = self.budget.reached(now)
         evaluating = self.evaluation.evaluate is not None and (
-            stopped is not None or is_due(config.evaluate_every, now.update)
+            stopped is not None or self.is_due(config.evaluate_every)
         )
-        if evaluating or stopped is not None or is_due(config.log_every, now.update):
+        if evaluating or stopped is not None or self.is_due(config.log_every):
             self.look()
             self.evaluation.log_training()
-        if is_due(config.fidelity_every, now.update):
+        for kind in ("fidelity", "horizon"):
+            if self.is_due(getattr(config, f"{kind}_every")):
+                self.look()
+                self.evaluation.measure_beside(kind)
+        if self.auto is not None and self.is_due(config.truncation_every):
             self.look()
-            self.evaluation.measure_fidelity()
+            self.auto.adapt()
         better = self.run_evaluation() if evaluating else False
         stopped = stopped or self.budget.reached(now)
         if self.ranks.size == 1:  # a signal that came since the update; of several, after the next
@@ -300,6 +288,13 @@ class Trainer:
             )
         return stopped
 
+    def is_due(self, every: int | None) -> bool:
+        """By updates; by symbols where updates are of changing length."""
+        now = self.progress
+        if self.auto is None or every is None:
+            return is_due(every, now.update)
+        return now.symbols // every > self.mark.symbols // every
+
     def begin(self, report: Callable[[dict], None] | None) -> None:
         """Makes the run folder, or goes on from the last checkpoint in it."""
         self.unread = []
@@ -310,20 +305,23 @@ class Trainer:
         self.agree()
         if not went_on:
             self.training.seed(self.config.seed)
+        if self.auto is not None:
+            self.auto.begin()
+        if not went_on:
             # At once, so that a disk or a folder that can't be written to costs no work.
             self.save()
 
     def next_batch(self) -> Batch:
         """The stream's next batch; what it starts from is the state then."""
-        steps, now = draw_steps(self.model, self.steps, self.ranks), self.progress
+        steps, now = draw_steps(self.model, self.config.chunks, self.ranks), self.progress
         batch = self.stream.next(steps)
         batch = read_on(batch, self.stream, self.model.truncated.estimator.reads)
         if batch.first or now.state is None:
-            now.state, now.t = self.model.initial_state(self.stream.batch_size), 0
+            now.state, now.t, now.before = self.model.initial_state(self.stream.batch_size), 0, None
             draw_masks(self.model)
         elif self.stream.unbroken:
             draw_masks(self.model)
-        return batch
+        return batch._replace(before=now.before)
 
     def look(self) -> None:
         """Waits for the updates made so far, and takes down what they tell."""

@@ -14,10 +14,12 @@ from dnirnn.interface import backward
 from dnirnn.model import SequenceModel
 from dnirnn.training.fused_update import can_fuse, finish
 from dnirnn.training.optimizers import can_skip, norm_of, rescale, settings
+from dnirnn.training.rates import Rates
 
 # What an update tells, in the order of a row.
 TOLD = ("nats", "estimator_error", "gradient_norm", "estimator_norm")
 GRAPHS = 16  # kept at a time: updates of so many kinds
+AHEAD = 1024  # updates that a device is let run ahead of the host, however rarely it logs
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
@@ -240,7 +242,7 @@ class Updater:
         scale = self.model.truncated.estimator.scale
         set_to = [{**settings(one), "lr": None} for one in self.optimizers]
         # Where a sequence begins, the state and t say so.
-        return shapes._replace(first=False), scale, repr(set_to)
+        return shapes._replace(first=False), scale, self.unit, repr(set_to)
 
     def add_gradients(
         self, batch: Batch, state: Tensor, t: int | Tensor
@@ -337,3 +339,24 @@ class CUDAGraphs:
                 f" without: {error}"
             ) from error
         return graph.replay
+
+
+def make_updater(
+    model: SequenceModel, rates: Rates, rows: int, unit: float, graphs: bool, ranks: Ranks
+) -> Updater:
+    """As a trainer asks for it: watched where the device is the CPU, or some part of an update needs it."""
+    config, optimizers = rates.config, rates.optimizers
+    waits = model.truncated.estimator.waits or not all(map(can_skip, optimizers))
+    watch = waits or model.core_parameters()[0].device.type != "cuda"
+    return Updater(
+        model,
+        optimizers,
+        [(config.lift, config.clip), (config.estimator_lift, config.estimator_clip)],
+        rows,
+        config.micro_batch or rows,
+        unit,
+        watch,
+        None if watch or not graphs or ranks.size > 1 else CUDAGraphs(),
+        min(config.log_every, AHEAD),
+        ranks,
+    )

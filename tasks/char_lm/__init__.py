@@ -9,7 +9,7 @@ from dnirnn import DistilledStream
 from dnirnn.codistillation import CodistilledStream, Exchange, share_of, store_of_environment
 from dnirnn.config.parallel import in_parts
 from dnirnn.config.saved import remembered
-from dnirnn.config.task import Figure, Task, steps_per_update
+from dnirnn.config.task import Figure, Task, chunk_steps, steps_per_update
 from dnirnn.data import Stream, TextStream, Vocabulary, Words
 from dnirnn.data.corpus import SPLITS, Corpus, builtin, cached, compact, penn_treebank, pieces
 from dnirnn.model import SequenceModel
@@ -58,7 +58,7 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
         if options.worker is None:
             raise ValueError("--codistill needs --worker and --workers, which torchrun says")
         symbols["train"] = share_of(symbols["train"], options.worker, options.workers)
-    count, needed = len(symbols["train"]), options.batch * (steps or options.truncation)
+    count, needed = len(symbols["train"]), options.batch * (steps or chunk_steps(options))
     if count < needed:
         raise ValueError(
             f"corpus {corpus.name} has {count:,} training symbols; {options.batch} sequences of"

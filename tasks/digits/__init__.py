@@ -7,6 +7,8 @@ digits were threes. So A must tell B what A itself is never asked.
 Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017, section
 3.2. Of the task's details the paper leaves some open; here a sequence is a number of windows of
 T * T digits, and the state starts anew with it, so that both networks can know where a window ends.
+What is cut there, and with --cuts messages here, is A in time and the messages; only that of a window's
+last tick is heard by B in the same chunk, and learns from B uncut.
 """
 
 import dataclasses
@@ -62,7 +64,7 @@ class CountingOptions(OptionGroup):
         place=True,
     )
     period: int = option(
-        3,
+        4,
         "T: digits from one tick of network B to the next, which A counts the odd ones of; B counts"
         " the 3s of T * T",
         "STEPS",
@@ -81,6 +83,14 @@ class CountingOptions(OptionGroup):
         choices=TRAININGS,
         shown="dni, unless they say otherwise",
         remembered=False,
+    )
+    cuts: str | None = option(
+        None,
+        "what is cut at each of B's ticks: messages (network A in time, and what the two say to each"
+        " other; B is carried back through the T ticks of its own window, as the paper has it) or ticks"
+        " (B too, whose own next ticks are predicted)",
+        choices=("messages", "ticks"),
+        shown="messages; ticks with --parallel decoupled",
     )
     message_delay: int | None = option(
         None, "ticks of B that A hears its word late, so that it need not wait for one", "TICKS",
@@ -114,7 +124,11 @@ class DigitsOptions(CountingOptions, NetworkOptions, TaskOptions):
             object.__setattr__(self, "truncation", self.period)
         if self.message_delay is None:
             object.__setattr__(self, "message_delay", int(in_parts(self)))
+        if self.cuts is None:
+            object.__setattr__(self, "cuts", "ticks" if in_parts(self) else "messages")
         check_in_parts(self)
+        if in_parts(self) and self.cuts != "ticks":
+            raise ValueError(f"--parallel decoupled cuts B at its ticks: --cuts ticks; got {self.cuts}")
         if in_parts(self) and {self.truncation, self.update_steps or self.period} != {self.period}:
             raise ValueError(
                 "--parallel decoupled updates at every tick: --truncation and --update-steps must be"
@@ -247,7 +261,10 @@ def make(options: DigitsOptions, pixels: int) -> SequenceModel:
     with torch.device("meta"):
         message = options.core.build(1).output_size
     fast = options.core.build(options.front[-1] + message)
-    core = Hierarchy(fast, options.core.build(message), options.period, options.message_delay)
+    # Where nothing is cut within T * T steps, B is carried back so far anyway.
+    cut = options.cuts == "messages" and options.truncation < options.period**2
+    back = options.period if cut else 1
+    core = Hierarchy(fast, options.core.build(message), options.period, back, options.message_delay)
     truncated = make_truncated(options, core, options.period + options.period**2 + 2)
     loss = partial(answer_nats, period=options.period)
     told = partial(spell, period=options.period)

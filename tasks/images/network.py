@@ -47,6 +47,7 @@ class Truncation(nn.Module):
 
     truncation = 1
     open_cuts = None
+    overlap = 0
 
     def __init__(self, cuts: Cuts):
         super().__init__()
