@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 from command_line import refused
-from rank_runs import LOST, codes_of, kill_at, run
-from small_runs import assert_same_but_for_rng, one_thread  # noqa: F401
+from rank_runs import LOST, codes_of, command, run
+from small_runs import assert_same_but_for_rng, rows_of
 from strategies import assert_close
 from torch import nn
 from torch.nn import functional as F
@@ -68,6 +68,25 @@ def learned(part: HierarchyParallel, sequences: int = 3, before=lambda tick: Non
 
 def of_side(part: HierarchyParallel) -> list:
     return [[p.tolist() for p in side.parameters()] for side in (part.fast, part.slow) if side is not None]
+
+
+@pytest.mark.parametrize("late", [0, 1, 7])
+def test_the_parts_say_what_the_hierarchy_says(late):
+    """Loss by loss and in the last state, where the weights stay; each sequence begins anew."""
+    part = part_of(late, dnirnn.ZeroGradient, partial(torch.optim.SGD, lr=0.0))
+    core, encoder, readouts = part.whole[:3]
+    draw = torch.Generator().manual_seed(1)
+    found = torch.tensor(learned(part, sequences=2), dtype=torch.float64)
+    expected = []
+    for _ in range(2):
+        x = torch.stack([torch.randn(PERIOD, ROWS, 2, generator=draw, dtype=torch.float64) for _ in range(TICKS)])
+        outputs, _ = core(encoder(x.flatten(0, 1)), core.initial_state(ROWS).double())
+        fast, slow = outputs.unflatten(0, (TICKS, PERIOD)).split(WIDTH, -1)
+        for tick in range(TICKS):
+            y, given = x[tick].sum(2), (fast[tick], slow[tick, -1:])
+            said = [readout(one)[..., 0] for readout, one in zip(readouts, given)]
+            expected.append([(one - y[-len(one) :]).square().sum() / ROWS for one in said])
+    assert_close(found, torch.tensor([[float(x) for x in one] for one in expected], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("late", [0, 1, 3])
@@ -231,29 +250,26 @@ def words(folder, *more: str) -> list[str]:
     return [*said.split(), "--quiet", "--threads", "1", "--out", str(folder), *more]
 
 
-def trained(said: list[str], kill: tuple[int, int] | None = None):
-    def work(ranks):
-        torch.distributed.destroy_process_group()  # it joins the ranks itself
-        if kill is not None and ranks.rank == kill[0]:
-            kill_at("put", kill[1])
-        code = main(said)
-        os._exit(LOST if code == 1 else code)
-
-    return work
-
-
 def test_digits_in_two_processes_are_one_run_where_one_is_killed(tmp_path):
     """Saved in the middle of a sequence, with words that are still to be heard."""
     images.load("builtin", None)  # what reads them need not be imported in each process
     more = ("--message-delay", "2")
     assert main(words(tmp_path / "one", *more)) == 0
-    codes = codes_of(2, trained(words(tmp_path / "two", *more), kill=(0, 79)))
+    codes = codes_of(2, command(words(tmp_path / "two", *more), kill=(0, 79)))
     assert codes == [-signal.SIGKILL, LOST]
     (saved, *_) = checkpoints(tmp_path / "two" / "checkpoints")[-1:]
     assert update_of(saved) % 6, "a sequence of 6 ticks had not ended"
-    assert codes_of(2, trained(words(tmp_path / "two", *more))) == [0, 0]
+    assert codes_of(2, command(words(tmp_path / "two", *more))) == [0, 0]
     assert_same_but_for_rng(tmp_path / "two", tmp_path / "one")
     assert main(["eval", str(tmp_path / "two"), "--split", "valid"]) == 0
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_late_messages_and_a_slow_rank_stop_no_network(slow, tmp_path):
+    said = words(tmp_path, "--staleness", "2", "--symbols", "160")
+    images.load("builtin", None)
+    assert codes_of(2, command(said, slow=slow)) == [0, 0]
+    assert [row["update"] for row in rows_of(tmp_path) if row["kind"] == "train"] == [5, 10, 15, 20]
 
 
 def test_what_networks_in_parts_can_t_do_is_refused_by_name(tmp_path, capsys):

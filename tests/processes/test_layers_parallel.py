@@ -1,6 +1,5 @@
 """The layers of a character model as parts, in one process and in several: the same run. Gloo."""
 
-import os
 import signal
 
 import pytest
@@ -8,11 +7,10 @@ import torch
 from command_line import refused
 from hypothesis import given
 from hypothesis import strategies as st
-from rank_runs import LOST, codes_of, kill_at
+from rank_runs import LOST, codes_of, command
 from small_runs import (
     assert_equal_runs,
     assert_same_but_for_rng,
-    one_thread,  # noqa: F401
     rows_of,
 )
 from strategies import assert_close
@@ -98,26 +96,15 @@ def corpus(tmp_path_factory):
 
 def words(corpus, folder, *more: str) -> list[str]:
     said = "train char-lm --core deep --layers 3 --hidden 8 --embedding 4 --batch 4 --truncation 4"
-    said += " --residual --symbols 960 --evaluate-every 480 --log-every 160 --estimator-hidden linear"
+    said += " --residual --symbols 960 --evaluate-every 480 --log-every 160 --estimator dni --estimator-hidden linear"
     said += " --layer-predictor-hidden 6 --parallel decoupled --staleness 0 --quiet --threads 1"
     return [*said.split(), "--corpus", str(corpus), "--out", str(folder), *more]
-
-
-def trained(said: list[str], kill: tuple[int, int] | None = None):
-    def work(ranks):
-        torch.distributed.destroy_process_group()  # it joins the ranks itself
-        if kill is not None and ranks.rank == kill[0]:
-            kill_at("put", kill[1])
-        code = main(said)
-        os._exit(LOST if code == 1 else code)
-
-    return work
 
 
 @pytest.fixture(scope="module")
 def whole_run(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("layers") / "whole"
-    assert codes_of(2, trained(words(corpus, folder))) == [0, 0]
+    assert codes_of(2, command(words(corpus, folder))) == [0, 0]
     return folder
 
 
@@ -134,10 +121,18 @@ def test_layers_in_processes_are_those_of_one_process(corpus, whole_run, tmp_pat
 
 def test_a_killed_rank_of_layers_loses_nothing(corpus, whole_run, tmp_path):
     said = words(corpus, tmp_path / "run")
-    codes = codes_of(2, trained(said, kill=(0, 41)))
+    codes = codes_of(2, command(said, kill=(0, 41)))
     assert codes == [-signal.SIGKILL, LOST]
-    assert codes_of(2, trained(said)) == [0, 0]
+    assert codes_of(2, command(said)) == [0, 0]
     assert_equal_runs(tmp_path / "run", whole_run)
+
+
+def test_late_messages_and_a_slow_rank_stop_no_layer(corpus, tmp_path):
+    more = "--staleness 2 --smoothing 0.1 --layer-dropout 0.2 --dropout 0.1".split()
+    assert codes_of(2, command(words(corpus, tmp_path, *more), slow=1)) == [0, 0]
+    rows = [row for row in rows_of(tmp_path) if row["kind"] == "train"]
+    assert rows[-1]["update"] == 60 and rows[-1]["bits"] < rows[0]["bits"]
+    assert all(row["estimator_error"] > 0 for row in rows)
 
 
 def test_what_layers_in_parts_can_t_do_is_refused_by_name(corpus, tmp_path, capsys):
@@ -153,4 +148,4 @@ def test_what_layers_in_parts_can_t_do_is_refused_by_name(corpus, tmp_path, caps
         (["--parallel", "data"], "--staleness goes with --parallel decoupled only"),
     ):
         refused(capsys, [*words(corpus, tmp_path / "no"), *more], said)
-    assert codes_of(4, trained(words(corpus, tmp_path / "many"))) == [2] * 4
+    assert codes_of(4, command(words(corpus, tmp_path / "many"))) == [2] * 4
