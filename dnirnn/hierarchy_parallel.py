@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dnirnn.boundary import Interface
-from dnirnn.checks import check_instances, check_knobs, check_list, check_sizes
+from dnirnn.checks import check_instances, check_knobs, check_list, check_sizes, shown
 from dnirnn.cuts import cut, receive
 from dnirnn.decoupled import step
 from dnirnn.distributed import reaching
@@ -81,6 +81,13 @@ class HierarchyParallel(nn.Module):
         check_instances(nn.Module, encoder=encoder)
         check_sizes(0, staleness=staleness)
         check_knobs(delay=delay)
+        if delay >= 3600:
+            raise ValueError(f"delay must be seconds, below an hour; got {delay!r}")
+        if not isinstance(losses, (list, tuple)) or not all(map(callable, losses)):
+            raise TypeError(f"losses must be a list of functions of (outputs, y); got {shown(losses)}")
+        check_list("optimizers", optimizers, tuple)
+        for several in optimizers:
+            check_list("optimizers", several, Optimizer)
         check_list("in_time", in_time, GradientEstimator)
         check_list("cuts", cuts, GradientEstimator)
         for name, given in dict(losses=losses, in_time=in_time, cuts=cuts, optimizers=optimizers).items():

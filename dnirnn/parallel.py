@@ -88,7 +88,7 @@ class DecoupledParallel(nn.Module):
                 check_list("optimizers", several, Optimizer)
         check_list("estimator_optimizers", estimator_optimizers, (Optimizer, type(None)))
         if delay >= 3600:
-            raise ValueError(f"delay must be seconds, not negative; got {delay!r}")
+            raise ValueError(f"delay must be seconds, below an hour; got {delay!r}")
         if not modules:
             raise ValueError("modules must be at least one on every rank; got none")
         alone = group is None and not dist.is_initialized()

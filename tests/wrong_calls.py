@@ -44,6 +44,18 @@ def decoupled():
     )
 
 
+def two_networks():
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)
+    return dict(
+        core=dnirnn.Hierarchy(dnirnn.LSTM(5, 4), dnirnn.LSTM(4, 2), 2),
+        encoder=nn.Identity(),
+        losses=[nn.functional.mse_loss] * 2,
+        in_time=[dnirnn.SyntheticGradient(8), dnirnn.SyntheticGradient(4)],
+        cuts=[dnirnn.SyntheticGradient(4, scale=1.0), dnirnn.SyntheticGradient(2, scale=1.0)],
+        optimizers=[(optimizer,), (optimizer,)],
+    )
+
+
 def trainer():
     truncated = dnirnn.Truncated(core(), 2, dnirnn.ZeroGradient())
     model = dnirnn.model.SequenceModel(nn.Embedding(5, 3), truncated, nn.Linear(4, 5), NAN)
@@ -131,7 +143,7 @@ CALLS = {
     "Hierarchy": (
         dnirnn.Hierarchy,
         dict(fast=dnirnn.LSTM(5, 4), slow=dnirnn.LSTM(4, 2), period=2),
-        dict(fast=CORE, slow=CORE, period=SIZE),
+        dict(fast=CORE, slow=CORE, period=SIZE, back=SIZE, delay=COUNT),
     ),
     "Hierarchy.truncate": (
         dnirnn.Hierarchy(dnirnn.LSTM(5, 4), dnirnn.LSTM(4, 2), 2).truncate,
@@ -218,7 +230,21 @@ CALLS = {
             probability=[0, 1.1, *AMOUNT],
         ),
     ),
-    "DecoupledParallel": (  # on one rank alone it goes no further
+    "HierarchyParallel": (
+        dnirnn.HierarchyParallel,
+        two_networks,
+        dict(
+            core=[None, 3, "core", dnirnn.LSTM(3, 4), dnirnn.Hierarchy(dnirnn.LSTM(5, 4), dnirnn.LSTM(4, 2), 2, 3)],
+            encoder=[None, 3, "x", dnirnn.LSTM],
+            losses=[None, 3, [], ["mse", "mse"]],
+            in_time=[None, 3, [], [None, None], [nn.Linear(4, 4)]],
+            cuts=[None, 3, [], [None, None], [nn.Linear(4, 4)]],
+            optimizers=[None, 3, [], ["adam", "adam"], [(3.0,), (3.0,)]],
+            staleness=COUNT,
+            delay=[3600, *AMOUNT],
+        ),
+    ),
+    "DecoupledParallel": (
         dnirnn.DecoupledParallel,
         decoupled,
         dict(
