@@ -87,7 +87,8 @@ def measured(make: Callable, processes: int, case: Namespace) -> dict:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = mp.get_context("fork")
+    # Threads of OpenMP do not outlive a fork: a process of several begins anew.
+    context = mp.get_context("spawn" if processes == 1 else "fork")
     rows, found, end = context.Queue(), [], time.monotonic() + limit_of(case)
     ranks = [
         context.Process(target=work, args=(make, rank, processes, port, case, rows), daemon=True)
