@@ -21,6 +21,7 @@ from dnirnn.version import __version__
 # Imported when asked for: what a core and its cuts do not need.
 LATER = {
     "DecoupledParallel": "dnirnn.parallel",
+    "HierarchyParallel": "dnirnn.hierarchy_parallel",
     "Distillation": "dnirnn.distillation",
     "DynamicEvaluation": "dnirnn.dynamic_evaluation",
     "LoadedRun": "dnirnn.config.load",
@@ -47,6 +48,7 @@ __all__ = [
     "FromTorch",
     "GRU",
     "Hierarchy",
+    "HierarchyParallel",
     "Interface",
     "LSTM",
     "LoadedRun",

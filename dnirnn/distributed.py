@@ -173,6 +173,7 @@ class Ranks:
     """
 
     rank, size, lockstep = 0, 1, True
+    group: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -224,6 +225,10 @@ class Ranks:
 
     def gathered(self, value: T) -> list[T]:
         """What every rank gives, on the first; nothing on the others."""
+        return [value]
+
+    def from_each(self, value: T) -> list[T]:
+        """What every rank gives, on all of them."""
         return [value]
 
 
@@ -325,11 +330,10 @@ class PartRanks(TorchRanks):
     def count(self, batch: Batch) -> int:
         return batch.count()
 
-    def from_each(self, own: Any) -> list:
-        """What every rank gives, on all of them."""
+    def from_each(self, value: Any) -> list:
         found = [None] * self.size
         with reaching():
-            dist.all_gather_object(found, own, group=self.group)
+            dist.all_gather_object(found, value, group=self.group)
         return found
 
 

@@ -47,6 +47,11 @@ class Hierarchy(Core):
         predicted. A message is carried over up to back - 1 cuts, and what is predicted for it is
         discounted at each: an estimator with a discount of 0.1 hardly learns of the first ones.
 
+    delay: in ticks, that the fast network hears late what the slow one said: in the place of m what it
+        said so many ticks before m, so that it need not wait for a tick to go on, in a process of its
+        own as in :class:`dnirnn.HierarchyParallel`. In the place of m the state then has the slow
+        network's last delay + 1 words, m the last.
+
     Raises TypeError for what is no Core or a period that is no int, ValueError for a period below 1
     or sizes that do not fit.
 
@@ -56,10 +61,11 @@ class Hierarchy(Core):
 
     reads_t = True
 
-    def __init__(self, fast: Core, slow: Core, period: int, back: int = 1):
+    def __init__(self, fast: Core, slow: Core, period: int, back: int = 1, delay: int = 0):
         super().__init__()
         check_core(fast=fast, slow=slow)
         check_sizes(period=period, back=back)
+        check_sizes(0, delay=delay)
         if slow.input_size != fast.output_size:
             raise ValueError(
                 f"slow must take fast's output of {fast.output_size};"
@@ -70,10 +76,11 @@ class Hierarchy(Core):
                 f"fast must take an input and slow's output of {slow.output_size} together;"
                 f" its input_size is {fast.input_size}"
             )
-        self.fast, self.slow, self.period, self.back = fast, slow, period, back
+        self.fast, self.slow, self.period = fast, slow, period
+        self.back, self.delay = back, delay
         self.input_size = fast.input_size - slow.output_size
         self.output_size = fast.output_size + slow.output_size
-        self.sizes = [fast.state_size, slow.state_size, slow.output_size]
+        self.sizes = [fast.state_size, slow.state_size, (1 + delay) * slow.output_size]
         if back > 1:
             self.sizes.append(back * fast.output_size)
         self.state_size = sum(self.sizes)
@@ -84,17 +91,20 @@ class Hierarchy(Core):
         return with_t(torch.cat([*states, rest], 1), 0)
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        fast, slow, message, *heard = state_BS.split(self.sizes, 1)
-        output, fast = step(self.fast, torch.cat([x_BI, message.to(x_BI.dtype)], 1), fast, t)
+        fast, slow, words, *heard = state_BS.split(self.sizes, 1)
+        hears, message = self.ends(words)
+        output, fast = step(self.fast, torch.cat([x_BI, hears.to(x_BI.dtype)], 1), fast, t)
         ticks = (t + 1) % self.period == 0
         if isinstance(ticks, Tensor) or ticks:
-            said, ticked, hears = self.tick(output, slow, heard, t // self.period)
+            said, ticked, now = self.tick(output, slow, heard, t // self.period)
+            after = self.then(words, said)
             if isinstance(ticks, Tensor):
-                said = torch.where(ticks[:, None], said, message)
+                after = torch.where(ticks[:, None], after, words)
                 ticked = torch.where(ticks[:, None], ticked, slow)
-                hears = [torch.where(ticks[:, None], one, kept) for one, kept in zip(hears, heard)]
-            slow, message, heard = ticked, said, hears
-        state = torch.cat([fast, slow, message, *heard], 1)
+                now = [torch.where(ticks[:, None], one, kept) for one, kept in zip(now, heard)]
+            slow, words, heard = ticked, after, now
+            message = self.ends(words)[1]
+        state = torch.cat([fast, slow, words, *heard], 1)
         return torch.cat([output, message.to(output.dtype)], 1), state
 
     def tick(
@@ -140,21 +150,32 @@ class Hierarchy(Core):
     ) -> tuple[Tensor, Tensor]:
         if reset is not None or isinstance(t0, Tensor):
             return super().forward(x_TBI, state_BS, t0, reset)
-        fast, slow, message, *heard = state_BS.split(self.sizes, 1)
+        fast, slow, words, *heard = state_BS.split(self.sizes, 1)
         outputs, begin, steps = [], 0, len(x_TBI)
         while begin < steps:
             t = t0 + begin
             end = min(begin + self.period - t % self.period, steps)
             # m changes only with the last step before `end`, after the fast network read it.
-            held = message.to(x_TBI.dtype).expand(end - begin, -1, -1)
+            hears, message = self.ends(words)
+            held = hears.to(x_TBI.dtype).expand(end - begin, -1, -1)
             output, fast = self.fast(torch.cat([x_TBI[begin:end], held], 2), fast, t)
-            held = held.to(output.dtype)
+            held = message.to(output.dtype).expand(end - begin, -1, -1)
             if (t0 + end) % self.period == 0:
-                message, slow, heard = self.tick(output[-1], slow, heard, t // self.period)
-                held = torch.cat([held[:-1], message[None].to(output.dtype)])
+                said, slow, heard = self.tick(output[-1], slow, heard, t // self.period)
+                held = torch.cat([held[:-1], said[None].to(output.dtype)])
+                words = self.then(words, said)
             outputs.append(torch.cat([output, held], 2))
             begin = end
-        return torch.cat(outputs), torch.cat([fast, slow, message, *heard], 1)
+        return torch.cat(outputs), torch.cat([fast, slow, words, *heard], 1)
+
+    def ends(self, words: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the fast network hears, what the slow one said last) of the words in the state."""
+        size = self.slow.output_size
+        return words[:, :size], words[:, -size:]
+
+    def then(self, words: Tensor, said: Tensor) -> Tensor:
+        """The words after a tick."""
+        return torch.cat([words[:, self.slow.output_size :], said], 1) if self.delay else said
 
     def truncate(
         self, training: str, ticks: int, estimator: GradientEstimator | None = None
@@ -184,7 +205,8 @@ class Hierarchy(Core):
         return SyntheticGradient(self.state_size, device=parameter.device, dtype=parameter.dtype)
 
     def extra_repr(self) -> str:
-        return f"period={self.period}" + (f", back={self.back}" if self.back > 1 else "")
+        said = f"period={self.period}" + (f", back={self.back}" if self.back > 1 else "")
+        return said + (f", delay={self.delay}" if self.delay else "")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,6 @@
 """DecoupledParallel: the modules of a Decoupled network in processes of their own."""
 
-import queue
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,14 +12,10 @@ from torch.optim import Optimizer
 from dnirnn.checks import check_knobs, check_list, check_sizes, shown
 from dnirnn.cuts import cut, receive, send
 from dnirnn.decoupled import step, told
-from dnirnn.distributed import RankLost, reaching
+from dnirnn.distributed import reaching
 from dnirnn.estimators import GradientEstimator, ZeroGradient
-from dnirnn.interface import Interface, fit, make_probe
-
-# A message is a header, then a tensor: the update's number, the dtype, the dimensions, the shape.
-HEADER = 10
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-BYE = -1
+from dnirnn.interface import Interface, backward, make_probe
+from dnirnn.messages import Neighbour
 
 
 class DecoupledParallel(nn.Module):
@@ -42,21 +35,23 @@ class DecoupledParallel(nn.Module):
     update="unlocked", to the last bit.
 
     modules: this rank's, in the order of the forward pass. One that is itself cut in time may return
-        (h, interfaces), those of its Truncated.
+        (h, interfaces), those of its Truncated, whose estimators are fitted on the spot.
     estimators: one above each module but the network's last. The one above the rank's last module is
         fitted to what comes down from the next rank.
-    loss: loss(output, y), the mean over rows; called on the last rank.
-    optimizers, estimator_optimizers: one each, or None where there is nothing to step.
+    loss: loss(output, y), the mean over rows unless ``unit`` says otherwise; called on the last rank.
+    optimizers, estimator_optimizers: one each, or None where there is nothing to step. A tuple of
+        them for a module whose cuts in time have an optimizer of their own.
     staleness: how many batches the estimator's targets may be behind: with more than so many of them
         missing the rank waits for the oldest. ``waits`` counts that.
     delay: seconds that every message to this rank takes longer, to see what a slow link costs.
-    group: the ranks, in order; None: all there are.
+    group: the ranks, in order; None: all there are. Where torch.distributed was not begun, this
+        process alone, which has all modules.
 
     All ranks make it together. :meth:`settle` waits for the targets on their way, before weights are
     saved or compared; :meth:`close` ends it.
 
     waits, waited: how often and how many seconds it waited, for the rank below or for a target.
-    sent_bytes: what it sent.
+    sent_bytes: what it sent. errors: those of the regressions in the last update, 0-d tensors.
 
     Messages are isend and recv of torch.distributed over gloo, so tensors are on the CPU.
 
@@ -73,7 +68,7 @@ class DecoupledParallel(nn.Module):
         modules: Sequence[nn.Module],
         estimators: Sequence[GradientEstimator],
         loss: Callable[[Tensor, Tensor], Tensor],
-        optimizers: Sequence[Optimizer | None],
+        optimizers: Sequence[Optimizer | tuple[Optimizer, ...] | None],
         estimator_optimizers: Sequence[Optimizer | None],
         *,
         staleness: int = 1,
@@ -87,13 +82,18 @@ class DecoupledParallel(nn.Module):
             raise TypeError(f"loss must be a function of (output, y); got {shown(loss)}")
         check_list("modules", modules, nn.Module)
         check_list("estimators", estimators, GradientEstimator)
-        check_list("optimizers", optimizers, (Optimizer, type(None)))
+        check_list("optimizers", optimizers, (Optimizer, tuple, type(None)))
+        for several in optimizers:
+            if isinstance(several, tuple):
+                check_list("optimizers", several, Optimizer)
         check_list("estimator_optimizers", estimator_optimizers, (Optimizer, type(None)))
         if delay >= 3600:
-            raise ValueError(f"delay must be seconds, not negative; got {delay!r}")
+            raise ValueError(f"delay must be seconds, below an hour; got {delay!r}")
         if not modules:
             raise ValueError("modules must be at least one on every rank; got none")
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        alone = group is None and not dist.is_initialized()
+        self.rank = 0 if alone else dist.get_rank(group)
+        self.size = 1 if alone else dist.get_world_size(group)
         self.last = self.rank == self.size - 1
         cuts = len(modules) - self.last
         for name, found, wanted in (
@@ -109,24 +109,36 @@ class DecoupledParallel(nn.Module):
         self.optimizers, self.estimator_optimizers = list(optimizers), list(estimator_optimizers)
         self.update, self.waits, self.waited = 0, 0, 0.0
         self.kept: dict[int, tuple[Interface, float]] = {}
+        self.errors: list[Tensor] = []
+        self.below: Neighbour | None = None
+        self.above: Neighbour | None = None
+        if self.size == 1:
+            return
         members = dist.get_process_group_ranks(group or dist.group.WORLD)
         # Of its own, so that its messages and others' collectives don't meet.
         with reaching():
             self.group = dist.new_group(members, backend="gloo")
-        self.below = None if self.rank == 0 else Neighbour(members[self.rank - 1], self.group, delay)
-        self.above = None if self.last else Neighbour(members[self.rank + 1], self.group, delay)
+        if self.rank > 0:
+            self.below = Neighbour(members[self.rank - 1], self.group, delay)
+        if not self.last:
+            self.above = Neighbour(members[self.rank + 1], self.group, delay)
 
-    def learn(self, x: Any, y: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
+    def learn(
+        self, x: Any, y: Any, context: Tensor | None = None, unit: float | None = None
+    ) -> dict[str, Tensor]:
         """Takes the next batch in: an update of every module of this rank.
 
         x: the network's input; read by the first rank. y: the loss's targets [B, ...], read by the
-        last one. context: [B, C], for estimators that need one.
+        last one. context: [B, C], for estimators that need one. unit: by what the loss multiplies a
+        row's own loss (see :func:`dnirnn.backward`); None: 1 / B, as a mean does.
 
         Returns detached 0-d tensors: ``loss`` on the last rank, and ``estimator_error`` meaned over the
         regressions that were done, where there was one.
         """
         self.update += 1
-        unit, errors, found = 1 / len(y), [], {}
+        unit = 1 / len(y) if unit is None else unit
+        errors: list[Tensor] = []
+        found: dict[str, Tensor] = {}
         given: Any = x
         # What caught the gradient of this module's input, and the cut below it on this rank.
         caught: Any = None
@@ -142,15 +154,16 @@ class DecoupledParallel(nn.Module):
             if i < len(self.estimators):
                 estimator = self.estimators[i]
                 _, interface = cut(h, estimator, told(estimator, context))
-                pass_back(interface, in_time, caught, unit)
+                errors += pass_back(interface, in_time, caught, unit)
                 onward, next_caught = catch(h.detach())
             else:
                 onward = next_caught = None
                 loss = self.loss(h, y)
-                pass_back(loss, in_time, caught, unit)
+                errors += pass_back(loss, in_time, caught, unit)
                 found["loss"] = loss.detach()
-            errors += [fit(in_time, unit)["estimator_error"]] if in_time else []
-            step(self.optimizers[i])
+            optimizer = self.optimizers[i]
+            for each in optimizer if isinstance(optimizer, tuple) else (optimizer,):
+                step(each)
             if lower is not None:
                 errors += self.fit(i - 1, lower, unit, caught.probe.grad)
             elif self.below is not None:
@@ -161,6 +174,7 @@ class DecoupledParallel(nn.Module):
             errors += [error for target in self.above.arrived() for error in self.take(*target)]
             while len(self.kept) > self.staleness:
                 errors += self.take(*self.wait(self.above.get))
+        self.errors = errors
         return {**found, "estimator_error": torch.stack(errors).mean()} if errors else found
 
     def take(self, number: int, target: Tensor) -> list[Tensor]:
@@ -225,111 +239,25 @@ def catch(h: Tensor) -> tuple[Tensor, Interface]:
 
 def pass_back(
     top: Interface | Tensor, in_time: list[Interface], caught: Interface | None, unit: float
-) -> None:
-    """One backward pass of a module: from the cut above it or the loss, and from its cuts in time."""
-    ends, seeds = [], []
-    for one in in_time:
-        assert one.probe is not None and one.synthetic is not None, "a live cut"
-        one.probe.reached = True
-        ends.append(one.end)
-        seeds.append(unit * one.synthetic)
-    if isinstance(top, Tensor):
-        torch.autograd.backward([top, *ends], [None, *seeds])
-    elif not ends:
+) -> list[Tensor]:
+    """One backward pass of a module: from the cut above it or the loss, and from its cuts in time.
+
+    Returns the error of the regressions at these, where there are any with an estimator.
+    """
+    loss: Any = top
+    if isinstance(top, Interface) and not in_time:
         send(top, [] if caught is None else [caught], unit)
-    elif top.estimator.bootstrap(top) is not None:
-        raise ValueError("a module that is cut in time needs an estimator above whose discount is its scale")
-    elif top.synthetic is None:
-        torch.autograd.backward(ends, seeds)
-    else:
-        torch.autograd.backward([top.end, *ends], [unit * top.synthetic, *seeds])
+        loss = None
+    elif isinstance(top, Interface):
+        loss = sent_back(top, unit)
+    found = {} if loss is None else backward(loss, in_time, unit)
     if caught is not None and caught.probe is not None and caught.probe.grad is None:
         caught.probe.grad = torch.zeros_like(caught.probe)
+    return [found["estimator_error"]] if found else []
 
 
-class Neighbour:
-    """The rank above or below: what it sends is received in a thread, and waits here, in order."""
-
-    def __init__(self, rank: int, group: dist.ProcessGroup, delay: float):
-        self.rank, self.group, self.delay = rank, group, delay
-        self.sending: deque = deque()
-        self.sent_bytes = 0
-        self.come: queue.SimpleQueue = queue.SimpleQueue()
-        self.next: Any = None
-        self.thread = threading.Thread(target=self.listen, daemon=True)
-        self.thread.start()
-
-    def put(self, number: int, tensor: Tensor) -> None:
-        """Sends a tensor of that update, without waiting."""
-        tensor = tensor.detach().contiguous()
-        shape = [*tensor.shape, *[0] * (HEADER - 3 - tensor.dim())]
-        header = torch.tensor([number, DTYPES.index(tensor.dtype), tensor.dim(), *shape])
-        self.isend(header)
-        self.isend(tensor)
-        # What is being sent must stay alive; the other side always receives, so this ends.
-        while len(self.sending) > 64:
-            self.sending.popleft()[0].wait()
-
-    def isend(self, tensor: Tensor) -> None:
-        with reaching():
-            self.sending.append((dist.isend(tensor, self.rank, self.group), tensor))
-        self.sent_bytes += tensor.nbytes
-
-    def say_bye(self) -> None:
-        self.isend(torch.full((HEADER,), BYE))
-        with reaching():
-            for work, _ in self.sending:
-                work.wait()
-        self.sending.clear()
-
-    def listen(self) -> None:
-        try:
-            while True:
-                header = torch.empty(HEADER, dtype=torch.int64)
-                dist.recv(header, self.rank, self.group)
-                number, dtype, dims, *shape = header.tolist()
-                if number == BYE:
-                    break
-                tensor = torch.empty(shape[:dims], dtype=DTYPES[dtype])
-                dist.recv(tensor, self.rank, self.group)
-                self.come.put((number, tensor, time.monotonic() + self.delay))
-            self.come.put(RankLost(f"rank {self.rank} has closed its part of the network"))
-        except RuntimeError as error:
-            lost = RankLost(f"rank {self.rank} ended, or can't be reached")
-            lost.__cause__ = error
-            self.come.put(lost)
-
-    def look(self, block: bool) -> bool:
-        """Whether the next message is here; waits for it if asked to."""
-        if self.next is None:
-            try:
-                self.next = self.come.get(block)
-            except queue.Empty:
-                return False
-        if isinstance(self.next, RankLost):
-            if block:
-                raise self.next
-            return False
-        left = self.next[2] - time.monotonic()
-        if left > 0 and block:
-            time.sleep(left)
-        return block or left <= 0
-
-    def get(self, due: int | None = None) -> tuple[Any, bool]:
-        """(the next message, whether it was waited for): its tensor where one of an update is due."""
-        waited = not self.look(False)
-        self.look(True)
-        (number, tensor, _), self.next = self.next, None
-        if due is None:
-            return (number, tensor), waited
-        if number != due:
-            raise RuntimeError(f"rank {self.rank} sent update {number} where {due} is due")
-        return tensor, waited
-
-    def arrived(self) -> list[tuple[int, Tensor]]:
-        """The messages that are here, (number, tensor)."""
-        found = []
-        while self.look(False):
-            found.append(self.next[:2])
-            self.next = None
-        return found
+def sent_back(top: Interface, unit: float) -> Tensor:
+    """A loss whose gradient at the cut's end is what is predicted there, to the bit."""
+    if top.estimator.bootstrap(top) is not None:
+        raise ValueError("a module that is cut in time needs an estimator above whose discount is its scale")
+    return (top.end * (0.0 if top.synthetic is None else unit * top.synthetic)).sum()

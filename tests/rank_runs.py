@@ -11,8 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from small_runs import UPDATES, Recall, make_model, make_trainer
 
+from dnirnn.commands.cli import main
 from dnirnn.distributed import RankLost, joined
-from dnirnn.parallel import Neighbour
+from dnirnn.messages import Neighbour
 from dnirnn.training.trainer import Interrupted
 
 LOST, STOPPED, FAILED = 7, 8, 9  # exit codes: another rank ended; interrupted; anything else
@@ -107,3 +108,36 @@ def kill_at(function: str, call: int) -> None:
         return original(*args, **options)
 
     setattr(owner, function, counted)
+
+
+def command(said: list[str], kill: tuple[int, int] | None = None, slow: int | None = None):
+    """The work of a rank that is this command, which joins the ranks itself.
+
+    kill: (the rank, the n-th message that it sends), by which it is killed. slow: a rank that is slow,
+    where every message is late besides.
+    """
+
+    def work(ranks) -> None:
+        dist.destroy_process_group()
+        if kill is not None and ranks.rank == kill[0]:
+            kill_at("put", kill[1])
+        if slow is not None:
+            make_late(0.003, 0.003 * (ranks.rank == slow))
+        code = main(said)
+        os._exit(LOST if code == 1 else code)
+
+    return work
+
+
+def make_late(delay: float, slow: float) -> None:
+    """Every message to this process takes longer, and it needs longer for every one that it sends."""
+    begin, put = Neighbour.__init__, Neighbour.put
+
+    def late(self, rank, group, _):
+        begin(self, rank, group, delay)
+
+    def slowly(self, *message):
+        time.sleep(slow)
+        put(self, *message)
+
+    Neighbour.__init__, Neighbour.put = late, slowly

@@ -141,6 +141,18 @@ def assert_equal_runs(folder, reference) -> None:
         assert torch.equal(tensor, expected[name]), name
 
 
+def assert_same_but_for_rng(folder, reference) -> None:
+    """The same of runs of so many processes, each of which has random numbers of its own."""
+    assert rows_of(folder) == rows_of(reference)
+    (tensors, state), (expected, expected_state) = end_of(folder), end_of(reference)
+    for one in (state, expected_state):
+        one.pop("others_rng", None), one.pop("rng")
+    assert state == expected_state
+    names = {name for name in (*tensors, *expected) if "rng" not in name}
+    for name in names:
+        assert torch.equal(tensors[name], expected[name]), name
+
+
 PLAIN = dict(optimizer="SGD", estimator_optimizer="SGD", lr=0.1, estimator_lr=0.1, clip=None)
 
 

@@ -145,6 +145,7 @@ CORES = {
     "skip-in-deep": (lambda i, h: Deep([RNN(i, h), Skip(Clock(h, h), bias=-1.0)]), None),
     "example": (lambda i, h: LeakyStack(LSTM(i, h)), "reference"),
     "hierarchy": (lambda i, h: Hierarchy(LSTM(i + h, h), LSTM(h, h), 2), "fused"),
+    "late hierarchy": (lambda i, h: Hierarchy(LSTM(i + h, h), LSTM(h, h), 2, delay=2), "fused"),
     "hierarchy-back": (lambda i, h: Hierarchy(LSTM(i + h, h), LSTM(h, h), 2, back=3), "fused"),
     "hierarchy-3": (
         lambda i, h: Hierarchy(

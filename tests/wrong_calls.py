@@ -17,55 +17,24 @@ from wrong_values import (
     OF_SIZES,
     PROBABILITY,
     SIZE,
+    STATE,
     TENSOR,
     WIDTHS,
     WORD,
+    X,
+    called,
+    core,
+    core_4,
+    decoupled,
+    loss_and_cuts,
+    trainer,
+    two_networks,
 )
 
 import dnirnn
 from dnirnn.data import TextStream, Vocabulary
 from dnirnn.distributed import average_gradients, broadcast, rows_of
 from dnirnn.masks import Masks
-
-X, STATE = torch.zeros(4, 2, 3), torch.zeros(2, 8)
-
-
-def core():
-    return dnirnn.LSTM(3, 4)
-
-
-def core_4():
-    return dnirnn.LSTM(4, 4)
-
-
-def called(estimator=None):
-    """(a Truncated, what a call of it returned)."""
-    truncated = dnirnn.Truncated(core(), 2, estimator or dnirnn.SyntheticGradient(8))
-    return truncated, truncated(X, STATE)
-
-
-def loss_and_cuts():
-    _, (output, _, cuts) = called()
-    return dict(loss=output.sum(), interfaces=cuts)
-
-
-def decoupled():
-    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)
-    return dict(
-        modules=[nn.Linear(3, 4), nn.Linear(4, 2)],
-        estimators=[dnirnn.SyntheticGradient(4)],
-        loss=nn.functional.mse_loss,
-        optimizers=[optimizer, optimizer],
-        estimator_optimizers=[optimizer],
-    )
-
-
-def trainer():
-    truncated = dnirnn.Truncated(core(), 2, dnirnn.ZeroGradient())
-    model = dnirnn.model.SequenceModel(nn.Embedding(5, 3), truncated, nn.Linear(4, 5), NAN)
-    stream = TextStream(torch.zeros(20, dtype=torch.int64), 2, 0)
-    return dict(model=model, stream=stream, config=dnirnn.TrainerConfig(updates=1), folder="run")
-
 
 # name: (what to call, its good arguments, wrong ones). A list is for the keyword of that name; a pair
 # (good arguments, list) where those must be others for the list to be wrong.
@@ -132,7 +101,7 @@ CALLS = {
     "Hierarchy": (
         dnirnn.Hierarchy,
         dict(fast=dnirnn.LSTM(5, 4), slow=dnirnn.LSTM(4, 2), period=2),
-        dict(fast=CORE, slow=CORE, period=SIZE, back=SIZE),
+        dict(fast=CORE, slow=CORE, period=SIZE, back=SIZE, delay=COUNT),
     ),
     "Hierarchy.truncate": (
         dnirnn.Hierarchy(dnirnn.LSTM(5, 4), dnirnn.LSTM(4, 2), 2).truncate,
@@ -219,7 +188,21 @@ CALLS = {
             probability=[0, 1.1, *AMOUNT],
         ),
     ),
-    "DecoupledParallel": (  # on one rank alone it goes no further
+    "HierarchyParallel": (
+        dnirnn.HierarchyParallel,
+        two_networks,
+        dict(
+            core=[None, 3, "core", dnirnn.LSTM(3, 4), dnirnn.Hierarchy(dnirnn.LSTM(5, 4), dnirnn.LSTM(4, 2), 2, 3)],
+            encoder=[None, 3, "x", dnirnn.LSTM],
+            losses=[None, 3, [], ["mse", "mse"]],
+            in_time=[None, 3, [], [None, None], [nn.Linear(4, 4)]],
+            cuts=[None, 3, [], [None, None], [nn.Linear(4, 4)]],
+            optimizers=[None, 3, [], ["adam", "adam"], [(3.0,), (3.0,)]],
+            staleness=COUNT,
+            delay=[3600, *AMOUNT],
+        ),
+    ),
+    "DecoupledParallel": (
         dnirnn.DecoupledParallel,
         decoupled,
         dict(

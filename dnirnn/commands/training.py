@@ -220,6 +220,8 @@ def network_line(task: Task, options: Any) -> str:
     line += f" {core:,} parameters"
     estimator = sum(parameter.numel() for parameter in model.estimator_parameters())
     line += f" and {estimator:,} in the estimator" if estimator else ""
+    between = sum(p.numel() for one in getattr(model, "cuts", ()) for p in one.parameters())
+    line += f", of which {between:,} in the predictors between parts" if between else ""
     back = f"{options.truncation} steps"
     if options.truncation == "auto":
         bound = options.truncation_bound or BOUND

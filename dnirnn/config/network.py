@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnirnn import Skip, Truncated
+from dnirnn.config.parallel import in_parts, parts_of
 from dnirnn.config.task import Figure, Measure, chunk_steps
 from dnirnn.core import CORES, Core, CoreConfig
 from dnirnn.data import Batch
+from dnirnn.estimators import ByPart, GradientEstimator, ZeroGradient
 from dnirnn.estimators.base import ESTIMATORS, EstimatorConfig, Setting
 from dnirnn.groups import OptionGroup
 from dnirnn.interface import Interface
@@ -195,7 +197,15 @@ def make_truncated(
             raise ValueError(f"{why}: --update-steps must be --truncation {truncation}; got {steps}")
     if all(alone.values()):
         raise ValueError(f"--overlap must be 0 with --open-cuts; got {options.overlap}")
-    estimator = options.estimator.build(setting)
+    if in_parts(options):
+        cores, sizes = zip(*parts_of(core))
+        made = [
+            options.estimator.build(setting._replace(core=one)) if one else ZeroGradient()
+            for one in cores
+        ]
+        estimator: GradientEstimator = ByPart(made, sizes)
+    else:
+        estimator = options.estimator.build(setting)
     return Truncated(core, truncation, estimator, options.open_cuts, options.overlap)
 
 

@@ -3,6 +3,7 @@
 from dnirnn.estimators.auto_scale import AutoScale
 from dnirnn.estimators.base import GradientEstimator, ZeroGradient
 from dnirnn.estimators.bp_lambda import BPLambda
+from dnirnn.estimators.by_part import ByPart
 from dnirnn.estimators.control import Control
 from dnirnn.estimators.conv import ConvSyntheticGradient
 from dnirnn.estimators.diagonal import DiagonalGradient
@@ -13,6 +14,7 @@ from dnirnn.estimators.synthetic import SyntheticGradient
 __all__ = [
     "AutoScale",
     "BPLambda",
+    "ByPart",
     "Control",
     "ConvSyntheticGradient",
     "DiagonalGradient",

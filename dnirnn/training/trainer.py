@@ -174,6 +174,7 @@ class Trainer:
         self.evaluation = Evaluation(training, evaluate, beside)
         parts = training, self.evaluation, self.updater
         self.auto = None if config.truncation_bound is None else AutoTruncation(*parts)
+        self.tells = self.ranks.lockstep or type(stream).observe is not Stream.observe
         self.interrupted: int | None = None
         self.unagreed = 0.0  # seconds of updates that the ranks don't know of one another
         self.unread: list[Made] = []
@@ -250,7 +251,7 @@ class Trainer:
         self.unagreed += seconds
         self.unread.append(Made(mark, steps, targets, batch.final, seconds))
         # A stream is told of every sequence before it begins the next.
-        if self.updater.full or batch.final:
+        if self.updater.full or batch.final and self.tells:
             self.look()
         elif self.ranks.lockstep:
             self.agree()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dnirnn import DistilledStream
 from dnirnn.codistillation import CodistilledStream, Exchange, share_of, store_of_environment
+from dnirnn.config.parallel import in_parts
 from dnirnn.config.saved import remembered
 from dnirnn.config.task import Figure, Task, chunk_steps, steps_per_update
 from dnirnn.data import Stream, TextStream, Vocabulary, Words
@@ -17,6 +18,7 @@ from dnirnn.tasks.char_lm.network import make, restore
 from dnirnn.tasks.char_lm.options import CharLMOptions, WordLMOptions, resolve
 from dnirnn.tasks.char_lm.sampling import sample
 from dnirnn.tasks.char_lm.teachers import distillation_of, fingerprints
+from dnirnn.training.layers import in_layers
 from dnirnn.training.trainer import Trainer
 
 __all__ = [
@@ -102,7 +104,9 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
 
 
 def attach(trainer: Trainer, options: CharLMOptions) -> None:
-    """Has a worker give and take copies before its updates."""
+    """Has layers updated by themselves, or a worker give and take copies before its updates."""
+    if in_parts(options):
+        trainer.updater = in_layers(trainer, options.staleness)
     if not options.codistill:
         return
     stream, prepare = trainer.stream, trainer.prepare

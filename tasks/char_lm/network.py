@@ -2,7 +2,9 @@
 
 from torch import nn
 
+from dnirnn import SyntheticGradient
 from dnirnn.config.network import make_model
+from dnirnn.config.parallel import in_parts
 from dnirnn.data import Vocabulary, Words
 from dnirnn.model import SequenceModel, Tied, symbol_nats
 from dnirnn.tasks.char_lm.options import CharLMOptions, options_of
@@ -11,6 +13,15 @@ from dnirnn.tasks.char_lm.options import CharLMOptions, options_of
 def make(options: CharLMOptions, vocabulary: Vocabulary | Words) -> SequenceModel:
     symbols, width = len(vocabulary), options.embedding
     encoder = nn.Embedding(symbols, width)
+    if in_parts(options):
+        model = make_model(options, encoder, width, symbols, symbol_nats)
+        between = model.truncated.core.cores[:-1]
+        hidden = options.layer_predictor_hidden
+        model.cuts = nn.ModuleList(
+            SyntheticGradient(layer.output_size, hidden, 1.0, 1.0, context_size=symbols)
+            for layer in between
+        )
+        return model
     if not options.tied:
         return make_model(options, encoder, width, symbols, symbol_nats)
 

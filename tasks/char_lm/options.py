@@ -4,11 +4,12 @@ import dataclasses
 from pathlib import Path
 
 from dnirnn.config.network import NetworkOptions
+from dnirnn.config.parallel import Sharing, check_in_parts, in_parts
 from dnirnn.config.saved import from_config
 from dnirnn.config.task import TaskOptions
 from dnirnn.estimators.base import EstimatorConfig
 from dnirnn.groups import OptionGroup
-from dnirnn.options import changed, flag, option
+from dnirnn.options import changed, choice, flag, option
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -122,8 +123,25 @@ class TeacherOptions(OptionGroup):
 
 
 @dataclasses.dataclass(frozen=True, init=False)
+class ProcessOptions(OptionGroup):
+    """processes"""
+
+    parallel: Sharing = choice(Sharing.registry, "data", "what torchrun's processes share")
+    layer_predictor_hidden: tuple = option(
+        (),
+        "with --parallel decoupled: widths of the hidden layers of the predictors between layers, which"
+        " are told the symbol that is to be predicted and learn at --lr",
+        "UNITS",
+        at_least=1,
+        many=int,
+        shown="none: they are linear",
+        needs="in_parts",
+    )
+
+
+@dataclasses.dataclass(frozen=True, init=False)
 class CharLMOptions(
-    TextOptions, TeacherOptions, NetworkOptions, TaskOptions
+    TextOptions, TeacherOptions, NetworkOptions, ProcessOptions, TaskOptions
 ):
     # What trains best for its time, on text: results/README.md, and the recipes.
     lr: float = changed(TaskOptions, "lr", default=2e-3)
@@ -135,6 +153,19 @@ class CharLMOptions(
         defaults={"estimator_hidden": ("linear",)},
     )  # fmt: skip
     estimator_lr: float = changed(TaskOptions, "estimator_lr", default=1e-5)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_in_parts(self, "deep")
+        if not in_parts(self):
+            return
+        for name, given in (("skip_inputs", self.core.skip_inputs), ("tied", self.tied),
+                            ("codistill", self.codistill)):  # fmt: skip
+            if given:
+                raise ValueError(
+                    f"{flag(name)} does not go with --parallel decoupled, where a layer hears the one"
+                    " below it alone"
+                )
 
 
 @dataclasses.dataclass(frozen=True, init=False)

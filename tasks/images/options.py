@@ -10,6 +10,7 @@ from dnirnn import (
     SyntheticGradient,
     ZeroGradient,
 )
+from dnirnn.config.parallel import Sharing
 from dnirnn.config.task import TaskOptions
 from dnirnn.groups import OptionGroup
 from dnirnn.options import Config, Registry, changed, choice, flag, option
@@ -149,30 +150,6 @@ class Random(Unlocked, name="random"):
             raise ValueError(
                 f"--update-probability must be at most 1; got {self.update_probability}"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class Sharing(Config):
-    """What torchrun's processes share; one that --parallel names."""
-
-    registry: ClassVar[Registry] = Registry("parallel")
-
-
-class DataParallel(Sharing, name="data"):
-    """the rows of a batch (not with batch norm, which all layers here have)"""
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoupledParallel(Sharing, name="decoupled"):
-    """the layers: each process holds some of those between cuts, steps on a predictor's output, and does not wait for those above it"""
-
-    staleness: int = option(
-        1,
-        "batches that the targets of the predictor between two processes may be behind; with more of"
-        " them missing the lower one waits",
-        "BATCHES",
-        at_least=0,
-    )
 
 
 @dataclasses.dataclass(frozen=True, init=False)

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import re
 import sys
+import time
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from strategies import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as main
-from benchmarks import depth, processes, ragged, steps
+from benchmarks import depth, ragged, steps
 from benchmarks.cuda import Step, floor_of
+from benchmarks.processes import __main__ as processes
+from benchmarks.processes import cases, chars, network, tables
 from benchmarks.stacks import INPUT, PEERS
 
 
@@ -107,23 +111,104 @@ def test_a_cut_at_every_layer_is_timed(tmp_path, monkeypatch, capsys):
     assert min(found.values()) > 0 and "DNI/backpropagation" in capsys.readouterr().out
 
 
+# Several processes
+
+
+@pytest.fixture
+def one_core(monkeypatch):
+    """Threads that wait for one another take many times as long where others want the cores."""
+    monkeypatch.setattr(cases, "cores", lambda: 1)
+
+
 def test_the_processes_are_compared_with_what_perfect_overlap_gives():
-    setting = dict(ranks_asked=2, delay=10.0, slow=0.0)
-    rows = [
-        dict(way=way, ranks=2, rank=rank, updates=updates, seconds=updates / rate, busy=0.5, mb=1.5,
-             accuracy=None if rank else 0.9, **setting)
-        for way, rate in (("ddp", 20), ("decoupled 1", 40))
-        for updates in (10, 20)
-        for rank in (0, 1)
+    setting = dict(section="real", ranks=2, delay=10.0, slow=0.0)
+    runs = [
+        dict(way=way, updates_per_second=rate, accuracy=right, busy=[0.5, 0.25], mb=[1.5, 1], **setting)
+        for way, rate, right in (("ddp", 20, [0.8, 0.9]), ("decoupled 1", 40, [0.7, 0.85]), ("floor", 50, None))
     ]  # fmt: skip
-    rows += [dict(way="floor", ranks=2, rank=r, alone=(1 + r) / 100, **setting) for r in (0, 1)]
-    *_, ddp, decoupled = processes.table(rows).splitlines()
-    assert ddp == "| 2 | 10.0 | 0.0 | ddp | 20.0 | 40 % | 0.9000 | 0.50 0.50 | 1.50 1.50 |"
-    assert "| decoupled 1 | 40.0 | 80 % |" in decoupled
+    runs.append(dict(way="gpipe 2", failed="it took more than 9 s", **setting))
+    common = dict(section="chars", steps=8, batch=64)
+    for way, rate in (("one", 10), ("ddp", 15), ("ddp, nn.LSTM", 12)):
+        runs.append(dict(way=way, updates_per_second=rate, **common))
+    said = tables.table(runs)
+    assert "| 2 | 10 | 0 | ddp | 20.0 | 40 % | 0.8000 | 0.9000 | 0.50 0.25 | 1.50 1.00 |" in said
+    assert "| decoupled 1 | 40.0 | 80 % |" in said and "| gpipe 2 | it took more than 9 s |" in said
+    assert "| 8 | ddp | 7,680 | 1.50 | 1.25 |" in said
+
+
+def case_of(**more) -> argparse.Namespace:
+    common = dict(seed=0, width=8, layers=5, batch=4, seconds=0.2, rounds=2, ranks=2, steps=3)
+    return argparse.Namespace(**{**common, "delay": 0.0, "slow": 0.0, "work": 0.0, **more})
 
 
 def test_a_pipeline_s_parts_are_the_network_s():
-    options = argparse.Namespace(seed=0, width=8, layers=5, batch=4, slow_seconds=0.0)
-    whole, halves = (torch.nn.Sequential(*processes.parts_of(options, n)) for n in (1, 2))
+    whole, halves = (torch.nn.Sequential(*network.parts_of(case_of(), n, 0.0)) for n in (1, 2))
     x = torch.rand(4, 64)
     assert torch.equal(whole(x), halves(x))
+
+
+@pytest.mark.parametrize("name", ["one", "ddp", "gpipe 2", "1f1b 2", "decoupled 1", "floor"])
+def test_every_way_learns_over_a_slow_link_to_a_slow_rank(name, one_core):
+    network.digits()
+    case = case_of(delay=0.002, slow=0.004, work=0.004)
+    found = cases.measured(network.ways(2, [1], [1])[name], 1 if name == "one" else 2, case)
+    assert found.get("failed") is None and found["updates"] >= 2
+    assert all(one < other for one, other in zip(found["seconds"], found["seconds"][1:]))
+    assert len(found["busy"]) == len(found["mb"]) == (1 if name == "one" else 2)
+    assert (sum(found["mb"]) > 0) == (name not in ("one", "floor"))
+    assert (found["accuracy"] is None) == (name == "floor")
+
+
+def test_a_message_is_late_by_what_its_link_takes():
+    """gpipe's update needs one message up and one down."""
+    network.digits()
+    case = case_of(delay=0.03)
+    found = cases.measured(network.ways(2, [1], [1])["gpipe 2"], 2, case)
+    assert found["updates_per_second"] < 1 / 0.06
+
+
+@pytest.mark.parametrize("name", chars.WAYS)
+def test_a_character_model_is_trained_by_one_process_and_two(name, one_core):
+    found = cases.measured(chars.WAYS[name], 1 if name.startswith("one") else 2, case_of())
+    assert found.get("failed") is None and found["updates_per_second"] > 0
+
+
+def test_a_case_that_hangs_or_fails_is_ended(monkeypatch, capfd):
+    monkeypatch.setattr(cases, "limit_of", lambda case: 1.5)
+
+    def hang(rank, ranks, case):
+        time.sleep(60)
+
+    def fail(rank, ranks, case):
+        raise RuntimeError("no such network")
+
+    assert cases.measured(hang, 2, case_of()) == {"failed": "it took more than 2 s"}
+    assert cases.measured(fail, 2, case_of()) == {"failed": "RuntimeError: no such network"}
+    assert "no such network" in capfd.readouterr().err
+
+
+def test_the_command_says_what_it_takes_and_writes_as_it_goes(tmp_path, capsys, one_core):
+    words = ["--sections", "real", "chars", "--settings", "2,1,0", "--ways", "ddp", "floor", "--seconds", "0.1"]
+    words += ["--rounds", "1", "--width", "8", "--hidden", "4", "--char-batch", "2", "--steps", "2", "--quick"]
+    processes.main([*words, "--batch", "8", "--out", str(tmp_path)])
+    assert re.search(r"^6 cases on \d+ cores: about \d+ minutes, never more than \d+", capsys.readouterr().out)
+    runs = json.loads((tmp_path / "runs.json").read_text())
+    assert [run["way"] for run in runs] == ["ddp", "floor", *chars.WAYS]
+    assert (tmp_path / "table.md").read_text() == tables.table(runs)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_all_that_is_asked_is_planned(quick):
+    options = argparse.Namespace(
+        seed=0, seconds=1, rounds=1, sections=processes.SECTIONS, settings=None, quick=quick,
+        microbatches=[1, 2], staleness=[1, 8], ways=processes.WAYS, work=20, width=8, batch=8, layers=8,
+        hidden=512, char_batch=64, steps=[8, 40],
+    )  # fmt: skip
+    planned = processes.planned(options)
+    minutes = len(planned) * (3 + processes.OVERHEAD) / 60
+    assert not quick or minutes < 15
+    made = {(case.section, case.ranks, case.way.split()[0]) for _, _, case in planned}
+    assert {("simulated", ranks, way) for ranks in (2, 4, 8) for way in processes.WAYS} <= made
+    assert {(c.steps, c.way) for _, _, c in planned if c.section == "chars"} == {
+        (steps, way) for steps in (8, 40) for way in chars.WAYS
+    }

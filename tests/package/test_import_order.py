@@ -23,8 +23,8 @@ ORDER = [
     {"stacks", "hierarchy"},
     {"model"},
     {
-        "fidelity", "distillation", "codistillation", "distributed", "dynamic_evaluation", "parallel",
-        "horizon", "testing",
+        "fidelity", "distillation", "codistillation", "distributed", "dynamic_evaluation", "messages",
+        "parallel", "hierarchy_parallel", "horizon", "testing",
     },
     {"training"},
     {"trainer"},  # where training.trainer was

@@ -27,6 +27,7 @@ WRONG_ELSEWHERE = {
     "TrainerConfig": {"values"},
     "Decoupled": {"synthetic_inputs", "synthetic_input_optimizers"},
     "DecoupledParallel": {"group"},
+    "HierarchyParallel": {"group"},
     "Trainer": {
         "task", "evaluate", "test", "fidelity", "horizon", "prepare", "run_config", "may_change", "restart",
         "resume_with", "quiet", "told", "device", "graphs", "ranks",

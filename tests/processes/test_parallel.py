@@ -7,13 +7,14 @@ from functools import partial
 
 import pytest
 import torch
-from rank_runs import LOST, codes_of, kill_at, run
-from small_runs import assert_equal_runs, rows_of
+from rank_runs import LOST, codes_of, command, run
+from small_runs import assert_equal_runs, assert_same_but_for_rng, rows_of
 from torch import nn
 from torch.nn import functional as F
 
 import dnirnn
 from dnirnn.commands.cli import main
+from dnirnn.data import images
 from dnirnn.parallel import DecoupledParallel
 from dnirnn.training.checkpoint import checkpoints, load
 
@@ -217,22 +218,11 @@ def words(folder, *more: str) -> list[str]:
     return [*said.split(), "--out", str(folder), *more]
 
 
-def images(folder, *more: str, kill: tuple[int, int] | None = None):
-    def work(ranks):
-        # It joins the ranks itself.
-        torch.distributed.destroy_process_group()
-        if kill is not None and ranks.rank == kill[0]:
-            kill_at("put", kill[1])
-        code = main(words(folder, *more))
-        os._exit(LOST if code == 1 else code)
-
-    return work
-
-
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
+    images.load("builtin", None)  # what reads them need not be imported in each process
     folder = tmp_path_factory.mktemp("images") / "whole"
-    assert codes_of(2, images(folder)) == [0, 0]
+    assert codes_of(2, command(words(folder))) == [0, 0]
     return folder
 
 
@@ -246,15 +236,18 @@ def test_a_run_of_parts_is_measured_and_saved_whole(whole_run):
 @pytest.mark.parametrize("victim", [1])
 def test_a_killed_part_loses_nothing(victim, whole_run, tmp_path):
     run_folder = tmp_path / "run"
-    codes = codes_of(2, images(run_folder, kill=(victim, 17)))
+    codes = codes_of(2, command(words(run_folder), kill=(victim, 17)))
     assert codes == [-signal.SIGKILL if rank == victim else LOST for rank in range(2)]
-    assert codes_of(2, images(run_folder)) == [0, 0]
+    assert codes_of(2, command(words(run_folder))) == [0, 0]
     assert_equal_runs(run_folder, whole_run)
 
 
-def test_decoupled_parts_need_processes_and_cuts(tmp_path, capsys):
-    assert main(words(tmp_path / "one")) == 2
-    assert "--parallel decoupled takes several processes" in capsys.readouterr().err
+def test_one_process_that_holds_all_parts_is_the_same_run(whole_run, tmp_path):
+    assert main(words(tmp_path)) == 0
+    assert_same_but_for_rng(tmp_path, whole_run)
+
+
+def test_decoupled_parts_need_cuts(tmp_path, capsys):
     assert main([*words(tmp_path / "one"), "--update", "random"]) == 2
     assert "no --update random" in capsys.readouterr().err
     for more in (["--estimator", "none"], ["--clip", "1"]):

@@ -21,15 +21,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnirnn import Hierarchy
+from dnirnn import Hierarchy, SyntheticGradient
 from dnirnn.config.network import NetworkOptions, assemble, device_of, make_truncated
+from dnirnn.config.parallel import Sharing, check_in_parts, in_parts
 from dnirnn.config.saved import from_config, remembered
 from dnirnn.config.task import Figure, Task, TaskOptions, steps_per_update
 from dnirnn.data import Batch, Stream, images
 from dnirnn.data.images import Images
 from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel
-from dnirnn.options import changed, option
+from dnirnn.options import changed, choice, option
+from dnirnn.tasks.digits.parts import NOT_ASKED, in_networks
+from dnirnn.training.trainer import Trainer
 
 FIGURES = (
     Figure("test_threes", "test, counts of 3s right", "{:.3f}", False),
@@ -44,7 +47,6 @@ DATA = {"split", "data_dir"}  # what `eval` may be told of it
 FOUND = ("pixels", "images_sha256")  # what it adds to a run's configuration
 TRAININGS = ("full", "truncated", "dni")
 COMPARED = {"core": ("lstm",), "training": TRAININGS}
-NOT_ASKED = -1  # in the place of a count
 TESTED = 128  # sequences that an evaluation runs
 
 
@@ -82,13 +84,21 @@ class CountingOptions(OptionGroup):
         shown="dni, unless they say otherwise",
         remembered=False,
     )
-    cuts: str = option(
-        "messages",
+    cuts: str | None = option(
+        None,
         "what is cut at each of B's ticks: messages (network A in time, and what the two say to each"
         " other; B is carried back through the T ticks of its own window, as the paper has it; a message is"
         " then discounted at up to T - 1 cuts, so give a --discount near 1) or ticks (B too, whose own next"
         " ticks are predicted)",
         choices=("messages", "ticks"),
+        shown="messages; ticks with --parallel decoupled",
+    )
+    message_delay: int | None = option(
+        None, "ticks of B that A hears its word late, so that it need not wait for one", "TICKS",
+        at_least=0, shown="0; 1 with --parallel decoupled",
+    )  # fmt: skip
+    parallel: Sharing = choice(
+        Sharing.registry, "data", "what torchrun's processes share; decoupled: A and B, one each"
     )
 
 
@@ -113,6 +123,18 @@ class DigitsOptions(CountingOptions, NetworkOptions, TaskOptions):
             object.__setattr__(self, "truncation", horizon)
         if self.truncation is None:
             object.__setattr__(self, "truncation", self.period)
+        if self.message_delay is None:
+            object.__setattr__(self, "message_delay", int(in_parts(self)))
+        if self.cuts is None:
+            object.__setattr__(self, "cuts", "ticks" if in_parts(self) else "messages")
+        check_in_parts(self)
+        if in_parts(self) and self.cuts != "ticks":
+            raise ValueError(f"--parallel decoupled cuts B at its ticks: --cuts ticks; got {self.cuts}")
+        if in_parts(self) and {self.truncation, self.update_steps or self.period} != {self.period}:
+            raise ValueError(
+                "--parallel decoupled updates at every tick: --truncation and --update-steps must be"
+                f" --period {self.period}; got {self.truncation} and {self.update_steps}"
+            )
         if self.parameters is not None:
             raise ValueError(
                 "--parameters does not go with digits, whose two networks share --hidden;"
@@ -243,11 +265,14 @@ def make(options: DigitsOptions, pixels: int) -> SequenceModel:
     # Where nothing is cut within T * T steps, B is carried back so far anyway.
     cut = options.cuts == "messages" and options.truncation < options.period**2
     back = options.period if cut else 1
-    core = Hierarchy(fast, options.core.build(message), options.period, back)
+    core = Hierarchy(fast, options.core.build(message), options.period, back, options.message_delay)
     truncated = make_truncated(options, core, options.period + options.period**2 + 2)
     loss = partial(answer_nats, period=options.period)
     told = partial(spell, period=options.period)
-    return assemble(options, nn.Sequential(*layers), truncated, Answers(core), loss, told)
+    model = assemble(options, nn.Sequential(*layers), truncated, Answers(core), loss, told)
+    if in_parts(options):
+        model.cuts = nn.ModuleList(SyntheticGradient(message, (), 1.0, 1.0) for _ in range(2))
+    return model
 
 
 def measure(model: SequenceModel, stream: DigitStream) -> dict[str, float]:
@@ -314,6 +339,12 @@ def build(options: DigitsOptions) -> Task:
         notice(known, options),
         lambda steps: held_out(known, "valid", options).next(steps),
     )
+
+
+def attach(trainer: Trainer, options: DigitsOptions) -> None:
+    """Has the two networks updated by themselves, where they are to be."""
+    if in_parts(options):
+        trainer.updater = in_networks(trainer, options.staleness)
 
 
 def notice(known: Images, options: DigitsOptions) -> str:

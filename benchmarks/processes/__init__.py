@@ -1,0 +1,1 @@
+"""Several processes: see __main__."""
