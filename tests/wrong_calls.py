@@ -379,7 +379,7 @@ USUAL = CELL | KNOBS | dict(state_size=SIZE, context_size=COUNT, dense=FLAG, ter
 USUAL |= dict(trace_decay=[1.1, *AMOUNT], num_layers=SIZE)
 GOOD = dict(input_size=3, hidden_size=12, state_size=8)
 OWN = {}  # the arguments that are left
-for name in {*dnirnn.stacks.__all__, *dnirnn.estimators.__all__} - CALLS.keys():
+for name in sorted({*dnirnn.stacks.__all__, *dnirnn.estimators.__all__} - CALLS.keys()):
     arguments = inspect.signature(getattr(dnirnn, name)).parameters
     if GOOD.keys() & arguments:
         good = {argument: GOOD[argument] for argument in GOOD.keys() & arguments}
