@@ -41,6 +41,11 @@ from dnirnn.masks import Masks
 CELL = dict(input_size=SIZE, hidden_size=SIZE)
 KNOBS = dict(scale=AMOUNT, discount=AMOUNT)
 CALLS = {
+    "ByPart": (
+        dnirnn.ByPart,
+        dict(estimators=[dnirnn.ZeroGradient()], sizes=[8]),
+        dict(estimators=[[], [None], [3], None, "x", core()], sizes=[*WIDTHS, (1, 2)]),
+    ),
     "LSTM": (dnirnn.LSTM, dict(input_size=3, hidden_size=4), CELL | dict(num_layers=SIZE)),
     "GRU": (dnirnn.GRU, dict(input_size=3, hidden_size=4), CELL | dict(num_layers=SIZE)),
     "RNN": (dnirnn.RNN, dict(input_size=3, hidden_size=4), CELL | dict(num_layers=SIZE)),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dnirnn.checks import check_list
+from dnirnn.checks import check_list, check_sequences
 from dnirnn.estimators.base import GradientEstimator, ZeroGradient
 
 ALIKE = ("scale", "discount", "dense", "trace_decay", "terminal_target")
@@ -27,8 +27,9 @@ class ByPart(GradientEstimator):
     def __init__(self, estimators: Sequence[GradientEstimator], sizes: Sequence[int]):
         super().__init__()
         check_list("estimators", estimators, GradientEstimator)
+        check_sequences(sizes=sizes)
         if len(estimators) != len(sizes):
-            raise ValueError(f"estimators must be {len(sizes)}, one a part; got {len(estimators)}")
+            raise ValueError(f"estimators must be as many as sizes, {len(sizes)}; got {len(estimators)}")
         live = [one for one in estimators if not isinstance(one, ZeroGradient)] or estimators
         for name in ALIKE:
             values = {getattr(one, name) for one in live}

@@ -16,6 +16,7 @@ from dnirnn import (
     GRU,
     HMLSTM,
     LSTM,
+    MTRNN,
     RNN,
     Clockwork,
     Deep,
@@ -33,7 +34,9 @@ from dnirnn import (
 
 # Few graphs with every kind of core in them: each is traced for seconds.
 GRAPHS = {
-    "operators": lambda: Deep([LSTM(3, 4, 2), WeightDrop(GRU(4, 4), 0.4)], residual=True),
+    "operators": lambda: Deep(
+        [LSTM(3, 4, 2), WeightDrop(GRU(4, 4), 0.4), MTRNN(4, 4, (1, 3))], residual=True
+    ),
     "in one another": lambda: Every(
         Hierarchy(FromTorch(nn.GRU(5, 4)), Skip(Clock(4, 2), bias=-0.5), 2), 2, "mean"
     ),

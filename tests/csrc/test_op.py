@@ -31,7 +31,9 @@ pytestmark = [
 @pytest.mark.parametrize("dtype", TOLERANCE_16, ids=str)
 @given(**calls)
 def test_equals_the_loop_over_step(dtype, **sizes):
-    assert_equals_the_loop(make_call(**sizes, dtype=dtype))
+    # The loop rounds elsewhere: of one or two values that nearly cancel, more is left of that.
+    floor = 2 * FLOOR if dtype == torch.bfloat16 else FLOOR
+    assert_equals_the_loop(make_call(**sizes, dtype=dtype), floor)
 
 
 @given(**calls)
@@ -39,7 +41,6 @@ def test_float32_weights_beside_bfloat16(**sizes):
     """As under autocast: the operator rounds them, and their gradients are float32."""
     call = make_call(**sizes, dtype=torch.bfloat16)
     weights = [weight.detach().float().requires_grad_() for weight in call.weights]
-    # The loop rounds elsewhere: of one or two values that nearly cancel, more is left of that.
     assert_equals_the_loop(call._replace(weights=weights), 2 * FLOOR)
 
 

@@ -21,7 +21,7 @@ RUNS = {
     "char-lm-dni": "char-lm --truncation 8 --estimator dni --update-steps 16",
     "char-lm-least-squares": "char-lm --truncation 8 --estimator least-squares",
     "copy-dni": "copy --estimator dni --truncation 2",
-    "digits-dni": "digits --training dni --cuts ticks",
+    "digits-dni": "digits --training dni --cuts ticks --period 3",
     "hm-lstm-dni": "char-lm --truncation 8 --core hm-lstm --estimator dni",
 }
 COMMON = "--hidden 16 --batch 8 --updates 20 --log-every 1 --seed 3 --threads 1 --quiet"
