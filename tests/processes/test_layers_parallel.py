@@ -78,7 +78,7 @@ def test_each_part_is_predicted_for_from_itself():
     assert all(torch.equal(p.grad, one) for p, one in zip(whole.parameters(), found))
     with pytest.raises(ValueError, match="one scale"):
         ByPart([estimator_of(2), dnirnn.SyntheticGradient(2, (), 1.0)], [2, 2])
-    with pytest.raises(ValueError, match="estimators must be 2"):
+    with pytest.raises(ValueError, match="estimators must be as many as sizes, 2"):
         ByPart([estimator_of(2)], [2, 2])
     with pytest.raises(ValueError, match="no context"):
         ByPart([dnirnn.SyntheticGradient(2, context_size=1)], [2])
