@@ -118,7 +118,8 @@ def add_feed_forward(table: argparse.ArgumentParser) -> None:
         "--epochs",
         type=float,
         metavar="EPOCHS",
-        help="of every run, in place of the budget's own number",
+        help="of every run, in place of the budget's own number; in random order with probability p it is"
+        " 1 / p times as many",
     )
     add_places(table, "mnist and cifar10", "cpu")
 

@@ -68,6 +68,7 @@ ARMS: dict[str, dict[str, Any]] = {
 PROBABILITIES = (1.0, 0.5, 0.1, 0.05)
 CHAIN = dict(layers=8, cuts=(1, 4, 6))  # layers 0, 3 and 5, counted from 0
 CHAIN_ARMS: dict[str, dict[str, Any]] = {
+    "zero": dict(estimator="zero"),
     "dni": DNI,
     "dni-warm-up": dict(DNI, warm_up=500),
     "cdni": dict(estimator="cdni"),
@@ -110,9 +111,9 @@ def plan(
 ) -> list[Section]:  # fmt: skip
     """The sections of a table, with all their runs."""
     batch = BATCH[budget]
+    epochs_of = {kind: known if epochs is None else epochs for kind, known in EPOCHS[budget].items()}
 
     def run(name: str, images: str, seed: int, passes: float, **changes: Any) -> Run:
-        passes = passes if epochs is None else epochs
         updates = updates_of(images, passes, batch)
         whole = updates * batch
         where = None if data is None or images == "builtin" else str(data / images)
@@ -125,18 +126,19 @@ def plan(
 
     if table == "chain":
         images = "builtin" if budget == "quick" else "mnist"
-        passes = EPOCHS[budget]["random"]
-        whole = updates_of(images, passes if epochs is None else epochs, batch) * batch
+        passes = epochs_of["random"]
+        every = max(batch, updates_of(images, passes, batch) * batch // 20)
         runs = {
             (name, "", seed): run(
-                name, images, seed, passes, fidelity_every=max(batch, whole // 20), **CHAIN, **arm
-            )
+                name, images, seed, passes, **CHAIN, **arm,
+                fidelity_every=None if arm["estimator"] == "zero" else every,
+            )  # fmt: skip
             for name, arm in CHAIN_ARMS.items()
             for seed in seeds
         }
         return [Section(f"A chain of three predictors in 8 layers, {images}", "arm", runs, {})]
     sections = []
-    for kind, passes in EPOCHS[budget].items():
+    for kind, passes in epochs_of.items():
         if kind == "random":
             continue
         network, images = kind
@@ -155,7 +157,7 @@ def plan(
         }  # fmt: skip
         sections.append(Section(f"{network.upper()} on {images}, by layers", "layers", runs, quoted))
     images = "builtin" if budget == "quick" else "mnist"
-    passes = EPOCHS[budget]["random"]
+    passes = epochs_of["random"]
     runs = {}
     for estimator in ("dni", "cdni"):
         for synthetic in (False, True):
@@ -304,7 +306,8 @@ def chain_report(
         " cut 3's predictor, cut 1 by cut 2's. Cosine of what each says with the gradient of"
         " backpropagation there, on 1,000 validation images: the mean over a run's measurements (20),"
         " then over seeds. *true*: nothing is cut, the predictors are fitted to the true gradient and"
-        " not used: what three predictors with nothing between them and the truth reach.",
+        " not used: what three predictors with nothing between them and the truth reach. *zero*: cut, and"
+        " nothing sent back: what the layers above the last cut learn alone.",
         "",
         "| arm | test error, % | cosine at cut 3 | cut 2 | cut 1 |",
         "| --- | --- | --- | --- | --- |",
@@ -315,14 +318,15 @@ def chain_report(
         measured = {run.name: read_log(run.place / LOG, "fidelity") for run in runs}
         cells = [spread([run.result()["test"]["test_error"] for run in runs])]
         for place in (3, 2, 1):
-            means = [fmean(row[f"cosine_{place}"] for row in found) for found in measured.values()]
+            followed = {name: found for name, found in measured.items() if found}
+            means = [fmean(row[f"cosine_{place}"] for row in found) for found in followed.values()]
             cells.append(spread(means))
             drawn += [
                 plots.Curve(
                     f"{name}, cut {place}", name, ("-", "--", ":")[3 - place],
                     [Point(r["symbols"], r["update"], r["update"], r[f"cosine_{place}"]) for r in found],
                 )
-                for found in measured.values()
+                for found in followed.values()
             ]  # fmt: skip
         rows += [{"run": key, **r} for key, found in measured.items() for r in found]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

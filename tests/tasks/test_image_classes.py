@@ -218,9 +218,17 @@ def test_a_tables_runs_are_all_options_that_there_are(table, budget, tmp_path):
     assert len({run.name for run in runs}) == len(runs) > 4
 
 
-@pytest.mark.parametrize(("table", "only"), [("chain", "cdni-seed"), ("feed-forward", "cdni-p1")])
+@pytest.mark.parametrize("epochs", [None, 2.0])
+def test_in_random_order_every_layer_has_as_many_updates(epochs, tmp_path):
+    *_, section = feed_forward.plan("feed-forward", "cpu", tmp_path, {}, None, (0,), epochs)
+    made = [(float(p), run.options.updates) for (_, p, _), run in section.runs.items()]
+    steps = [updates * probability for probability, updates in made]
+    assert section.label == "p" and steps == pytest.approx([steps[0]] * len(steps), rel=0.01)
+
+
+@pytest.mark.parametrize(("table", "only"), [("chain", "cdni-seed zero"), ("feed-forward", "cdni-p1")])
 def test_a_table_is_made(table, only, tmp_path, capsys):
-    words = ["reproduce", table, "--budget", "quick", "--epochs", "1", "--only", only, "--jobs", "1"]
+    words = ["reproduce", table, "--budget", "quick", "--epochs", "1", "--jobs", "1", "--only", *only.split()]
     assert main([*words, "--out", str(tmp_path)]) == 0
     said = (tmp_path / "report.md").read_text()
     assert f"dnirnn reproduce {table}" in said and "| cdni" in said.lower()
