@@ -99,19 +99,20 @@ class Pool {
   Stretches free_, slabs_;
 };
 
-// Never destroyed: tensors may outlive everything else in the process.
-Pool& pool() {
-  static Pool& only = *new Pool;
-  static const int forks_safely =
-      pthread_atfork([] { only.hold(); }, [] { only.let_go(); }, [] { only.let_go(); });
-  TORCH_CHECK(forks_safely == 0, "pthread_atfork: out of memory");
+// Never destroyed: tensors may outlive everything else in the process. Made as the library is loaded:
+// a child that is forked while another thread makes it would wait for that thread for ever.
+Pool& pool = *[] {
+  static Pool* only = new Pool;
+  const int failed =
+      pthread_atfork([] { only->hold(); }, [] { only->let_go(); }, [] { only->let_go(); });
+  TORCH_CHECK(failed == 0, "out of memory");
   return only;
-}
+}();
 
 }  // namespace
 
-void* take(size_t bytes) { return pool().take(bytes); }
-void give_back(void* data, size_t bytes) { pool().give_back(data, bytes); }
+void* take(size_t bytes) { return pool.take(bytes); }
+void give_back(void* data, size_t bytes) { pool.give_back(data, bytes); }
 
 at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
   // Smaller blocks malloc keeps by itself.

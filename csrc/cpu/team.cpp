@@ -9,13 +9,14 @@ namespace {
 
 bool forked = false;  // written by a child's only thread, before anything else runs in it
 
+// As the library is loaded: the pool may be torch's own doing, before the first team here.
+const bool watched = [] {
+  TORCH_CHECK(pthread_atfork(nullptr, nullptr, [] { forked = true; }) == 0, "out of memory");
+  return true;
+}();
+
 }  // namespace
 
-bool forked_from_team() { return forked; }
-
-void watch_for_forks() {
-  static const int watched = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-  TORCH_CHECK(watched == 0, "pthread_atfork: out of memory");
-}
+bool is_forked() { return forked; }
 
 }  // namespace dnirnn::cpu

@@ -28,17 +28,16 @@ struct Member {
   }
 };
 
-// Whether this process was forked from one that had run a team. Such a child has the pool's records
-// without its threads, and would wait for them for ever in its first region; it works alone, as
-// torch's own DataLoader workers do.
-bool forked_from_team();
-void watch_for_forks();
+// Whether this process was forked since the library was loaded. Such a child may have the records of
+// a pool (a team's, or that of any operation of torch) without its threads, and would wait for them
+// for ever in its first region; it works alone, as torch's own DataLoader workers do.
+bool is_forked();
 
 // How many threads are worth having: at most torch's, at most `parts`, each with enough to do
 // between two barriers (`flops`) to pay for one.
 inline int64_t team_size(int64_t parts, double flops) {
 #if defined(_OPENMP)
-  if (omp_in_parallel() || forked_from_team()) return 1;
+  if (omp_in_parallel() || is_forked()) return 1;
   const auto useful = static_cast<int64_t>(flops / 1e5);
   return std::max<int64_t>(1, std::min({int64_t(at::get_num_threads()), parts, useful}));
 #else
@@ -50,7 +49,6 @@ template <typename F>
 void run_team(int64_t size, const F& work) {
 #if defined(_OPENMP)
   if (size > 1) {
-    watch_for_forks();
 #pragma omp parallel num_threads(size)
     {
       // A runtime that is out of threads gives fewer: the shares follow what came.

@@ -1,6 +1,8 @@
 """What a caller does with tensors that are his: in place, of another dtype, in threads, at a fork."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -115,3 +117,25 @@ def test_a_child_forked_while_a_thread_is_inside_the_operator_goes_on(forking_th
         os.kill(child, 9)
         os.waitpid(child, 0)
     assert not running
+
+
+# In a process of its own: in this one the operator may have had a team before.
+FORKED_AFTER_TORCH_S_OWN_POOL = """
+import os, signal, torch
+from dnirnn import LSTM
+core = LSTM(64, 64)
+x, state = torch.randn(16, 8, 64), core.initial_state(8)
+torch.set_num_threads(2)
+torch.randn(1_000_000).exp()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    core(x, state)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not ops.built or not hasattr(os, "fork"), reason="no operator, or no fork")
+def test_a_child_forked_before_the_first_team_but_after_torch_s_goes_on():
+    subprocess.run([sys.executable, "-c", FORKED_AFTER_TORCH_S_OWN_POOL], check=True)
