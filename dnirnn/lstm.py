@@ -53,6 +53,7 @@ class LSTM(Core):
         self.input_size, self.output_size = input_size, hidden_size
         self.hidden_size, self.num_layers = hidden_size, num_layers
         self.state_size = 2 * num_layers * hidden_size
+        self.names = [f"{name}_l{layer}" for layer in range(num_layers) for name in NAMES]
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size
             bias = (4 * hidden_size,)
@@ -71,8 +72,7 @@ class LSTM(Core):
     @property
     def weights(self) -> list[Tensor]:
         """[weight_ih, weight_hh, bias_ih, bias_hh] of layer 0, then of layer 1, ..."""
-        layers = range(self.num_layers)
-        return [getattr(self, f"{name}_l{layer}") for layer in layers for name in NAMES]
+        return [getattr(self, name) for name in self.names]
 
     def pack_state(self, h: Tensor, c: Tensor) -> Tensor:
         """The state [B, 2 L H] of torch.nn.LSTM's h and c, each [L, B, H]."""

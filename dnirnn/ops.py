@@ -69,7 +69,7 @@ def fused_for(x: Tensor) -> bool:
     made of torch's operations, serves them.
     """
     kind = x.device.type
-    if not built_for(kind) or in_transform() or in_forward_mode():
+    if kind not in DEVICES or in_transform_or_forward_mode():
         return False
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     return dtype in DTYPES[kind]
@@ -80,8 +80,10 @@ def in_transform() -> bool:
     return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
 
 
-def in_forward_mode() -> bool:
-    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+def in_transform_or_forward_mode() -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def gated_for(x: Tensor) -> bool:

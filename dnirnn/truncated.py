@@ -191,8 +191,9 @@ class Truncated(nn.Module):
             given = (x_TBI, state, t0, reset)
             (x_TBI, state, t0, reset), following = self.run_overlap(*given, overlap)
             steps -= overlap
-        for name, one in (("open_cuts=0", self.open_cuts == 0), ("an overlap", self.overlap > 0)):
-            if one and torch.is_grad_enabled() and steps > self.truncation:
+        if steps > self.truncation and (self.overlap or self.open_cuts == 0):
+            if torch.is_grad_enabled():
+                name = "an overlap" if self.overlap else "open_cuts=0"
                 raise ValueError(
                     f"x must have one chunk of {self.truncation} steps with {name}; got {steps}"
                 )
@@ -297,6 +298,9 @@ def starts(state: Tensor, found: Unrolled) -> Tensor:
     """What the chunks, or of dense ones the steps, start from, without their probes."""
     if found.start is not None:
         return found.start
+    if len(found.end) == 1:
+        # A copy: the caller may write into the state before the backward pass.
+        return state.detach().clone()[None]
     return torch.cat([state.detach()[None], found.end.detach()[:-1]])
 
 

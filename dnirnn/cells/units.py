@@ -47,7 +47,7 @@ class Units(FromTorch):
 
     def run(self, x_TBI: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         module = self.module
-        if ops.in_transform() or ops.in_forward_mode():
+        if ops.in_transform_or_forward_mode():
             return self.plain(x_TBI, state_BS)
         if x_TBI.device.type != "cpu" or not ops.fused_for(x_TBI) or has_hooks(module):
             return super().run(x_TBI, state_BS)

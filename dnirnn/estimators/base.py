@@ -188,20 +188,22 @@ Held = Sequence[tuple[dict[str, Tensor | None], str, Tensor]]
 
 def tensors_of(module: nn.Module) -> Held:
     """The parameters and buffers of a module and of its parts at this moment."""
-    found = [
-        (place, name, tensor)
-        for place in (module._parameters, module._buffers)
-        for name, tensor in place.items()
-        if tensor is not None
-    ]
-    for part in module._modules.values():
-        found += tensors_of(part)
+    found, parts = [], [module]
+    for part in parts:
+        for place in (part._parameters, part._buffers):
+            for name, tensor in place.items():
+                if tensor is not None:
+                    found.append((place, name, tensor))
+        parts.extend(child for child in part._modules.values() if child is not None)
     return found
 
 
 def swapped(held: Held) -> bool:
     """Whether other tensors are there now, as after a ``torch.func.functional_call``."""
-    return any(place.get(name, tensor) is not tensor for place, name, tensor in held)
+    for place, name, tensor in held:
+        if place.get(name, tensor) is not tensor:
+            return True
+    return False
 
 
 def as_held(held: Held, function: Callable[[], Found]) -> Found:
@@ -217,6 +219,8 @@ def as_held(held: Held, function: Callable[[], Found]) -> Found:
     finally:
         for place, name, tensor in now:
             place[name] = tensor
+
+
 class Setting(NamedTuple):
     """Where an estimator that is to be built will stand.
 
