@@ -79,8 +79,8 @@ class Exchange:
         place = f"{self.worker}/{self.given % 2}"
         for i, piece in enumerate(pieces):
             self.ask(lambda i=i, piece=piece: self.store.set(f"{place}/{i}", piece))
-        said = dict(update=update, place=place, pieces=len(pieces), crc=zlib.crc32(data))
-        self.ask(lambda: self.store.set(f"{self.worker}", json.dumps(said)))
+        entry = dict(update=update, place=place, pieces=len(pieces), crc=zlib.crc32(data))
+        self.ask(lambda: self.store.set(f"{self.worker}", json.dumps(entry)))
 
     def take(self, other: int, known: int | None = None) -> tuple[int, Weights] | None:
         """(their update, the weights) of another worker; None where there are none but those ``known``."""
@@ -89,13 +89,13 @@ class Exchange:
     def read(self, other: int, known: int | None) -> tuple[int, Weights] | None:
         if not self.store.check([f"{other}"]):
             return None
-        said = json.loads(self.store.get(f"{other}"))
-        if said["update"] == known:
+        entry = json.loads(self.store.get(f"{other}"))
+        if entry["update"] == known:
             return None
-        data = b"".join(self.store.get(f"{said['place']}/{i}") for i in range(said["pieces"]))
-        if zlib.crc32(data) != said["crc"]:  # written anew meanwhile: there will be newer ones
+        data = b"".join(self.store.get(f"{entry['place']}/{i}") for i in range(entry["pieces"]))
+        if zlib.crc32(data) != entry["crc"]:  # written anew meanwhile: there will be newer ones
             return None
-        return said["update"], safetensors.load(data)
+        return entry["update"], safetensors.load(data)
 
     def ask(self, what):
         if self.gone:
@@ -104,9 +104,9 @@ class Exchange:
             return what()
         except (RuntimeError, OSError) as error:  # torch's errors of the store are RuntimeErrors
             self.gone = True
-            said = str(error).splitlines()[0]
+            text = str(error).splitlines()[0]
             warnings.warn(
-                f"the workers' store is gone ({said}): this one goes on with the copies that it has",
+                f"the workers' store is gone ({text}): this one goes on with the copies that it has",
                 stacklevel=2,
             )
             return None

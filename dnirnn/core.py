@@ -275,8 +275,8 @@ def reads_t(core: Core) -> bool | None:
     """Whether the core, or a part of it, reads t; None where one does not say."""
     if core.reads_t or not core._modules:
         return core.reads_t
-    said = {getattr(part, "reads_t", False) for part in core.modules()}
-    return True if True in said else None if None in said else False
+    answers = {getattr(part, "reads_t", False) for part in core.modules()}
+    return True if True in answers else None if None in answers else False
 
 
 def version(state: Tensor) -> int | None:

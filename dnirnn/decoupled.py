@@ -15,7 +15,7 @@ from dnirnn.interface import Interface, backward
 UPDATES = ("lockstep", "unlocked", "random")
 
 
-class Said(NamedTuple):
+class Sent(NamedTuple):
     """A module's last output, with what belongs to it: the targets and contexts of its rows."""
 
     h: Tensor
@@ -34,7 +34,7 @@ class Decoupled(nn.Module):
     update: when that is.
         "lockstep": all modules at once, after the loss: one forward and one backward pass.
         "unlocked": module after module, each right after its own forward pass, on what the one
-            below it said of the same rows.
+            below it sent for the same rows.
         "random": at each batch, in an order drawn anew, each module with ``probability``. Its input
             is the last output of the module below, with that one's targets and contexts, however old.
     modules: in the order of the forward pass; the first may take anything.
@@ -110,7 +110,7 @@ class Decoupled(nn.Module):
         self.optimizers = list(optimizers)
         self.estimator_optimizers = list(estimator_optimizers)
         self.synthetic_input_optimizers = list(synthetic_input_optimizers)
-        self.said: list[Said | None] = [None] * (len(modules) - 1)
+        self.sent: list[Sent | None] = [None] * (len(modules) - 1)
 
     def forward(self, x: Any) -> Tensor:
         """The network's output: the modules one after the other, nothing cut."""
@@ -124,7 +124,7 @@ class Decoupled(nn.Module):
         """The output, and the interfaces of all cuts, for one :func:`dnirnn.backward`."""
         found = []
         for part, estimator in zip(self.parts, self.estimators):
-            x, interface = cut(part(x), estimator, told(estimator, context), through=through)
+            x, interface = cut(part(x), estimator, context_for(estimator, context), through=through)
             found.append(interface)
         return self.parts[-1](x), found
 
@@ -166,23 +166,23 @@ class Decoupled(nn.Module):
         """One module's turn: (the loss, the error of the estimator below), each where there is one."""
         given, below = x, None
         if i > 0:
-            heard = self.said[i - 1]
+            heard = self.sent[i - 1]
             if self.synthetic_inputs is not None:
                 with torch.no_grad():
-                    heard = Said(self.synthetic_inputs[i - 1](x), y, context)
+                    heard = Sent(self.synthetic_inputs[i - 1](x), y, context)
             if heard is None:
                 return None, None
             h, y, context = heard
             estimator = self.estimators[i - 1]
             # What is sent back to the input of this turn is caught; nothing is below it.
-            given, below = cut(h, estimator, told(estimator, context), through=True)
+            given, below = cut(h, estimator, context_for(estimator, context), through=True)
         unit, caught = 1 / len(y), [] if below is None else [below]
         h, loss, error = self.parts[i](given), None, None
         if i < len(self.estimators):
             estimator = self.estimators[i]
-            _, interface = cut(h, estimator, told(estimator, context))
+            _, interface = cut(h, estimator, context_for(estimator, context))
             send(interface, caught, unit)
-            self.said[i] = Said(h.detach(), y, context)
+            self.sent[i] = Sent(h.detach(), y, context)
             if below is not None and below.probe is not None:
                 error = receive(below, unit)
         else:
@@ -202,16 +202,16 @@ class Decoupled(nn.Module):
         step(self.synthetic_input_optimizers[i])
 
     def get_extra_state(self) -> list:
-        return [None if one is None else list(one) for one in self.said]
+        return [None if one is None else list(one) for one in self.sent]
 
     def set_extra_state(self, state: list) -> None:
-        self.said = [None if one is None else Said(*one) for one in state]
+        self.sent = [None if one is None else Sent(*one) for one in state]
 
     def extra_repr(self) -> str:
         return f"update={self.update}, probability={self.probability}"
 
 
-def told(estimator: GradientEstimator, context: Tensor | None) -> Tensor | None:
+def context_for(estimator: GradientEstimator, context: Tensor | None) -> Tensor | None:
     return context if estimator.needs_context else None
 
 

@@ -164,8 +164,8 @@ class Distillation:
                 f"soft must be of the logits' shape {tuple(logits.shape)}; got {tuple(soft.shape)}"
             )
         kind = torch.promote_types(logits.dtype, soft.dtype)
-        said = F.log_softmax(logits.to(kind) / self.temperature, -1)
-        divergence = F.kl_div(said, soft, reduction="none").sum(-1)
+        log_probabilities = F.log_softmax(logits.to(kind) / self.temperature, -1)
+        divergence = F.kl_div(log_probabilities, soft, reduction="none").sum(-1)
         return (1 - self.weight) * nats + self.weight * self.temperature**2 * divergence
 
 

@@ -345,8 +345,8 @@ def reaching() -> Iterator[None]:
     except RankLost:
         raise
     except RuntimeError as error:
-        said = str(error).partition(". ")[0] or type(error).__name__
-        raise RankLost(f"another rank of this run ended, or can't be reached ({said})") from error
+        text = str(error).partition(". ")[0] or type(error).__name__
+        raise RankLost(f"another rank of this run ended, or can't be reached ({text})") from error
 
 
 @contextmanager

@@ -163,9 +163,9 @@ def lstm_cells(
             kept += sum(widths[1:]) + 3
     if skip:
         kept += state.shape[1] + skip[0].shape[1]
-    said = units[-1] + bool(skip) if slope is None else sum(units) + len(units) - 1
+    columns = units[-1] + bool(skip) if slope is None else sum(units) + len(units) - 1
     return (
-        x.new_empty(steps, batch, said),
+        x.new_empty(steps, batch, columns),
         state.new_empty(chunks, *state.shape),
         state.new_empty(length * chunks * batch * kept if keep else 0),
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dnirnn.options import Config, Field, fields_of, flag
+from dnirnn.renamed import by_name_of_now
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -18,7 +19,8 @@ class OptionGroup(Config):
     """
 
     def __init__(self, **values: Any):
-        values, fields = self.completed(values), dataclasses.fields(self)
+        values = self.completed(by_name_of_now(values, warn=True))
+        fields = dataclasses.fields(self)
         for field in fields:
             if field.metadata["registry"] is not None:
                 object.__setattr__(self, field.name, chosen(field, values))

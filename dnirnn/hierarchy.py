@@ -47,10 +47,10 @@ class Hierarchy(Core):
         predicted. A message is carried over up to back - 1 cuts, and what is predicted for it is
         discounted at each: an estimator with a discount of 0.1 hardly learns of the first ones.
 
-    delay: in ticks, that the fast network hears late what the slow one said: in the place of m what it
-        said so many ticks before m, so that it need not wait for a tick to go on, in a process of its
+    delay: in ticks, that the fast network reads late what the slow one sent: in the place of m what it
+        sent so many ticks before m, so that it need not wait for a tick to go on, in a process of its
         own as in :class:`dnirnn.HierarchyParallel`. In the place of m the state then has the slow
-        network's last delay + 1 words, m the last.
+        network's last delay + 1 messages, m the last.
 
     Raises TypeError for what is no Core or a period that is no int, ValueError for a period below 1
     or sizes that do not fit.
@@ -91,26 +91,26 @@ class Hierarchy(Core):
         return with_t(torch.cat([*states, rest], 1), 0)
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        fast, slow, words, *heard = state_BS.split(self.sizes, 1)
-        hears, message = self.ends(words)
+        fast, slow, messages, *heard = state_BS.split(self.sizes, 1)
+        hears, message = self.ends(messages)
         output, fast = step(self.fast, torch.cat([x_BI, hears.to(x_BI.dtype)], 1), fast, t)
         ticks = (t + 1) % self.period == 0
         if isinstance(ticks, Tensor) or ticks:
-            said, ticked, now = self.tick(output, slow, heard, t // self.period)
-            after = self.then(words, said)
+            sent, ticked, now = self.tick(output, slow, heard, t // self.period)
+            after = self.then(messages, sent)
             if isinstance(ticks, Tensor):
-                after = torch.where(ticks[:, None], after, words)
+                after = torch.where(ticks[:, None], after, messages)
                 ticked = torch.where(ticks[:, None], ticked, slow)
                 now = [torch.where(ticks[:, None], one, kept) for one, kept in zip(now, heard)]
-            slow, words, heard = ticked, after, now
-            message = self.ends(words)[1]
-        state = torch.cat([fast, slow, words, *heard], 1)
+            slow, messages, heard = ticked, after, now
+            message = self.ends(messages)[1]
+        state = torch.cat([fast, slow, messages, *heard], 1)
         return torch.cat([output, message.to(output.dtype)], 1), state
 
     def tick(
         self, output: Tensor, slow: Tensor, heard: list[Tensor], tick: int | Tensor
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """One tick on the fast network's output [B, F]: (what the slow one says, its state, what it heard).
+        """One tick on the fast network's output [B, F]: (what the slow one sends, its state, what it read).
 
         tick: how many there were before, an int or a LongTensor [B]. heard: [[B, back F]]; at back 1
         an empty list, as what is returned.
@@ -118,17 +118,17 @@ class Hierarchy(Core):
         if not heard:
             if isinstance(tick, Tensor):
                 return *step(self.slow, output, slow, tick), []
-            said, slow = self.slow(output[None], slow, tick)
-            return said[0], slow, []
+            sent, slow = self.slow(output[None], slow, tick)
+            return sent[0], slow, []
         if isinstance(tick, Tensor):
             return self.tick_by_rows(output, slow, heard[0], tick)
         (before,), place, size = heard, tick % self.back, output.shape[1]
         hears = torch.cat([before[:, : place * size], output.to(before.dtype)], 1)
         rows = hears.to(output.dtype).unflatten(1, (place + 1, size)).transpose(0, 1)
-        said, state = self.slow(rows, slow, tick - place)
+        sent, state = self.slow(rows, slow, tick - place)
         if place == self.back - 1:
-            return said[-1], state, [torch.zeros_like(before)]
-        return said[-1], slow, [torch.cat([hears, before[:, (place + 1) * size :]], 1)]
+            return sent[-1], state, [torch.zeros_like(before)]
+        return sent[-1], slow, [torch.cat([hears, before[:, (place + 1) * size :]], 1)]
 
     def tick_by_rows(
         self, output: Tensor, slow: Tensor, heard: Tensor, tick: Tensor
@@ -138,44 +138,44 @@ class Hierarchy(Core):
         at = (torch.arange(self.back, device=output.device) == place[:, None])[..., None]
         hears = heard.unflatten(1, (self.back, -1))
         hears = torch.where(at, output[:, None].to(heard.dtype), hears)
-        state, said = slow, None
+        state, sent = slow, None
         for i, one in enumerate(hears.to(output.dtype).unbind(1)):
             now, state = step(self.slow, one, state, tick - place + i)
-            said = now if said is None else torch.where(at[:, i], now, said)
+            sent = now if sent is None else torch.where(at[:, i], now, sent)
         over = at[:, -1]
-        return said, torch.where(over, state, slow), [hears.flatten(1).masked_fill(over, 0)]
+        return sent, torch.where(over, state, slow), [hears.flatten(1).masked_fill(over, 0)]
 
     def forward(
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         if reset is not None or isinstance(t0, Tensor):
             return super().forward(x_TBI, state_BS, t0, reset)
-        fast, slow, words, *heard = state_BS.split(self.sizes, 1)
+        fast, slow, messages, *heard = state_BS.split(self.sizes, 1)
         outputs, begin, steps = [], 0, len(x_TBI)
         while begin < steps:
             t = t0 + begin
             end = min(begin + self.period - t % self.period, steps)
             # m changes only with the last step before `end`, after the fast network read it.
-            hears, message = self.ends(words)
+            hears, message = self.ends(messages)
             held = hears.to(x_TBI.dtype).expand(end - begin, -1, -1)
             output, fast = self.fast(torch.cat([x_TBI[begin:end], held], 2), fast, t)
             held = message.to(output.dtype).expand(end - begin, -1, -1)
             if (t0 + end) % self.period == 0:
-                said, slow, heard = self.tick(output[-1], slow, heard, t // self.period)
-                held = torch.cat([held[:-1], said[None].to(output.dtype)])
-                words = self.then(words, said)
+                sent, slow, heard = self.tick(output[-1], slow, heard, t // self.period)
+                held = torch.cat([held[:-1], sent[None].to(output.dtype)])
+                messages = self.then(messages, sent)
             outputs.append(torch.cat([output, held], 2))
             begin = end
-        return torch.cat(outputs), torch.cat([fast, slow, words, *heard], 1)
+        return torch.cat(outputs), torch.cat([fast, slow, messages, *heard], 1)
 
-    def ends(self, words: Tensor) -> tuple[Tensor, Tensor]:
-        """(what the fast network hears, what the slow one said last) of the words in the state."""
+    def ends(self, messages: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the fast network hears, what the slow one sent last) of the messages in the state."""
         size = self.slow.output_size
-        return words[:, :size], words[:, -size:]
+        return messages[:, :size], messages[:, -size:]
 
-    def then(self, words: Tensor, said: Tensor) -> Tensor:
-        """The words after a tick."""
-        return torch.cat([words[:, self.slow.output_size :], said], 1) if self.delay else said
+    def then(self, messages: Tensor, sent: Tensor) -> Tensor:
+        """The messages after a tick."""
+        return torch.cat([messages[:, self.slow.output_size :], sent], 1) if self.delay else sent
 
     def truncate(
         self, training: str, ticks: int, estimator: GradientEstimator | None = None
@@ -205,8 +205,8 @@ class Hierarchy(Core):
         return SyntheticGradient(self.state_size, device=parameter.device, dtype=parameter.dtype)
 
     def extra_repr(self) -> str:
-        said = f"period={self.period}" + (f", back={self.back}" if self.back > 1 else "")
-        return said + (f", delay={self.delay}" if self.delay else "")
+        text = f"period={self.period}" + (f", back={self.back}" if self.back > 1 else "")
+        return text + (f", delay={self.delay}" if self.delay else "")
 
 
 @dataclass(frozen=True)

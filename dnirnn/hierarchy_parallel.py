@@ -130,7 +130,7 @@ class HierarchyParallel(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Takes the next tick in, on all ranks with the same arguments: an update of what is here.
 
-        x: read by the encoder. y: what the losses are told. state: the Hierarchy's [B, S], at t steps
+        x: read by the encoder. y: the losses' targets. state: the Hierarchy's [B, S], at t steps
         since the sequence's start; of it this rank's networks read their own columns. final: the
         sequence ends with this tick. unit: by what the losses multiply a row's own loss.
 

@@ -232,7 +232,7 @@ class Registry(Mapping[str, type[Config]]):
         return type(config.__name__, (config,), {"name": name, "__doc__": config.__doc__})
 
 
-def imported(name: str, told: str) -> Any:
+def imported(name: str, flag_text: str) -> Any:
     """The object at "package.module:name"; the working folder is looked in last."""
     module, _, attribute = name.partition(":")
     here = os.getcwd()
@@ -242,7 +242,7 @@ def imported(name: str, told: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{told} must be a name or package.module:Class; got {name!r}: {error}") from None
+        raise ValueError(f"{flag_text} must be a name or package.module:Class; got {name!r}: {error}") from None
     finally:
         if added:
             sys.path.remove(here)

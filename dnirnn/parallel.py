@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from dnirnn.checks import check_knobs, check_list, check_sizes, shown
 from dnirnn.cuts import cut, receive, send
-from dnirnn.decoupled import step, told
+from dnirnn.decoupled import context_for, step
 from dnirnn.distributed import reaching
 from dnirnn.estimators import GradientEstimator, ZeroGradient
 from dnirnn.interface import Interface, backward, make_probe
@@ -153,7 +153,7 @@ class DecoupledParallel(nn.Module):
                 self.above.put(self.update, h)
             if i < len(self.estimators):
                 estimator = self.estimators[i]
-                _, interface = cut(h, estimator, told(estimator, context))
+                _, interface = cut(h, estimator, context_for(estimator, context))
                 errors += pass_back(interface, in_time, caught, unit)
                 onward, next_caught = catch(h.detach())
             else:

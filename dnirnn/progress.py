@@ -41,7 +41,7 @@ def move(progress: tqdm, share: float) -> None:
 
 
 class RunProgress:
-    """What a training run shows as it goes: told every row of its log."""
+    """What a training run shows as it goes: given every row of its log."""
 
     def __init__(self, options: Any):
         self.options = options

@@ -109,7 +109,7 @@ class TrueGradient(GradientEstimator):
         check_lookahead(lookahead)
         self.lookahead = lookahead
         self.scale, self.discount = float(scale), float(discount)
-        self.told: Tensor | None = None
+        self.gradients: Tensor | None = None
 
     def look(
         self, run: Callable[[], tuple[Tensor, list[Interface]]], unit: float = 1.0
@@ -118,24 +118,24 @@ class TrueGradient(GradientEstimator):
 
         run: makes a call of the Truncated that has this estimator: (loss, its interfaces).
         """
-        self.told = None
+        self.gradients = None
         loss, (interface,) = run()
-        self.told = true_gradients(loss, interface, self.lookahead, self.discount, unit)
-        return self.told
+        self.gradients = true_gradients(loss, interface, self.lookahead, self.discount, unit)
+        return self.gradients
 
     def forward(self, state: Tensor) -> Tensor:
         """What was seen at the boundaries of the call at hand; zeros before anything was.
 
         Raises ValueError where the call has another batch, or more boundaries, than were seen.
         """
-        if self.told is None:
+        if self.gradients is None:
             return torch.zeros_like(state)
-        if self.told.shape[1:] != state.shape[1:] or len(self.told) < len(state):
+        if self.gradients.shape[1:] != state.shape[1:] or len(self.gradients) < len(state):
             raise ValueError(
-                f"the call has boundaries {tuple(state.shape)}; looked at {tuple(self.told.shape)}"
+                f"the call has boundaries {tuple(state.shape)}; looked at {tuple(self.gradients.shape)}"
             )
-        end = torch.zeros_like(self.told[:1])
-        return torch.cat([self.told[1:], end])[: len(state)]
+        end = torch.zeros_like(self.gradients[:1])
+        return torch.cat([self.gradients[1:], end])[: len(state)]
 
     def accumulate(
         self, entered: Tensor, target: Tensor, weight: Tensor | None = None

@@ -133,7 +133,7 @@ class Truncated(nn.Module):
             window), so nothing comes back from beyond it.
         reset: bool [T, B]: a new sequence starts in that row at that step. The state becomes the
             initial state there, and neither a gradient nor a synthetic gradient crosses.
-        context: what an estimator with needs_context is told beside the states: [T + 1, B, C], of
+        context: what an estimator with needs_context is conditioned on beside the states: [T + 1, B, C], of
             the state that each step starts from, then of the last one; or [B, C], of all of them (a
             label).
         overlap: how many steps at x's start are those of calls before, at most the Truncated's own
@@ -273,9 +273,9 @@ class Truncated(nn.Module):
         return (x[overlap:], state, advance(t0, reset, overlap), rest), kept
 
     def extra_repr(self) -> str:
-        said = f"truncation={self.truncation}"
-        said += f", overlap={self.overlap}" if self.overlap else ""
-        return said if self.open_cuts is None else f"{said}, open_cuts={self.open_cuts}"
+        text = f"truncation={self.truncation}"
+        text += f", overlap={self.overlap}" if self.overlap else ""
+        return text if self.open_cuts is None else f"{text}, open_cuts={self.open_cuts}"
 
 
 @contextmanager

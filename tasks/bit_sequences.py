@@ -166,8 +166,8 @@ def measure(model: SequenceModel, batches: Sequence[Batch]) -> list[float]:
 def error_on(model: SequenceModel, batch: Batch) -> float:
     batch = batch.to(device_of(model))
     logits, _ = model.unroll(batch.x, model.initial_state(batch.x.shape[1]), 0)
-    said = batch.weight[:, 0].bool()
-    return float(model.loss(logits[said], batch.y[said]).mean()) / math.log(2)
+    counted = batch.weight[:, 0].bool()
+    return float(model.loss(logits[counted], batch.y[counted]).mean()) / math.log(2)
 
 
 def build(

@@ -31,7 +31,7 @@ FIGURES = (
 DECAY = "none"  # of the learning rate over the budget
 UNIT, EPOCHS = "steps", "batches of sequences"
 DATA: set[str] = set()  # options of it that `eval` takes
-SYMBOLS, TOLD = 8, 10  # to choose from, and in a sequence
+SYMBOLS, LENGTH = 8, 10  # to choose from, and in a sequence
 BLANK, ASK = 8, 9  # what is read else: nothing, and the request to say them
 TESTED = 256  # sequences that an evaluation runs
 
@@ -65,13 +65,13 @@ class CopyMemoryStream(DrawnStream):
         self.blanks = blanks
 
     def draw(self) -> Tensor:
-        return torch.randint(SYMBOLS, (TOLD, self.batch_size), generator=self.generator)
+        return torch.randint(SYMBOLS, (LENGTH, self.batch_size), generator=self.generator)
 
     def lay_out(self, drawn: Tensor) -> Batch:
-        x = torch.full((self.blanks + 2 * TOLD, self.batch_size), BLANK)
+        x = torch.full((self.blanks + 2 * LENGTH, self.batch_size), BLANK)
         y = x.clone()
-        x[:TOLD], y[-TOLD:] = drawn, drawn
-        x[-TOLD - 1] = ASK
+        x[:LENGTH], y[-LENGTH:] = drawn, drawn
+        x[-LENGTH - 1] = ASK
         return Batch(F.one_hot(x, ASK + 1).float(), y, None, True, True)
 
 
@@ -87,7 +87,7 @@ def make(options: CopyMemoryOptions) -> SequenceModel:
 def sums(outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
     return {
         "nats": symbol_nats(outputs, batch.y).mean(0),
-        "recalled": (outputs[-TOLD:].argmax(-1) == batch.y[-TOLD:]).double().mean(0),
+        "recalled": (outputs[-LENGTH:].argmax(-1) == batch.y[-LENGTH:]).double().mean(0),
     }
 
 
@@ -95,7 +95,7 @@ def build(options: CopyMemoryOptions) -> Task:
     """Everything that training needs, from the options."""
     torch.manual_seed(options.seed)
     stream = CopyMemoryStream(options.batch, options.blanks, options.seed)
-    steps = options.blanks + 2 * TOLD
+    steps = options.blanks + 2 * LENGTH
     return make_task(
         "copy-memory", options, make(options), stream, lambda seed: fresh(options, seed), sums, "nats",
         steps, notice(options), steps,
@@ -104,7 +104,7 @@ def build(options: CopyMemoryOptions) -> Task:
 
 def baseline(blanks: int) -> float:
     """Nats a step of blanks, and then of any of the eight symbols, as likely each."""
-    return TOLD * math.log(SYMBOLS) / (blanks + 2 * TOLD)
+    return LENGTH * math.log(SYMBOLS) / (blanks + 2 * LENGTH)
 
 
 def notice(options: CopyMemoryOptions) -> str:

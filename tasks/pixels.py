@@ -202,5 +202,5 @@ def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
     pixels = known.splits[split][0].shape[1]
     order = torch.tensor(config["permutation"] or range(pixels))
     found = measure(model, held_out(known, split, order, width_of(options, known.shape)), sums)
-    said = f"{split}, {found['accuracy']:.2f} % of images right; nats per image: {found['nats']:.4f}"
-    return [said, notice(options, known)]
+    text = f"{split}, {found['accuracy']:.2f} % of images right; nats per image: {found['nats']:.4f}"
+    return [text, notice(options, known)]

@@ -151,12 +151,12 @@ def make(options: SignalOptions) -> SequenceModel:
 def sums(outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
     """Of what counts: "loss", squared or in nats, and "error", squared or the share that is wrong."""
     asked = batch.weight.bool()[:, 0]
-    said, y = outputs[asked], batch.y[asked]
-    if len(said) > 1:
-        squared = squared_error(said.double(), y.double()).mean(0)
+    predicted, y = outputs[asked], batch.y[asked]
+    if len(predicted) > 1:
+        squared = squared_error(predicted.double(), y.double()).mean(0)
         return {"loss": squared, "error": squared}
-    wrong = ((said > 0) != (y > 0.5)).double().mean((0, 2))
-    return {"loss": bit_nats(said.double(), y.double())[0], "error": wrong}
+    wrong = ((predicted > 0) != (y > 0.5)).double().mean((0, 2))
+    return {"loss": bit_nats(predicted.double(), y.double())[0], "error": wrong}
 
 
 def build(options: SignalOptions) -> Task:

@@ -327,11 +327,11 @@ CALLS = {
             [0, *(value for value in AMOUNT if value not in (None, math.inf))],
         )
         | dict.fromkeys(
-            ("clip", "estimator_clip", "lift", "estimator_lift"),
+            ("clip", "estimator_clip", "min_norm", "estimator_min_norm"),
             [value for value in AMOUNT if value not in (None, math.inf)],
         )
         | dict.fromkeys(("lr", "estimator_lr"), [0, *AMOUNT])
-        | dict.fromkeys(("warm_up", "blend", "lr_warm_up"), COUNT)
+        | dict.fromkeys(("warm_up", "ramp", "lr_warm_up"), COUNT)
         | dict.fromkeys(("optimizer_options", "estimator_optimizer_options", "schedule_options"), [None, 3, "lr", [1]])
         | dict.fromkeys(("optimizer", "estimator_optimizer"), WORD)
         | dict.fromkeys(("schedule", "decay"), [word for word in WORD if word is not None])

@@ -8,7 +8,7 @@ trained with the same batches
     one         in one process with all cores
     ddp         by torch's DistributedDataParallel, every rank with its rows of the batch
     gpipe, 1f1b by torch.distributed.pipelining, with each number of microbatches
-    decoupled   by dnirnn.DecoupledParallel with predictors told the label, for each staleness
+    decoupled   by dnirnn.DecoupledParallel with a linear cDNI by least squares, for each staleness
     floor       perfect overlap: each part alone, all at once, nothing sent; the slowest one's rate
 
 over gloo on this machine, every rank with one thread. real: 2 ranks that compute. simulated: more ranks
@@ -18,7 +18,8 @@ means; an all-reduce of R ranks takes 2 (R - 1) times that, as a ring has it. --
 the last rank takes longer. chars: a character model of 512 units, batch 64.
 
 busy: the share of the time in which a rank computed (its CPU time, and what it simulated). MB: what it
-sent an update. Every case has a time limit; runs.json and table.md are written after each.
+sent an update. Every case has a time limit; runs.json and table.md are written after each. Cases that
+--out has already stay there, until they are measured again.
 """
 
 import argparse
@@ -77,6 +78,15 @@ def planned(options: argparse.Namespace) -> list[tuple]:
     return found
 
 
+def replaced(runs: list[dict], case: dict, row: dict) -> list[dict]:
+    """The runs with this row in the place of the same case's, or at the end."""
+    what = {name: value for name, value in case.items() if name not in ("seconds", "rounds")}
+    same = [all(run.get(name) == value for name, value in what.items()) for run in runs]
+    if True not in same:
+        return [*runs, row]
+    return [row if found else run for run, found in zip(runs, same)]
+
+
 def setting(text: str) -> tuple[int, float, float]:
     ranks, delay, slow = text.split(",")
     return int(ranks), float(delay), float(slow)
@@ -113,13 +123,14 @@ def main(argv: list[str] | None = None) -> None:
     usual, most = (len(cases) * s / 60 for s in (options.seconds + OVERHEAD, limit_of(options)))
     print(f"{len(cases)} cases on {cores()} cores: about {usual:.0f} minutes, never more than {most:.0f}")
     network.digits()
-    runs: list[dict] = []
+    kept = options.out / "runs.json"
+    runs: list[dict] = json.loads(kept.read_text()) if kept.exists() else []
     for number, (make, processes, case) in enumerate(cases, 1):
         began = time.monotonic()
         found = measured(make, processes, case)
         said = {**vars(case), "delay": 1000 * case.delay, "slow": 1000 * case.slow}
-        runs.append({**said, **found})
-        (options.out / "runs.json").write_text(json.dumps(runs, indent=1))
+        runs = replaced(runs, said, {**said, **found})
+        kept.write_text(json.dumps(runs, indent=1))
         (options.out / "table.md").write_text(table(runs))
         rate = found.get("failed") or f"{found['updates_per_second']:.1f} updates/s"
         where = f"{case.section}, {case.ranks} ranks, link {said['delay']:g} ms, slow {said['slow']:g} ms"

@@ -28,6 +28,7 @@ from dnirnn.commands.shared import BAD_INPUT, FAILED, OK, rank_here, say, senten
 from dnirnn.config.arguments import Parser
 from dnirnn.device import usable_cores
 from dnirnn.distributed import RankLost
+from dnirnn.renamed import words_of_now
 from dnirnn.reports import ray_runs
 from dnirnn.training.trainer import Interrupted, NonFinite
 from dnirnn.version import __version__
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def answer(argv: list[str]) -> int:
     """Does what the words ask; errors become one line and an exit code."""
     try:
-        argv = with_task(argv)
+        argv = with_task(words_of_now(argv))
         arguments = parser(argv).parse_args(argv)
         arguments.words = argv
         with warnings.catch_warnings():

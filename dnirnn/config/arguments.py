@@ -98,14 +98,14 @@ def add_flag(
 ) -> None:
     rule = field.metadata
     if field.type is bool:
-        said = argparse.SUPPRESS if hidden else escaped(rule["help"])
+        text = argparse.SUPPRESS if hidden else escaped(rule["help"])
         group.add_argument(
-            flag(field.name), action="store_true", default=argparse.SUPPRESS, help=said
+            flag(field.name), action="store_true", default=argparse.SUPPRESS, help=text
         )
         return
     words = " ".join(map(str, default)) if isinstance(default, tuple) else default
     shown = rule["shown"] if default in (None, ()) and rule["shown"] else words
-    said = f"{rule['help']}{known_to(rule['registry'])} (default: {'none' if shown in (None, '') else shown})"
+    text = f"{rule['help']}{known_to(rule['registry'])} (default: {'none' if shown in (None, '') else shown})"
     keywords = {"nargs": "+"} if rule["many"] else {}
     group.add_argument(
         flag(field.name),
@@ -113,7 +113,7 @@ def add_flag(
         default=argparse.SUPPRESS,
         choices=rule["choices"],
         metavar=None if rule["choices"] else rule["unit"] or "NUMBER",
-        help=argparse.SUPPRESS if hidden else escaped(said),
+        help=argparse.SUPPRESS if hidden else escaped(text),
         **keywords,
     )
 

@@ -101,9 +101,9 @@ class NetworkOptions(OptionGroup):
                 f" {self.core.hidden}"
             )
         self.check_auto()
-        if getattr(self.estimator, "scale", None) == "auto" and (self.warm_up or self.blend):
+        if getattr(self.estimator, "scale", None) == "auto" and (self.warm_up or self.ramp):
             raise ValueError(
-                "--scale auto begins at 0 and measures what is injected: no --warm-up or --blend"
+                "--scale auto begins at 0 and measures what is injected: no --warm-up or --ramp"
             )
 
 

@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     final: every row's sequence really ends with this batch.
     following: the next steps, a Batch of at least one; None where there is none, or it is not known.
     label: [B, C], what is known of a row's whole sequence; None where nothing is. Only an estimator
-        may be told it, and of what follows.
+        may be conditioned on it, and of what follows.
     soft: [T, B, V], how likely each symbol is to others than the text: what teachers predict (see
         Distillation). None: the targets are all there is to learn.
     times: [T, B] float64, when the steps are, never decreasing in a row; None: one after the other.

@@ -37,7 +37,7 @@ class ByPart(GradientEstimator):
                 raise ValueError(f"estimators must all have one {name}; got {sorted(values)}")
             setattr(self, name, values.pop())
         if any(one.needs_context for one in live):
-            raise ValueError("estimators must need no context: each is told its own part alone")
+            raise ValueError("estimators must need no context: each sees its own part alone")
         self.parts, self.sizes, self.state_size = nn.ModuleList(estimators), list(sizes), sum(sizes)
 
     def is_used(self) -> bool:

@@ -280,8 +280,8 @@ def grid(
         lines.append(f"| {LABELS.get(row, row)} | " + " | ".join(cells) + " |")
         if any(r == row for r, _ in section.quoted):
             quoted = [section.quoted.get((row, column)) for column in columns]
-            said = ["-" if error is None else f"*{error:g}*" for error in quoted]
-            lines.append("| *quoted* | " + " | ".join(said) + " |")
+            cells = ["-" if error is None else f"*{error:g}*" for error in quoted]
+            lines.append("| *quoted* | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 

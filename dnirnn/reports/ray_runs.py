@@ -69,14 +69,14 @@ class RayChild(Child):
 
     def failure(self) -> list[Failure]:
         try:
-            code, said = self.ray.get(self.task)
+            code, text = self.ray.get(self.task)
         except self.ray.exceptions.RayError as error:
             lines = str(error).strip().splitlines()
             return [Failure(self.run.name, lines[-1] if lines else type(error).__name__)]
         if code == 0 and self.run.result() is None:
             here = f"{self.run.folder} is not a folder that all machines of the cluster share"
             return [Failure(self.run.name, f"it left no result here: {here}")]
-        return self.failed(code, said)
+        return self.failed(code, text)
 
     def interrupt(self) -> None:
         self.ray.cancel(self.task)
@@ -109,7 +109,7 @@ def task_of():
             start_new_session=True,
         )
         try:
-            _, said = process.communicate()
+            _, text = process.communicate()
         except BaseException:  # cancelled
             process.send_signal(signal.SIGINT)
             try:
@@ -117,7 +117,7 @@ def task_of():
             finally:
                 process.kill()
             raise
-        return process.returncode, said.decode(errors="replace")
+        return process.returncode, text.decode(errors="replace")
 
     return train
 

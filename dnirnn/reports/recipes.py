@@ -265,7 +265,7 @@ ABLATION = (
     Arm("scale-1", "scale 1", dict(scale=1.0)),
     Arm("both-0.1", "scale and discount 0.1", dict(scale=0.1, discount=0.1)),
     Arm("both-1", "scale and discount 1", dict(scale=1.0, discount=1.0)),
-    Arm("warm-up", "warm-up of 500 updates, blend of 500", dict(warm_up=500, blend=500)),
+    Arm("warm-up", "warm-up of 500 updates, ramp of 500", dict(warm_up=500, ramp=500)),
     Arm("chunk", "a chunk an update", {}, chunks=1),
     Arm("lambda", "lambda 0.8", dict(trace_decay=0.8)),
     AUX._replace(label="auxiliary task"),

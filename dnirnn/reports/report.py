@@ -188,7 +188,7 @@ def shown(recipe: Recipe, table: Table) -> list[str]:
         cells = [names.get(Column(arm, t, table.decay).name) for t in across]
         others = [names.get(baseline(recipe, Column(arm, t, table.decay)).name) for t in across]
         if any(cells):
-            texts = [said(cell, other, table) for cell, other in zip(cells, others)]
+            texts = [text_of(cell, other, table) for cell, other in zip(cells, others)]
             rows.append([arm.label, *texts])
         theirs = recipe.quoted.get(arm.name, {})
         if table.quoted and any(t in theirs for t in across):
@@ -207,7 +207,7 @@ def shown(recipe: Recipe, table: Table) -> list[str]:
     return lines
 
 
-def said(cell: Cell | None, baseline: Cell | None, table: Table) -> str:
+def text_of(cell: Cell | None, baseline: Cell | None, table: Table) -> str:
     """A cell in words: its seeds, and how it stands to the baseline."""
     if cell is None or not cell.values:
         return "" if cell is None else "-" + "†" * cell.failed

@@ -97,14 +97,14 @@ def run_missing(
     missing = [run for run in runs if run.result() is None]
     done, at_once = len(runs) - len(missing), min(jobs, len(missing))
     limits = [minutes(run.options) for run in missing]
-    said = f"{len(runs)} runs of {task} in {folder}"
+    text = f"{len(runs)} runs of {task} in {folder}"
     if done:
-        said += f", {done} of them done before (delete a folder to run it again)"
+        text += f", {done} of them done before (delete a folder to run it again)"
     if missing:
-        said += f"; {at_once} at a time"
+        text += f"; {at_once} at a time"
     if missing and all(limits):
-        said += f", at most {sum(limits) / at_once:,.1f} minutes of training"
-    print(said, flush=True)
+        text += f", at most {sum(limits) / at_once:,.1f} minutes of training"
+    print(text, flush=True)
     return run_all(task, missing, jobs, quiet) if missing else []
 
 
@@ -184,10 +184,10 @@ class Child:
         self.errors.seek(0)
         return self.failed(self.process.returncode, self.errors.read().decode(errors="replace"))
 
-    def failed(self, code: int, said: str) -> list[Failure]:
+    def failed(self, code: int, text: str) -> list[Failure]:
         if code == 0:
             return []
-        lines = said.strip().splitlines()
+        lines = text.strip().splitlines()
         reason = lines[-1] if lines else f"exit code {code}"
         return [Failure(self.run.name, reason.removeprefix("dnirnn: "))]
 

@@ -174,8 +174,8 @@ def table(
     lines += ["", f"*quoted*, {REMEMBERED}: {contest.quoted}.", ""]
     seen = [run.folder for run in done.values() if run.options.core.name == "hm-lstm"]
     if seen:
-        told = f"`dnirnn detectors {seen[0]} --length 20000`"
-        lines += [f"How well its detectors find spaces and line ends, recall and precision: {told}", ""]
+        command = f"`dnirnn detectors {seen[0]} --length 20000`"
+        lines += [f"How well its detectors find spaces and line ends, recall and precision: {command}", ""]
     return lines
 
 

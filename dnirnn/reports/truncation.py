@@ -77,8 +77,8 @@ def shares(recipe: Recipe, traces: Sequence[Trace]) -> list[str]:
             gains = [gains_of(cells, arm, t) for t in across]
             if arm != BPTT and any(gains):
                 ceilings = [gains_of(cells, TRUE, t) if axis != "seconds" else [] for t in across]
-                said = [gain(own, top, arm.name == TRUE.name) for own, top in zip(gains, ceilings)]
-                rows.append(f"| {arm.label} | {' | '.join(said)} |")
+                entries = [gain(own, top, arm.name == TRUE.name) for own, top in zip(gains, ceilings)]
+                rows.append(f"| {arm.label} | {' | '.join(entries)} |")
         if rows:
             lines += [
                 f"## Bits gained over BPTT of the same truncation and seed, after equal {word}", "",

@@ -89,12 +89,12 @@ class Clockwork(Core):
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         before = state_BS.chunk(len(self.periods), 1)
-        said = [state[:, : self.size].to(x_BI.dtype) for state in before]
+        outputs = [state[:, : self.size].to(x_BI.dtype) for state in before]
         after = []
         for i, (part, period, state) in enumerate(zip(self.parts, self.periods, before)):
             ticks = t % period == 0
             if ticks is not False:
-                _, ticked = step(part, torch.cat([x_BI, *said[i + 1 :]], 1), state, t // period)
+                _, ticked = step(part, torch.cat([x_BI, *outputs[i + 1 :]], 1), state, t // period)
                 state = ticked if ticks is True else torch.where(ticks[:, None], ticked, state)
             after.append(state)
         output = torch.cat([state[:, : self.size] for state in after], 1)

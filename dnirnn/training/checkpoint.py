@@ -253,5 +253,5 @@ def reading(folder: Path) -> Iterator[None]:
     except KeyError as error:
         raise CheckpointError(f"checkpoint {folder} is incomplete: it has no {error}") from None
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        raise CheckpointError(f"checkpoint {folder} holds what no run wrote: {said}") from None
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"checkpoint {folder} holds what no run wrote: {text}") from None

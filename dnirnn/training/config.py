@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnirnn.options import Config, changed, key_value, option
+from dnirnn.renamed import by_name_of_now
 from dnirnn.training.layout import RENAMED
 from dnirnn.training.optimizers import DECAYS, optimizer_of, schedule_of
 
@@ -50,7 +51,7 @@ class Training(Limits):
         1.0, "longest gradient (Euclidean norm) of the core in an update; 0: no limit", "NORM",
         at_least=0, may_change=True,
     )  # fmt: skip
-    lift: float | None = option(
+    min_norm: float | None = option(
         0.0, "shortest gradient of the core in an update: a shorter one is scaled up; 0: no limit",
         "NORM", at_least=0, may_change=True,
     )  # fmt: skip
@@ -93,7 +94,7 @@ class Training(Limits):
         0.0, "longest gradient of the predictor in an update; 0: no limit", "NORM", at_least=0,
         may_change=True, needs="descends",
     )  # fmt: skip
-    estimator_lift: float | None = option(
+    estimator_min_norm: float | None = option(
         0.0, "shortest gradient of the predictor in an update; 0: no limit", "NORM", at_least=0,
         may_change=True, needs="descends",
     )  # fmt: skip
@@ -101,7 +102,7 @@ class Training(Limits):
         0, "updates in which the predictor learns but is not used", "UPDATES", at_least=0,
         needs="fitted",
     )  # fmt: skip
-    blend: int = option(
+    ramp: int = option(
         0, "updates after them over which it comes into full use", "UPDATES", at_least=0,
         needs="fitted",
     )  # fmt: skip
@@ -128,7 +129,7 @@ class Training(Limits):
     seed: int = option(0, "seed of every random number", "SEED", at_least=0)
 
 
-NORMS = ("clip", "lift", "estimator_clip", "estimator_lift")
+NORMS = ("clip", "min_norm", "estimator_clip", "estimator_min_norm")
 
 
 @dataclass(frozen=True, init=False)
@@ -144,9 +145,9 @@ class TrainerConfig(Training):
     estimator_optimizer, estimator_lr, estimator_optimizer_options: the same for the estimator.
     clip, estimator_clip: largest norm of the gradient (of all parameters of the core, of the
         estimator); None or 0: not clipped.
-    lift, estimator_lift: smallest norm of it: a shorter gradient is scaled up, but for zero; None or
-        0: not lifted.
-    warm_up, blend: updates in which the estimator is fitted and not used, and those after them over
+    min_norm, estimator_min_norm: smallest norm of it: a shorter gradient is scaled up, but for zero; None or
+        0: no bound.
+    warm_up, ramp: updates in which the estimator is fitted and not used, and those after them over
         which its scale rises to the whole by equal steps.
     micro_batch: rows computed at once; their gradients add up to the whole batch's. It must divide
         the batch size. None: all rows. (Dropout's masks are drawn per piece.)
@@ -216,6 +217,7 @@ class TrainerConfig(Training):
             if old in values:
                 warnings.warn(f"TrainerConfig's {old} is now {new}", DeprecationWarning, stacklevel=2)
                 values[new] = values.pop(old)
+        values = by_name_of_now(values, warn=True)
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, values.pop(field.name, field.default))
         for name in values:
@@ -230,10 +232,10 @@ class TrainerConfig(Training):
             object.__setattr__(self, name, dict(getattr(self, name)))
         for prefix in ("", "estimator_"):
             optimizer_of(prefix, getattr(self, f"{prefix}optimizer"))
-            largest, smallest = (getattr(self, f"{prefix}{name}") for name in ("clip", "lift"))
+            largest, smallest = (getattr(self, f"{prefix}{name}") for name in ("clip", "min_norm"))
             if None not in (largest, smallest) and smallest > largest:
                 raise ValueError(
-                    f"{prefix}lift must be at most {prefix}clip, {largest}; got {smallest}"
+                    f"{prefix}min_norm must be at most {prefix}clip, {largest}; got {smallest}"
                 )
         if self.schedule is not None:
             schedule_of(self.schedule)

@@ -48,7 +48,7 @@ def finish(
     error: Tensor | None,
     ended: Tensor,
     state: Tensor,
-    told: Tensor,
+    figures: Tensor,
     place: Tensor,
     bad: Tensor,
 ) -> None:
@@ -61,7 +61,7 @@ def finish(
         rates: 0-d float32.
     nats, error: 0-d float32, the row's first two figures; error None for 0.
     ended: what ``state`` becomes, of its shape, float32.
-    told: [capacity, 4] float64, whose row ``place`` (an int64 [1], moved on) is written: nats, error,
+    figures: [capacity, 4] float64, whose row ``place`` (an int64 [1], moved on) is written: nats, error,
         and the norms of the core's and of the estimator's gradient.
     bad: 0-d float32.
     """
@@ -93,5 +93,5 @@ def finish(
         settings, rates = [*settings, *settings], [*rates, *rates]
     torch.ops.dnirnn.finish_update(
         parameters, gradients, first, second, steps, counts[0], list(rates), settings, nats,
-        error, ended.contiguous(), state, told, place, bad,
+        error, ended.contiguous(), state, figures, place, bad,
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """The layout of config.json, and what is made of those that older versions of dnirnn wrote."""
 
+from dnirnn.renamed import by_name_of_now
+
 # 1 (said nowhere in the file) had the options of every core and estimator, and null for a default
 # that depended on which it was. 2 has the options of those that are chosen.
 LAYOUT = 2
@@ -19,6 +21,9 @@ def upgraded(config: dict) -> dict:
     version = config.get("version", 1)
     # A file that a person wrote may have anything there.
     config = {**BEFORE.get(str(config.get("task")), {}), **config}
+    config = by_name_of_now(config)
+    if isinstance(defaults := config.get("defaults"), dict):
+        config["defaults"] = by_name_of_now(defaults)
     if version == LAYOUT:
         return config
     if version != 1:

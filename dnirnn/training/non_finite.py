@@ -25,9 +25,9 @@ class NonFinite(Exception):
         self.update, self.what = update, what
 
 
-def first_not_finite(told: dict[str, float]) -> str | None:
-    """The first of what an update told (see Updater) that is not finite, and so forbade it."""
-    return next((name for name in NAMES if not math.isfinite(told[name])), None)
+def first_not_finite(figures: dict[str, float]) -> str | None:
+    """The first of an update's figures (see Updater) that is not finite, and so forbade it."""
+    return next((name for name in NAMES if not math.isfinite(figures[name])), None)
 
 
 def in_update(name: str, value: float, steps: int, progress: Progress, saved: Path) -> NonFinite:

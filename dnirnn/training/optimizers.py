@@ -160,9 +160,9 @@ def rescale(
         torch._foreach_mul_(gradients, smallest / norm)
 
 
-def blended(update: int, warm_up: int, blend: int) -> float:
+def ramped(update: int, warm_up: int, ramp: int) -> float:
     """The share of a synthetic gradient that the update after so many others injects.
 
-    0 for ``warm_up`` updates, then rising by equal steps over ``blend`` updates, then 1.
+    0 for ``warm_up`` updates, then rising by equal steps over ``ramp`` updates, then 1.
     """
-    return min(1.0, max(0, update + 1 - warm_up) / (blend + 1))
+    return min(1.0, max(0, update + 1 - warm_up) / (ramp + 1))

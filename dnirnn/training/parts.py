@@ -35,7 +35,7 @@ class PartsUpdater:
     learn: makes an update of (batch, state, t).
     columns: what of the state is this process's.
 
-    The trainer's clip and lift bound the gradient of each part, as it steps.
+    The trainer's clip and min_norm bound the gradient of each part, as it steps.
     """
 
     full, bad, undoes = False, 0.0, False
@@ -49,30 +49,30 @@ class PartsUpdater:
     ):
         self.model, self.ranks, self.optimizers = trainer.model, trainer.ranks, trainer.optimizers
         self.part, self.learn, self.columns = part, learn, columns
-        self.told: list[list[float]] = []
+        self.figures: list[list[float]] = []
         self.state: Tensor | None = None
         mine = {id(t) for t in (*part.parameters(), *part.buffers())}
         known = self.model.state_dict(keep_vars=True)
         self.names = [name for name, tensor in known.items() if id(tensor) in mine]
         config = trainer.config
-        bounds = (config.lift, config.clip), (config.estimator_lift, config.estimator_clip)
+        bounds = (config.min_norm, config.clip), (config.estimator_min_norm, config.estimator_clip)
         for optimizer, (least, most) in zip(self.optimizers, bounds):
             if least is not None or most is not None:
                 optimizer.register_step_pre_hook(bounded(least, most))
 
     def __call__(self, batch: Batch, state: Tensor, t: int) -> Tensor:
         found = self.learn(batch, state, t)
-        self.told.append([found.nats, sum(found.errors), len(found.errors)])
+        self.figures.append([found.nats, sum(found.errors), len(found.errors)])
         self.state = found.state
         return found.state
 
     def read(self) -> list[list[float]]:
         self.part.settle()
-        told, self.told = torch.tensor(self.told, dtype=torch.float64).view(-1, 3), []
+        figures, self.figures = torch.tensor(self.figures, dtype=torch.float64).view(-1, 3), []
         self.exchange()
         return [
             [nats, error / max(1.0, count), 0.0, 0.0]
-            for nats, error, count in self.ranks.sum(told).tolist()
+            for nats, error, count in self.ranks.sum(figures).tolist()
         ]
 
     def exchange(self) -> None:
@@ -102,7 +102,7 @@ class PartsUpdater:
         return any(parameter is p for p in self.part.parameters())
 
     def forget(self) -> None:
-        self.told = []
+        self.figures = []
 
     def close(self) -> None:
         self.part.close()

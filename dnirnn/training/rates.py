@@ -4,10 +4,10 @@ from dnirnn.estimators import AutoScale
 from dnirnn.model import SequenceModel
 from dnirnn.training.optimizers import (
     DECAYS,
-    blended,
     check_length,
     make_optimizer,
     make_schedule,
+    ramped,
     scalars_of,
     set_lr,
     settings,
@@ -17,7 +17,7 @@ from dnirnn.training.optimizers import (
 class Rates:
     """The optimizers of a model, and what sets their rates: a decay or a schedule.
 
-    config: a TrainerConfig. The estimator's scale rises as its warm_up and blend say.
+    config: a TrainerConfig. The estimator's scale rises as its warm_up and ramp say.
 
     Raises ValueError naming a field of it that does not fit the model.
     """
@@ -25,14 +25,14 @@ class Rates:
     def __init__(self, model: SequenceModel, config):
         self.config, self.estimator = config, model.truncated.estimator
         self.scale = self.estimator.scale
-        self.blends = bool(config.warm_up or config.blend)
+        self.ramps = bool(config.warm_up or config.ramp)
         fitted = model.estimator_parameters()
-        if not fitted and (self.blends or config.estimator_lift):
-            raise ValueError("warm_up, blend and estimator_lift need an estimator that is fitted")
-        if self.blends and isinstance(getattr(self.estimator, "estimator", self.estimator), AutoScale):
+        if not fitted and (self.ramps or config.estimator_min_norm):
+            raise ValueError("warm_up, ramp and estimator_min_norm need an estimator that is fitted")
+        if self.ramps and isinstance(getattr(self.estimator, "estimator", self.estimator), AutoScale):
             raise ValueError(
-                "warm_up and blend set a scale; AutoScale measures its own, from zero on: got"
-                f" {config.warm_up} and {config.blend}"
+                "warm_up and ramp set a scale; AutoScale measures its own, from zero on: got"
+                f" {config.warm_up} and {config.ramp}"
             )
         self.optimizer = make_optimizer(
             "", model.core_parameters(), config.optimizer, config.lr, config.optimizer_options
@@ -57,8 +57,8 @@ class Rates:
 
         used: the fractions of the budgets, of which the largest counts.
         """
-        if self.blends:
-            share = blended(update, self.config.warm_up, self.config.blend)
+        if self.ramps:
+            share = ramped(update, self.config.warm_up, self.config.ramp)
             self.estimator.scale = self.scale * share
         decay, lr = self.config.decay, self.config.lr
         if decay is not None:
@@ -76,7 +76,7 @@ class Rates:
 
     def finish(self) -> None:
         """Gives the estimator its own scale back."""
-        if self.blends:
+        if self.ramps:
             self.estimator.scale = self.scale
 
     def mark(self) -> tuple[list[dict], dict | None]:

@@ -44,8 +44,8 @@ def reading_config(folder: str | Path) -> Iterator[None]:
     except KeyError as error:
         raise ValueError(f"{Path(folder) / CONFIG} describes no run: it has no {error}") from None
     except (TypeError, ValueError, AttributeError, IndexError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{Path(folder) / CONFIG} describes no run: {said}") from None
+        text = " ".join(str(error).split())
+        raise ValueError(f"{Path(folder) / CONFIG} describes no run: {text}") from None
 
 
 def check_owner(
@@ -135,9 +135,9 @@ def check_config(folder: Path, config: dict, may_change: Collection[str] = ()) -
         raise ValueError(f"{folder / CONFIG} must hold an object; got {known!r:.40}")
     found = [one for one in differing(known, config) if one[0] not in may_change]
     if found:
-        said = ", ".join(f"{key} ({was!r} there, {now!r} here)" for key, was, now in found)
+        text = ", ".join(f"{key} ({was!r} there, {now!r} here)" for key, was, now in found)
         raise AnotherRun(
-            f"{folder} holds a run of another configuration: {said}; choose another folder",
+            f"{folder} holds a run of another configuration: {text}; choose another folder",
             [key for key, *_ in found],
         )
 

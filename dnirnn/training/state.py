@@ -60,9 +60,9 @@ class Progress:
     evaluations_since_best: int = 0
     truncation: dict | None = None
 
-    def add(self, told: dict[str, float], targets: int, seconds: float) -> None:
-        """Adds what an update told (see Updater) to the sums."""
-        now = {**told, "updates": 1, "targets": targets, "seconds": seconds}
+    def add(self, figures: dict[str, float], targets: int, seconds: float) -> None:
+        """Adds an update's figures (see Updater) to the sums."""
+        now = {**figures, "updates": 1, "targets": targets, "seconds": seconds}
         for sums in (self.pending, self.sequence):
             for name in sums:
                 sums[name] += now[name]

@@ -56,7 +56,7 @@ from dnirnn.training.run_folder import (
 from dnirnn.training.saver import Saver
 from dnirnn.training.signals import Interrupted, interruptible
 from dnirnn.training.state import SEQUENCE, Made, TrainingState, bits_of
-from dnirnn.training.updater import TOLD, make_updater
+from dnirnn.training.updater import FIGURES, make_updater
 
 __all__ = [
     "BEST", "CHECKPOINTS", "CONFIG", "LOG", "RESULT", "AnotherRun", "Interrupted", "NonFinite",
@@ -250,7 +250,7 @@ class Trainer:
         seconds = time.perf_counter() - began
         self.unagreed += seconds
         self.unread.append(Made(mark, steps, targets, batch.final, seconds))
-        # A stream is told of every sequence before it begins the next.
+        # A stream observes every sequence before it begins the next.
         if self.updater.full or batch.final and self.tells:
             self.look()
         elif self.ranks.lockstep:
@@ -330,15 +330,15 @@ class Trainer:
         began, now = time.perf_counter(), self.progress
         updates, self.unread = self.unread, []
         for made, row in zip(updates, self.updater.read()):
-            told = dict(zip(TOLD, row))
-            name = first_not_finite(told)
+            figures = dict(zip(FIGURES, row))
+            name = first_not_finite(figures)
             if name is not None:
                 self.training.go_back(made.mark)
                 if self.updater.undoes:
                     self.save()
                 saved = self.checkpoint_folder if self.updater.undoes else self.saver.last
-                raise in_update(name, told[name], made.steps, now, saved)
-            now.add(told, made.targets, made.seconds)
+                raise in_update(name, figures[name], made.steps, now, saved)
+            now.add(figures, made.targets, made.seconds)
             if made.final:
                 self.stream.observe(bits_of(now.sequence))
                 now.sequence = dict(SEQUENCE)

@@ -16,8 +16,8 @@ from dnirnn.training.fused_update import can_fuse, finish
 from dnirnn.training.optimizers import can_skip, norm_of, rescale, settings
 from dnirnn.training.rates import Rates
 
-# What an update tells, in the order of a row.
-TOLD = ("nats", "estimator_error", "gradient_norm", "estimator_norm")
+# What is known of an update, in the order of a row.
+FIGURES = ("nats", "estimator_error", "gradient_norm", "estimator_norm")
 GRAPHS = 16  # kept at a time: updates of so many kinds
 AHEAD = 1024  # updates that a device is let run ahead of the host, however rarely it logs
 
@@ -48,7 +48,7 @@ class Updater:
     capture: makes a graph of a function without arguments that works on tensors which stay where
         they are, without running it: what replays it. None: every update runs eagerly.
     capacity: updates not watched that may be made between two readings.
-    ranks: the processes whose rows make the batch: gradients, and what an update tells, are of all.
+    ranks: the processes whose rows make the batch: gradients, and the figures, are of all.
     """
 
     undoes = True  # an update that was not finite has changed nothing
@@ -74,7 +74,7 @@ class Updater:
         fixed = (p for p in self.parameters[1] if not p.requires_grad)
         self.buffers = [*model.truncated.estimator.buffers(), *fixed]
         self.watch, self.capture, self.capacity = watch, capture, capacity
-        self.rows_told: list[list[float]] = []
+        self.unread_rows: list[list[float]] = []
         # 1 from the first update on that was not finite; watched, whether the last one was.
         self.bad: Any = 0.0
         if watch:
@@ -92,7 +92,7 @@ class Updater:
         self.bad = torch.zeros((), **kept)
         for optimizer in self.optimizers:
             optimizer.found_inf = self.bad
-        self.told = torch.zeros(capacity, len(TOLD), dtype=torch.float64, device=device)
+        self.figures = torch.zeros(capacity, len(FIGURES), dtype=torch.float64, device=device)
         self.place = torch.zeros(1, dtype=torch.int64, device=device)
         self.unread = 0
         self.fused = can_fuse(self.optimizers, self.parameters)
@@ -127,11 +127,11 @@ class Updater:
         return self.state
 
     def read(self) -> list[list[float]]:
-        """A row, as TOLD has it, of every update since the last reading. Waits for the device."""
+        """A row, as FIGURES has it, of every update since the last reading. Waits for the device."""
         if self.watch:
-            rows, self.rows_told = self.rows_told, []
+            rows, self.unread_rows = self.unread_rows, []
             return rows
-        rows = self.told[: self.unread].tolist()
+        rows = self.figures[: self.unread].tolist()
         self.place.zero_()
         self.bad.zero_()
         self.unread = 0
@@ -151,11 +151,11 @@ class Updater:
     def watched(self, batch: Batch, state: Tensor, t: int) -> Tensor:
         kept = [buffer.clone() for buffer in self.buffers]
         ended, gradients, figures = self.add_gradients(batch, state, t)
-        told = [*figures, *(norm_of(part) for part in gradients)]
+        values = [*figures, *(norm_of(part) for part in gradients)]
         # The update's one synchronisation: everything that the host wants to know, at once.
-        on_device = [value for value in told if isinstance(value, Tensor)]
+        on_device = [value for value in values if isinstance(value, Tensor)]
         known = iter(torch.stack(on_device).tolist())
-        row = [next(known) if isinstance(value, Tensor) else value for value in told]
+        row = [next(known) if isinstance(value, Tensor) else value for value in values]
         nats, _, *norms = row
         finite = math.isfinite(nats + sum(norms))
         self.bad = float(not finite)
@@ -166,11 +166,11 @@ class Updater:
                 for buffer, before in zip(self.buffers, kept):
                     buffer.copy_(before)
         self.clear()
-        self.rows_told.append(row)
+        self.unread_rows.append(row)
         return ended if finite else state
 
     def unwatched(self, batch: Batch) -> None:
-        """The update from ``self.state`` at ``self.t``, without a word to the host."""
+        """The update from ``self.state`` at ``self.t``, without the host."""
         assert self.state is not None
         kept = [buffer.clone() for buffer in self.buffers]
         ended, gradients, figures = self.add_gradients(batch, self.state, self.t)
@@ -178,15 +178,15 @@ class Updater:
             nats, error = figures
             finish(
                 self.optimizers, self.bounds, self.rates, nats,
-                error if isinstance(error, Tensor) else None, ended, self.state, self.told,
+                error if isinstance(error, Tensor) else None, ended, self.state, self.figures,
                 self.place, self.bad,
             )  # fmt: skip
             self.clear()
             self.keep_where_bad(zip(self.buffers, kept))
             return
         with torch.no_grad():
-            told = [*figures, *(norm_of(part) for part in gradients)]
-            row = torch.stack([self.on_device(value) for value in told])
+            values = [*figures, *(norm_of(part) for part in gradients)]
+            row = torch.stack([self.on_device(value) for value in values])
             nats, _, *norms = row.unbind()
             finite = torch.isfinite(nats + sum(norms))
             self.bad.copy_(torch.maximum(self.bad, (~finite).to(self.bad.dtype)))
@@ -202,7 +202,7 @@ class Updater:
             before = self.state.clone()
             self.state.copy_(ended)
             self.keep_where_bad([(self.state, before), *zip(self.buffers, kept)])
-            self.told.index_copy_(0, self.place, row[None])
+            self.figures.index_copy_(0, self.place, row[None])
             self.place.add_(1)
 
     def keep_where_bad(self, buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -250,7 +250,7 @@ class Updater:
         """Runs the batch piece by piece, adding to every .grad.
 
         Returns (the state it ends in, the gradients there are, of the core and of the estimator,
-        the first two figures of TOLD).
+        the first two figures of FIGURES).
         """
         states, nats, errors = [], [], []
         pieces = self.rows // self.rows_at_once
@@ -351,7 +351,7 @@ def make_updater(
     return Updater(
         model,
         optimizers,
-        [(config.lift, config.clip), (config.estimator_lift, config.estimator_clip)],
+        [(config.min_norm, config.clip), (config.estimator_min_norm, config.estimator_clip)],
         rows,
         config.micro_batch or rows,
         unit,

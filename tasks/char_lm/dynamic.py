@@ -62,8 +62,8 @@ def dynamic_lines(
             f" {still:.4f} without"
         ]
     figure = bits(symbols, rate, decay)
-    said = f"{name}, dynamic evaluation, {figure_of(vocabulary, figure)}"
-    return [f"{said} (parts of {steps} steps, rate {rate:g}, decay {decay:g})", *lines]
+    text = f"{name}, dynamic evaluation, {figure_of(vocabulary, figure)}"
+    return [f"{text} (parts of {steps} steps, rate {rate:g}, decay {decay:g})", *lines]
 
 
 def lowest(measure: Callable[[float], float], start: float) -> float:

@@ -239,8 +239,8 @@ def divide(logits: Tensor, period: int) -> tuple[Tensor, Tensor]:
 def answer_nats(logits: Tensor, y: Tensor, period: int) -> Tensor:
     """The nats [T, B] of both counts together; 0 where none is asked."""
     nats = [
-        F.cross_entropy(said.flatten(0, 1), asked, ignore_index=NOT_ASKED, reduction="none")
-        for said, asked in zip(divide(logits, period), y.flatten(0, 1).unbind(-1))
+        F.cross_entropy(predicted.flatten(0, 1), asked, ignore_index=NOT_ASKED, reduction="none")
+        for predicted, asked in zip(divide(logits, period), y.flatten(0, 1).unbind(-1))
     ]
     return sum(nats).view(y.shape[:2])
 
@@ -268,8 +268,8 @@ def make(options: DigitsOptions, pixels: int) -> SequenceModel:
     core = Hierarchy(fast, options.core.build(message), options.period, back, options.message_delay)
     truncated = make_truncated(options, core, options.period + options.period**2 + 2)
     loss = partial(answer_nats, period=options.period)
-    told = partial(spell, period=options.period)
-    model = assemble(options, nn.Sequential(*layers), truncated, Answers(core), loss, told)
+    context_of = partial(spell, period=options.period)
+    model = assemble(options, nn.Sequential(*layers), truncated, Answers(core), loss, context_of)
     if in_parts(options):
         model.cuts = nn.ModuleList(SyntheticGradient(message, (), 1.0, 1.0) for _ in range(2))
     return model
@@ -288,8 +288,8 @@ def measure(model: SequenceModel, stream: DigitStream) -> dict[str, float]:
                 batch = stream.next(stream.period**2).to(device)
                 logits, state = model.unroll(batch.x, state, t)
                 nats += float(model.loss(logits, batch.y).sum(dtype=torch.float64))
-                said = [part.argmax(-1) for part in divide(logits, stream.period)]
-                right += (torch.stack(said, -1) == batch.y).sum((0, 1))
+                predicted = [part.argmax(-1) for part in divide(logits, stream.period)]
+                right += (torch.stack(predicted, -1) == batch.y).sum((0, 1))
                 asked += (batch.y != NOT_ASKED).sum((0, 1))
                 t, final = t + len(batch.x), batch.final
     finally:

@@ -52,11 +52,11 @@ def fidelity(model: ImageModel, known: Images) -> dict[str, float]:
     with torch.no_grad():
         for place, (cut, wanted) in enumerate(zip(cuts, true), start=1):
             context = () if cut.context is None else (cut.context[0],)
-            said = cut.estimator(cut.start[0], *context).double()
+            predicted = cut.estimator(cut.start[0], *context).double()
             wanted = wanted[0].double()
-            lengths = said.norm() * wanted.norm()
-            found[f"cosine_{place}"] = float((said * wanted).sum() / lengths) if lengths else 0.0
-            found[f"norm_ratio_{place}"] = float(said.norm() / wanted.norm())
+            lengths = predicted.norm() * wanted.norm()
+            found[f"cosine_{place}"] = float((predicted * wanted).sum() / lengths) if lengths else 0.0
+            found[f"norm_ratio_{place}"] = float(predicted.norm() / wanted.norm())
     return found
 
 

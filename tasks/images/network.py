@@ -12,7 +12,7 @@ from dnirnn import (
     Interface,
 )
 from dnirnn.data import Batch
-from dnirnn.decoupled import Said
+from dnirnn.decoupled import Sent
 from dnirnn.tasks.images.options import CLASSES, KERNEL, ImagesOptions
 
 
@@ -88,40 +88,40 @@ class ImageModel(nn.Module):
         object.__setattr__(self, "decoupled", decoupled)
         with torch.no_grad():
             self.eval()
-            x, self.said_shapes = torch.zeros(1, *shape), []
+            x, self.sent_shapes = torch.zeros(1, *shape), []
             for part in self.parts[:-1]:
                 x = part(x)
-                self.said_shapes.append(x.shape[1:])
+                self.sent_shapes.append(x.shape[1:])
             self.train()
 
     def initial_state(self, batch_size: int) -> Tensor:
-        """[B, S]: what the parts last said, where they go by it, as :meth:`kept` has it."""
+        """[B, S]: what the parts last sent, where they go by it, as :meth:`kept` has it."""
         return torch.zeros(batch_size, self.state_size, device=next(self.parameters()).device)
 
     @property
     def state_size(self) -> int:
         random = self.decoupled.update == "random" and not len(self.synthetic_inputs)
-        return sum(2 + shape.numel() for shape in self.said_shapes) if random else 0
+        return sum(2 + shape.numel() for shape in self.sent_shapes) if random else 0
 
     def kept(self) -> Tensor:
-        """What was last said, with its rows' labels and whether anything was, as one tensor."""
+        """What was last sent, with its rows' labels and whether anything was, as one tensor."""
         found = []
-        for said, shape in zip(self.decoupled.said, self.said_shapes):
-            if said is None:
+        for sent, shape in zip(self.decoupled.sent, self.sent_shapes):
+            if sent is None:
                 found.append(torch.zeros(self.rows, 2 + shape.numel(), device=self.place))
             else:
-                more = torch.stack([said.y.to(said.h.dtype), torch.ones_like(said.h.flatten(1)[:, 0])], 1)
-                found.append(torch.cat([said.h.flatten(1), more], 1))
+                more = torch.stack([sent.y.to(sent.h.dtype), torch.ones_like(sent.h.flatten(1)[:, 0])], 1)
+                found.append(torch.cat([sent.h.flatten(1), more], 1))
         return torch.cat(found, 1)
 
     def recall(self, state: Tensor) -> None:
         """Goes on from what was :meth:`kept`."""
         self.rows, self.place = len(state), state.device
-        parts = state.split([2 + shape.numel() for shape in self.said_shapes], 1)
-        for i, (part, shape) in enumerate(zip(parts, self.said_shapes)):
+        parts = state.split([2 + shape.numel() for shape in self.sent_shapes], 1)
+        for i, (part, shape) in enumerate(zip(parts, self.sent_shapes)):
             y = part[:, -2].long()
-            known = Said(part[:, :-2].reshape(-1, *shape), y, one_hot(y))
-            self.decoupled.said[i] = known if bool(part[0, -1]) else None
+            known = Sent(part[:, :-2].reshape(-1, *shape), y, one_hot(y))
+            self.decoupled.sent[i] = known if bool(part[0, -1]) else None
 
     def pictures(self, x: Tensor) -> Tensor:
         return x.reshape(-1, *self.shape)

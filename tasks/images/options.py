@@ -138,7 +138,7 @@ class Unlocked(Order, name="unlocked"):
 
 @dataclasses.dataclass(frozen=True)
 class Random(Unlocked, name="random"):
-    """in an order drawn anew at each batch, on what the part below last said"""
+    """in an order drawn anew at each batch, on what the part below last sent"""
 
     update_probability: float = option(
         1.0, "that a part is updated at a batch", "PROBABILITY", above=0
@@ -205,8 +205,8 @@ class ImagesOptions(ImagesTaskOptions, FeedForwardOptions, TaskOptions):
         TaskOptions, "warm_up",
         help="updates in which nothing is cut and the predictors are fitted to the true gradients",
     )  # fmt: skip
-    blend: int = changed(
-        TaskOptions, "blend",
+    ramp: int = changed(
+        TaskOptions, "ramp",
         help="updates after them over which what is sent back rises from nothing to the whole",
     )  # fmt: skip
     fidelity_every: int | None = changed(
@@ -233,8 +233,8 @@ class ImagesOptions(ImagesTaskOptions, FeedForwardOptions, TaskOptions):
             raise ValueError(f"--parallel decoupled updates in its own way: no --update {update}")
         if decoupled or update != "lockstep":
             how = "--update lockstep in one process" if decoupled else "--update lockstep"
-            for name in ("warm_up", "blend", "micro_batch", "clip", "lift", "estimator_clip",
-                         "estimator_lift"):  # fmt: skip
+            for name in ("warm_up", "ramp", "micro_batch", "clip", "min_norm", "estimator_clip",
+                         "estimator_min_norm"):  # fmt: skip
                 if getattr(self, name):
                     raise ValueError(f"{flag(name)} goes with {how} only")
             if self.estimator.name in ("none", "true"):

@@ -9,20 +9,20 @@ from dnirnn.tasks.images.network import ImageModel, one_hot
 from dnirnn.tasks.images.options import ImagesOptions
 from dnirnn.training.parts import Learned, PartsUpdater, share_of
 from dnirnn.training.trainer import Trainer
-from dnirnn.training.updater import TOLD
+from dnirnn.training.updater import FIGURES
 
 
 class DecoupledUpdater:
     """Updates of parts that do not wait for one another; as dnirnn.training.updater.Updater to a trainer.
 
     Every part steps as soon as it can, so what is not finite is found after the update. The loss
-    that is told is that of the last time that the last part was updated.
+    in a row is that of the last time that the last part was updated.
     """
 
     full, bad, undoes = True, 0.0, False
 
     def __init__(self, model: ImageModel):
-        self.model, self.told, self.loss = model, [], 0.0
+        self.model, self.figures, self.loss = model, [], 0.0
 
     def __call__(self, batch: Batch, state: Tensor, t: int) -> Tensor:
         model, y = self.model, batch.y[0]
@@ -32,15 +32,15 @@ class DecoupledUpdater:
         if "loss" in found:
             self.loss = float(found["loss"])
         error = float(found.get("estimator_error", 0.0))
-        self.told.append(dict(nats=self.loss * len(y), estimator_error=error))
+        self.figures.append(dict(nats=self.loss * len(y), estimator_error=error))
         return model.kept() if model.state_size else state
 
     def read(self) -> list[list[float]]:
-        told, self.told = self.told, []
-        return [[row.get(name, 0.0) for name in TOLD] for row in told]
+        figures, self.figures = self.figures, []
+        return [[row.get(name, 0.0) for name in FIGURES] for row in figures]
 
     def forget(self) -> None:
-        self.told = []
+        self.figures = []
 
 
 def in_parts(trainer: Trainer, staleness: int) -> PartsUpdater:

@@ -68,10 +68,10 @@ BAD = {
     ),
     "nothing solved": ("--ridge 0.1", "--ridge goes with --estimator least-squares only"),
     "no end of forgetting": ("--estimator least-squares --forgetting 1", "--forgetting must be below"),
-    "nothing descends": ("--estimator least-squares --estimator-lift 1", "--estimator-lift goes"),
+    "nothing descends": ("--estimator least-squares --estimator-min-norm 1", "--estimator-min-norm goes"),
     "no estimator": ("--estimator none --dense", "--dense goes with --estimator .*dni"),
     "nothing to warm up": ("--estimator none --warm-up 5", "--warm-up goes with --estimator .*dni"),
-    "no lifting": ("--estimator none --estimator-lift 1", "--estimator-lift goes with"),
+    "no lifting": ("--estimator none --estimator-min-norm 1", "--estimator-min-norm goes with"),
     "traces of pieces": ("--estimator bp-lambda --micro-batch 2", "no --micro-batch"),
     "a large trace": ("--estimator bp-lambda --hidden 512", r"takes 17\.\d+ GB"),
     "widths of a trace": ("--estimator bp-lambda --estimator-hidden 3", "--estimator-hidden goes"),
@@ -83,7 +83,7 @@ BAD = {
     "the truth told more": ("--estimator true --context input", "--context goes with --estimator"),
     "no label": ("--context input label", "--context label: this task's sequences have none"),
     "another context": ("--context output", "invalid choice: 'output'"),
-    "lift above clip": ("--lift 2", "lift must be at most clip, 1.0; got 2.0"),
+    "min norm above clip": ("--min-norm 2", "min_norm must be at most clip, 1.0; got 2.0"),
 }  # fmt: skip
 
 
@@ -121,9 +121,9 @@ def test_another_estimator_keeps_what_goes_with_it_too(value):
 
 @pytest.mark.parametrize("words", [
     "--context input --normalise", "--context target input --estimator-hidden linear",
-    "--dense --warm-up 3 --blend 4",
+    "--dense --warm-up 3 --ramp 4",
     "--auxiliary 0.1 --trace-decay 0.5 --update-steps 4", "--estimator bp-lambda",
-    "--update-steps sequence --auxiliary 0.1 --lift 0.1 --estimator-lift 0.01",
+    "--update-steps sequence --auxiliary 0.1 --min-norm 0.1 --estimator-min-norm 0.01",
 ])  # fmt: skip
 def test_trains_measures_and_says_so(words, tmp_path, capsys):
     folder = tmp_path / "run"

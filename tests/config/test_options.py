@@ -80,7 +80,7 @@ def test_a_config_gives_its_options_back(values):
         (dict(optimizer_options=("eps",)), "^--optimizer-options must be pairs"),
         (dict(core=3), "^--core must be one of .*; got 3"),
         (dict(core="gru", skip_cost=0.5), "^--skip-cost goes with --core skip only; got --core gru"),
-        (dict(estimator="none", blend=3), "^--blend goes with --estimator .*dni.* only; got .* none"),
+        (dict(estimator="none", ramp=3), "^--ramp goes with --estimator .*dni.* only; got .* none"),
     ],
 )
 def test_what_does_not_fit_is_named_with_what_would(given, message):
@@ -102,7 +102,7 @@ def test_the_old_names_of_a_trainers_settings_are_taken_with_a_warning():
     with pytest.warns(DeprecationWarning, match="options is now optimizer_options"):
         old = TrainerConfig(updates=1, options={"eps": 1e-6})
     assert old == TrainerConfig(updates=1, optimizer_options={"eps": 1e-6})
-    assert TrainerConfig(updates=1, clip=0, lift=0.0) == TrainerConfig(updates=1, clip=None)
+    assert TrainerConfig(updates=1, clip=0, min_norm=0.0) == TrainerConfig(updates=1, clip=None)
     with pytest.raises(TypeError, match="TrainerConfig has no setting speed"):
         TrainerConfig(updates=1, speed=3)
 

@@ -89,7 +89,7 @@ def test_a_run_with_noise_goes_on_to_the_bit(tmp_path):
         model = make_model("dni")
         inner = model.truncated.estimator
         model.truncated.estimator = Control(inner, "noise")
-        return make_trainer(folder, model=model, updates=12, warm_up=3, blend=2)
+        return make_trainer(folder, model=model, updates=12, warm_up=3, ramp=2)
 
     trainer(tmp_path / "whole").run()
     stopped = trainer(tmp_path / "parts")

@@ -1,4 +1,4 @@
-"""Warm-up: fitted before it is used, then blended in; gradients scaled into a range of norms."""
+"""Warm-up: fitted before it is used, then ramped in; gradients scaled into a range of norms."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from small_runs import assert_equal_runs, make_model, make_trainer
 from torch import nn
 
 from dnirnn import BPLambda, SyntheticGradient
-from dnirnn.training.optimizers import blended, rescale
+from dnirnn.training.optimizers import ramped, rescale
 from dnirnn.training.trainer import Interrupted, NonFinite, TrainerConfig
 
 PLAIN = dict(optimizer="SGD", estimator_optimizer="SGD", lr=0.1, estimator_lr=0.1, clip=None)
@@ -45,14 +45,14 @@ def test_it_is_fitted_to_the_targets_that_it_has_with_its_whole_scale(tmp_path):
 
 
 def test_blended_rises_in_equal_steps():
-    assert [blended(u, 2, 3) for u in range(7)] == [0, 0, 0.25, 0.5, 0.75, 1, 1]
-    assert [blended(u, 0, 0) for u in range(3)] == [1, 1, 1]
-    assert [blended(u, 2, 0) for u in range(4)] == [0, 0, 1, 1]
-    assert [blended(u, 0, 1) for u in range(3)] == [0.5, 1, 1]
+    assert [ramped(u, 2, 3) for u in range(7)] == [0, 0, 0.25, 0.5, 0.75, 1, 1]
+    assert [ramped(u, 0, 0) for u in range(3)] == [1, 1, 1]
+    assert [ramped(u, 2, 0) for u in range(4)] == [0, 0, 1, 1]
+    assert [ramped(u, 0, 1) for u in range(3)] == [0.5, 1, 1]
 
 
 def test_the_scale_follows_it_and_is_given_back(tmp_path):
-    trainer = make_trainer(tmp_path, updates=4, warm_up=2, blend=3, evaluate=None)
+    trainer = make_trainer(tmp_path, updates=4, warm_up=2, ramp=3, evaluate=None)
     estimator, seen = trainer.model.truncated.estimator, []
     forward = trainer.model.forward
     trainer.model.forward = lambda *args: seen.append(estimator.scale) or forward(*args)
@@ -77,12 +77,12 @@ def run_in_two(folder, make, stop):
 
 @pytest.mark.parametrize("stop", [2, 4, 6])
 def test_a_resumed_run_blends_on(tmp_path, stop):
-    options = dict(updates=9, warm_up=2, blend=3, evaluate=None, log_every=1)
+    options = dict(updates=9, warm_up=2, ramp=3, evaluate=None, log_every=1)
     run_in_two(tmp_path, lambda folder: make_trainer(folder, **options), stop)
 
 
 def test_without_an_estimator_there_is_nothing_to_warm_up(tmp_path):
-    for options in (dict(warm_up=2), dict(blend=2), dict(estimator_lift=0.1)):
+    for options in (dict(warm_up=2), dict(ramp=2), dict(estimator_min_norm=0.1)):
         with pytest.raises(ValueError, match="need an estimator that is fitted"):
             make_trainer(tmp_path, model=make_model("none"), updates=1, **options)
 
@@ -117,8 +117,8 @@ def test_a_gradient_of_zero_stays_zero():
 def test_lifting_is_of_each_part_s_own_gradient(tmp_path, part):
     model = make_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    lift = {"core": "lift", "estimator": "estimator_lift"}[part]
-    train(tmp_path, model=model, updates=1, **(PLAIN | {lift: 1e3}))
+    min_norm = {"core": "min_norm", "estimator": "estimator_min_norm"}[part]
+    train(tmp_path, model=model, updates=1, **(PLAIN | {min_norm: 1e3}))
     moved = {"core": 0.0, "estimator": 0.0}
     for name, value in model.state_dict().items():
         kind = "estimator" if "estimator" in name else "core"
@@ -129,10 +129,10 @@ def test_lifting_is_of_each_part_s_own_gradient(tmp_path, part):
 
 @pytest.mark.parametrize("options, says", [
     (dict(warm_up=-1), "warm_up must be at least 0; got -1"),
-    (dict(blend=0.5), "blend must be an int of at least 0; got 0.5"),
-    (dict(lift=-1.0), "lift must be at least 0; got -1.0"),
-    (dict(lift=2.0, clip=1.0), "lift must be at most clip, 1.0; got 2.0"),
-    (dict(estimator_lift=2.0, estimator_clip=1.0), "estimator_lift must be at most estimator_clip"),
+    (dict(ramp=0.5), "ramp must be an int of at least 0; got 0.5"),
+    (dict(min_norm=-1.0), "min_norm must be at least 0; got -1.0"),
+    (dict(min_norm=2.0, clip=1.0), "min_norm must be at most clip, 1.0; got 2.0"),
+    (dict(estimator_min_norm=2.0, estimator_clip=1.0), "estimator_min_norm must be at most estimator_clip"),
     (dict(fidelity_every=0), "fidelity_every must be at least 1; got 0"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(options, says):

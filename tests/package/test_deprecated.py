@@ -1,11 +1,18 @@
 """The names of before, for one release: each warns, and is what the new one is."""
 
+import json
+
 import pytest
 import torch
 from strategies import assert_close
 
 from dnirnn import LSTM, SyntheticGradient, Truncated, backward
+from dnirnn.commands.cli import main
+from dnirnn.config.registry import TASKS
 from dnirnn.model import SequenceModel, symbol_nats
+from dnirnn.renamed import OPTIONS
+from dnirnn.training.config import TrainerConfig
+from dnirnn.training.run_folder import differing, read_config
 from dnirnn.unroll import Chunks
 
 X, STATE = torch.randn(5, 3, 2).double(), torch.randn(3, 6).double()
@@ -86,3 +93,25 @@ def test_the_context_of_a_sequence_model():
     with pytest.warns(DeprecationWarning, match=r"SequenceModel's told is called context_of"):
         model = SequenceModel(*parts, told=len)
     assert model.context_of is len
+
+
+@pytest.mark.parametrize("old, new", OPTIONS.items())
+def test_options_from_python_the_command_line_and_a_run_of_before(old, new, tmp_path, capsys):
+    value = 2 if old == "blend" else 0.5
+    with pytest.warns(DeprecationWarning, match=rf"the option {old} is called {new} now"):
+        options = TASKS["copy"].Options(estimator="dni", **{old: value})
+    assert options == TASKS["copy"].Options(estimator="dni", **{new: value})
+    with pytest.warns(DeprecationWarning, match=rf"the option {old} is called {new} now"):
+        assert TrainerConfig(updates=1, **{old: value}) == TrainerConfig(updates=1, **{new: value})
+    words = "train copy --hidden 4 --updates 2 --batch 2 --max-length 2 --quiet --estimator dni".split()
+    for flag in (old, new):
+        given = f"--{flag.replace('_', '-')}={value}"
+        assert main([*words, given, "--out", str(tmp_path / flag)]) == 0
+        said = capsys.readouterr().err
+        assert ("the old name goes" in said) == (flag == old)
+    assert read_config(tmp_path / old) == read_config(tmp_path / new)
+    config = json.loads((tmp_path / new / "config.json").read_text())
+    older = {**config, old: config.pop(new), "defaults": {**config["defaults"], old: 0}}
+    older = {name: value for name, value in older.items() if name != new}
+    older["defaults"].pop(new)
+    assert differing(older, read_config(tmp_path / new)) == []

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 # Each module may import those before its line, and, without a cycle, those on it.
 ORDER = [
-    {"version", "checks", "options", "groups"},
+    {"version", "checks", "options", "renamed", "groups"},
     {"files", "progress", "fakes"},
     {"unroll", "deprecated", "boundary", "ops", "data", "device", "masks", "loss"},
     {"core", "scanned", "estimators", "interface", "true_gradient", "cuts", "decoupled", "weight_drop"},

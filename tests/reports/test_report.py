@@ -12,7 +12,7 @@ from dnirnn.commands import reproduce
 from dnirnn.reports import plots
 from dnirnn.reports.curves import Point, reading
 from dnirnn.reports.recipes import BPTT, DNI, RECIPES, Arm, Column, columns
-from dnirnn.reports.report import draw, markdown, said, settings
+from dnirnn.reports.report import draw, markdown, settings, text_of
 from dnirnn.reports.tables import Cell, Table, Trace, costs, figure_of, limits_of, read_along
 
 COPY, PTB = RECIPES["copy"]("quick"), RECIPES["ptb"]("quick")
@@ -76,18 +76,18 @@ def test_a_cell_says_how_it_stands_to_the_baseline(own, other):
     cell = Cell(Column(DNI, 2, "none"), 1, [own], False)
     bptt = Cell(Column(BPTT, 2, "none"), 1, [other], False)
     table = Table("", "seconds", "none", figure_of(PTB, "bits"), [cell, bptt], False, True)
-    assert said(cell, bptt, table) == f"{own:.4f}, {own - other:+.3f}"
-    assert said(bptt, bptt, table) == f"{other:.4f}"
+    assert text_of(cell, bptt, table) == f"{own:.4f}, {own - other:+.3f}"
+    assert text_of(bptt, bptt, table) == f"{other:.4f}"
 
 
 def test_a_cell_says_its_spread_its_ratio_and_that_a_run_failed():
     column = Column(DNI, 2, "none")
     table = Table("", "seconds", "none", figure_of(COPY, "solved"), [], True, True)
     bptt = Cell(Column(BPTT, 2, "none"), 1, [7.0, 8, 8], False)
-    assert said(Cell(column, 1, [14, 16, 18], True), bptt, table) == "16 (14 to 18)†, 2.00 ×"
-    assert said(Cell(column, 1, [16, math.inf], False), bptt, table) == "never (16 to never)"
-    assert said(Cell(column, 1, [], True), bptt, table) == "-†"
-    assert said(Cell(column, 1, [16], False), bptt._replace(values=[0]), table) == "16"
+    assert text_of(Cell(column, 1, [14, 16, 18], True), bptt, table) == "16 (14 to 18)†, 2.00 ×"
+    assert text_of(Cell(column, 1, [16, math.inf], False), bptt, table) == "never (16 to never)"
+    assert text_of(Cell(column, 1, [], True), bptt, table) == "-†"
+    assert text_of(Cell(column, 1, [16], False), bptt._replace(values=[0]), table) == "16"
 
 
 def test_settings_are_said_in_the_words_of_the_command_line():

@@ -113,7 +113,7 @@ def test_fidelity_is_that_of_the_gradient_that_backpropagation_has():
 
 WAYS = [
     ["--estimator", "none"],
-    ["--estimator", "cdni", "--warm-up", "3", "--blend", "3", "--fidelity-every", "64"],
+    ["--estimator", "cdni", "--warm-up", "3", "--ramp", "3", "--fidelity-every", "64"],
     ["--solved"],
     ["--update", "unlocked", "--estimator", "cdni"],
     ["--update", "random", "--update-probability", "0.5"],

@@ -58,7 +58,7 @@ CASES = {
     "curriculum": dict(stream=Recall),
     "pieces": dict(micro_batch=2),
     "clipped": dict(clip=0.03, estimator_clip=0.02),
-    "warm-up": dict(warm_up=5, blend=4),
+    "warm-up": dict(warm_up=5, ramp=4),
     "one cycle": dict(
         schedule="OneCycleLR", schedule_options={"max_lr": 0.02, "total_steps": 40}
     ),

@@ -86,7 +86,7 @@ def test_with_the_end_in_sight_updates_add_up_to_full_backpropagation(
 
 @pytest.mark.parametrize("lookahead", [1, 3])
 def test_looking_ahead_leaves_the_stream_where_it_is(tmp_path, lookahead):
-    """What is told are the gradients of so many chunks from each cut, whatever is in the call."""
+    """What is found are the gradients of so many chunks from each cut, whatever is in the call."""
     trainer, stream = oracle_trainer(tmp_path, small_stream(), 2, lookahead, 0.5), small_stream()
     model, state, t = trainer.model, None, 0
     for _ in range(12):
@@ -97,10 +97,10 @@ def test_looking_ahead_leaves_the_stream_where_it_is(tmp_path, lookahead):
         after = small_stream()
         after.load_state_dict(stream.state_dict())
         ahead = batch if batch.final else batch.then(after.next(3 * lookahead))
-        told = model.truncated.estimator.told
+        gradients = model.truncated.estimator.gradients
         nats, _, (cut,) = model(ahead, state, t)
         true = true_gradients(nats.sum(), cut, lookahead, 0.5)
-        torch.testing.assert_close(told, true)
+        torch.testing.assert_close(gradients, true)
         state, t = cut.end[-(-len(batch.x) // 3) - 1].detach(), t + len(batch.x)
         assert trainer.stream.state_dict() == stream.state_dict()
         torch.testing.assert_close(trainer.state, state)

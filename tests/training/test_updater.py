@@ -42,8 +42,8 @@ CASES = {
     "pieces": (make_model, dict(micro_batch=2), True),
     "dropout": (lambda: make_model(dropout=0.3), dict(), True),
     "clipped": (make_model, dict(clip=2**-5, estimator_clip=2**-6), True),
-    "lifted": (make_model, dict(lift=2.0, clip=4.0, estimator_lift=1.0), True),
-    "warm-up": (make_model, dict(warm_up=5, blend=4), True),
+    "lifted": (make_model, dict(min_norm=2.0, clip=4.0, estimator_min_norm=1.0), True),
+    "warm-up": (make_model, dict(warm_up=5, ramp=4), True),
     "decay": (make_model, dict(decay="cosine"), False),
     "one cycle": (
         make_model,
@@ -120,7 +120,7 @@ def test_a_replay_runs_no_python(tmp_path):
 
 def test_a_kind_that_comes_once_is_not_captured_and_what_is_kept_is_bounded(tmp_path):
     graphs = Graphs()
-    trainer = run(tmp_path, make_model, capture=graphs, updates=30, blend=25)
+    trainer = run(tmp_path, make_model, capture=graphs, updates=30, ramp=25)
     assert len(trainer.updater.graphs) <= GRAPHS
     assert graphs.captured == 1 and graphs.replays == 30 - 25 - 1
 

@@ -1,0 +1,32 @@
+"""Options by the names that they had before: taken for one release, with a warning."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from dnirnn.options import flag
+
+OPTIONS = {"lift": "min_norm", "estimator_lift": "estimator_min_norm", "blend": "ramp"}
+
+
+def by_name_of_now(values: dict[str, Any], warn: bool = False) -> dict[str, Any]:
+    """The same options; warn: where one has the name of before."""
+    for old in OPTIONS.keys() & values.keys() if warn else ():
+        text = f"the option {old} is called {OPTIONS[old]} now; the old name goes with the next release"
+        warnings.warn(text, DeprecationWarning, stacklevel=3)
+    return {OPTIONS.get(name, name): value for name, value in values.items()}
+
+
+def words_of_now(words: Sequence[str]) -> list[str]:
+    """The same of a command line, with a line on stderr for each such flag."""
+    flags = {flag(old): flag(new) for old, new in OPTIONS.items()}
+    found = []
+    for word in words:
+        start, equals, value = word.partition("=")
+        if start in flags:
+            text = f"{start} is called {flags[start]} now; the old name goes with the next release"
+            print(text, file=sys.stderr)
+            word = flags[start] + equals + value
+        found.append(word)
+    return found
