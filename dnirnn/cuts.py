@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dnirnn.checks import check_flags, check_positive, check_tensors
 from dnirnn.estimators import GradientEstimator, ZeroGradient
-from dnirnn.interface import Interface, asked, check_interface, fit, guard, make_probe, ready
+from dnirnn.interface import Interface, asked, check_interface, fit, guard, ready
 
 OF_TIME_ONLY = {
     "dense": "fits at the states within a chunk",
@@ -65,7 +65,9 @@ def cut(
     if isinstance(estimator, ZeroGradient):
         onward = h if through else h.detach()
         return onward, Interface(end[None], None, start[None], None, estimator)
-    probe = make_probe(1, *h.shape, dtype=end.dtype, device=h.device)
+    # One zero for all elements: it is read in every pass, and never written.
+    zero = torch.zeros((), dtype=end.dtype, device=h.device)
+    probe = zero.expand(1, *h.shape).requires_grad_()
     onward = ((end if through else start) + probe.view(h.shape)).to(h.dtype)
     guard(onward, probe)
     if through or not h.requires_grad:

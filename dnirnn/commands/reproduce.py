@@ -38,55 +38,24 @@ def add_arguments(parent: argparse.ArgumentParser, words: Sequence[str]) -> None
         recipe, summary = make(recipes.BUDGETS[0]), SUMMARIES[name]
         table = tables.add_parser(name, help=summary, description=sentence(summary))
         table.set_defaults(make=run_recipe)
-        table.add_argument(
-            "--budget",
-            choices=recipes.BUDGETS,
-            default="cpu",
-            help="the recipe: quick, a smoke run of minutes; cpu, for two cores, up to three hours;"
-            " gpu, the paper's sizes (default: cpu)",
+        add_budget(
+            table,
+            recipes.BUDGETS,
+            "the recipe: quick, a smoke run of minutes; cpu, for two cores, up to three hours;"
+            " gpu, the paper's sizes",
         )
-        arms = {arm.name: arm.label for arm in recipe.arms}
-        said = ", ".join(f"{arm} ({label})" for arm, label in arms.items())
-        narrow(table, "arms", f"only these ways of training, of {said}", "ARM", str)
+        arms = ", ".join(f"{arm.name} ({arm.label})" for arm in recipe.arms)
+        narrow(table, "arms", f"only these ways of training, of {arms}", "ARM", str)
         known = ", ".join(map(str, recipe.truncations))
         narrow(table, "truncations", f"only these, of {known}", "STEPS", int)
         if len(recipe.decays) > 1:
             known = ", ".join(recipe.decays)
             narrow(table, "decays", f"only these of the learning rate, of {known}", "DECAY", str)
-        table.add_argument(
-            "--seeds",
-            type=int,
-            nargs="+",
-            metavar="SEED",
-            help="a run of every arm and truncation for each (default: the budget's, 0 or 0 1 2)",
-        )
-        table.add_argument(
-            "--minutes",
-            type=float,
-            metavar="MINUTES",
-            help="training time of a run, in place of the budget's own limit; searches for learning"
-            " rates keep theirs",
-        )
-        table.add_argument(
-            "--device",
-            metavar="DEVICE",
-            help="where to compute: cpu, cuda or cuda:N (default: cuda with --budget gpu, else cpu)",
-        )
-        if hasattr(recipe.options, "data_dir"):
-            table.add_argument(
-                "--data-dir",
-                metavar="FOLDER",
-                help="where ptb.train.txt, ptb.valid.txt and ptb.test.txt are (default: downloaded"
-                " from the hub)",
-            )
-        table.add_argument(
-            "--out",
-            type=Path,
-            metavar="FOLDER",
-            help="where run folders and the report go; runs that are done there are kept, others"
-            " resumed (default: runs/reproduce-TABLE-BUDGET)",
-        )
-        add_jobs(table)
+        add_seeds(table, "a run of every arm and truncation for each ", "the budget's, 0 or 0 1 2")
+        add_minutes(table, " limit; searches for learning rates keep theirs")
+        data = "where ptb.train.txt, ptb.valid.txt and ptb.test.txt are"
+        data = data if hasattr(recipe.options, "data_dir") else None
+        add_places(table, data, "cuda with --budget gpu, else cpu")
     for name, summary in feed_forward.SUMMARIES.items():
         table = tables.add_parser(name, help=summary, description=sentence(summary))
         table.set_defaults(make=run_feed_forward)
@@ -98,22 +67,10 @@ def add_arguments(parent: argparse.ArgumentParser, words: Sequence[str]) -> None
 
 
 def add_feed_forward(table: argparse.ArgumentParser) -> None:
-    table.add_argument(
-        "--budget",
-        choices=feed_forward.BUDGETS,
-        default="cpu",
-        help="quick, a smoke run on scikit-learn's digits; cpu, for two cores, hours (default: cpu)",
-    )
-    table.add_argument(
-        "--only",
-        nargs="+",
-        metavar="WORD",
-        help="only runs whose name has one of these words in it, such as mnist-fcn3, -cdni, random"
-        " (default: all)",
-    )
-    table.add_argument(
-        "--seeds", type=int, nargs="+", metavar="SEED", help="(default: 0 1 2; 0 in quick)"
-    )
+    text = "quick, a smoke run on scikit-learn's digits; cpu, for two cores, hours"
+    add_budget(table, feed_forward.BUDGETS, text)
+    narrow_names(table, "such as mnist-fcn3, -cdni, random")
+    add_seeds(table, "", "0 1 2; 0 in quick")
     table.add_argument(
         "--epochs",
         type=float,
@@ -121,43 +78,43 @@ def add_feed_forward(table: argparse.ArgumentParser) -> None:
         help="of every run, in place of the budget's own number; in random order with probability p it is"
         " 1 / p times as many",
     )
-    add_places(table, "mnist and cifar10", "cpu")
+    add_places(table, "with the folders mnist and cifar10 in it", "cpu")
 
 
 def add_timescales(table: argparse.ArgumentParser) -> None:
-    table.add_argument(
-        "--budget",
-        choices=contests.BUDGETS,
-        default="cpu",
-        help="quick, a smoke run; cpu, for two cores, two hours; gpu, larger (default: cpu)",
-    )
-    table.add_argument(
-        "--only",
-        nargs="+",
-        metavar="WORD",
-        help="only runs whose name has one of these words in it: a task,"
-        f" {', '.join(contests.CONTESTS)}, or a network, such as skip-0.001 (default: all)",
-    )
-    table.add_argument(
-        "--seeds", type=int, nargs="+", metavar="SEED", help="(default: 0 1 2; 0 in quick)"
-    )
-    table.add_argument(
-        "--minutes",
-        type=float,
-        metavar="MINUTES",
-        help="training time of every run, in place of the budget's own",
-    )
-    add_places(table, "mnist and ptb", "cuda with --budget gpu, else cpu")
+    text = "quick, a smoke run; cpu, for two cores, two hours; gpu, larger"
+    add_budget(table, contests.BUDGETS, text)
+    names = f"a task, {', '.join(contests.CONTESTS)}, or a network, such as skip-0.001"
+    narrow_names(table, names)
+    add_seeds(table, "", "0 1 2; 0 in quick")
+    add_minutes(table, "")
+    add_places(table, "with the folders mnist and ptb in it", "cuda with --budget gpu, else cpu")
 
 
-def add_places(table: argparse.ArgumentParser, data: str, device: str) -> None:
-    """Where data is, where to compute, where the runs go, how many at once."""
+def add_budget(table: argparse.ArgumentParser, budgets: Sequence[str], text: str) -> None:
+    table.add_argument("--budget", choices=budgets, default="cpu", help=f"{text} (default: cpu)")
+
+
+def add_seeds(table: argparse.ArgumentParser, text: str, default: str) -> None:
     table.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="FOLDER",
-        help=f"with the folders {data} in it (default: downloaded from the hub)",
+        "--seeds", type=int, nargs="+", metavar="SEED", help=f"{text}(default: {default})"
     )
+
+
+def add_minutes(table: argparse.ArgumentParser, rest: str) -> None:
+    text = f"training time of every run, in place of the budget's own{rest}"
+    table.add_argument("--minutes", type=float, metavar="MINUTES", help=text)
+
+
+def add_places(table: argparse.ArgumentParser, data: str | None, device: str) -> None:
+    """Where data is, if the table is made of any, where to compute, where the runs go, how many at once."""
+    if data is not None:
+        table.add_argument(
+            "--data-dir",
+            type=Path,
+            metavar="FOLDER",
+            help=f"{data} (default: downloaded from the hub)",
+        )
     table.add_argument(
         "--device", metavar="DEVICE", help=f"cpu, cuda or cuda:N (default: {device})"
     )
@@ -169,6 +126,16 @@ def add_places(table: argparse.ArgumentParser, data: str, device: str) -> None:
         " resumed (default: runs/reproduce-TABLE-BUDGET)",
     )
     add_jobs(table)
+
+
+def narrow(table: argparse.ArgumentParser, name: str, text: str, unit: str, kind: type) -> None:
+    table.add_argument(
+        flag(name), nargs="+", type=kind, metavar=unit, help=f"{text} (default: all)"
+    )
+
+
+def narrow_names(table: argparse.ArgumentParser, text: str) -> None:
+    narrow(table, "only", f"only runs whose name has one of these words in it: {text}", "WORD", str)
 
 
 def run_feed_forward(arguments: argparse.Namespace) -> int:
@@ -225,12 +192,6 @@ def distinct(seeds: Sequence[int] | None) -> tuple[int, ...] | None:
     return None if seeds is None else tuple(dict.fromkeys(seeds))
 
 
-def narrow(parser: argparse.ArgumentParser, name: str, said: str, unit: str, kind: type) -> None:
-    parser.add_argument(
-        flag(name), nargs="+", type=kind, metavar=unit, help=f"{said} (default: all)"
-    )
-
-
 def run_recipe(arguments: argparse.Namespace) -> int:
     recipe = RECIPES[arguments.table](arguments.budget)
     device = arguments.device or recipe.options.device
@@ -239,7 +200,7 @@ def run_recipe(arguments: argparse.Namespace) -> int:
     jobs, threads = jobs_and_threads(jobs, arguments.usable_cores, device)
     changes: dict[str, Any] = {"threads": threads, "device": device}
     if getattr(arguments, "data_dir", None) is not None:
-        changes["data_dir"] = arguments.data_dir
+        changes["data_dir"] = str(arguments.data_dir)
     if arguments.minutes is not None:
         changes |= {"minutes": arguments.minutes, "updates": None, "symbols": None}
     recipe = recipes.narrowed(

@@ -105,7 +105,8 @@ class GradientEstimator(nn.Module, abc.ABC):
 
         Where the core computed scale * forward(end) on the way, that is taken, and this not asked.
         """
-        return cut.crossing(self.scale * self.predict(cut))
+        predicted = self.predict(cut)
+        return cut.crossing(predicted if self.scale == 1 else self.scale * predicted)
 
     def bootstrap(self, cut: Interface) -> Tensor | None:
         """What stands for it in the target, as ``cut.end``.

@@ -248,12 +248,18 @@ class SyntheticGradient(Layered):
     @torch.no_grad()
     def fit_linear(self, entered: Tensor, target: Tensor, predicted: Tensor) -> Tensor:
         """The same where the residual is at hand: dW = e' s / R, db = the mean of e, e = g - target."""
-        residual = predicted - target
-        share = residual / len(residual)
-        for parameter, found in zip(self.parts, (share.T @ entered, share.sum(0))):
-            if parameter.requires_grad:
-                parameter.grad = found if parameter.grad is None else parameter.grad.add_(found)
-        return 0.5 * (residual * share).sum()
+        residual, each = predicted - target, 1 / len(target)
+        (weight, bias), flat = self.parts, residual.flatten()
+        if weight.requires_grad:
+            # The product, scaled and added, in one pass.
+            if weight.grad is None:
+                weight.grad = torch.addmm(weight, residual.T, entered, beta=0, alpha=each)
+            else:
+                weight.grad.addmm_(residual.T, entered, alpha=each)
+        if bias.requires_grad:
+            found = residual.sum(0).mul_(each)
+            bias.grad = found if bias.grad is None else bias.grad.add_(found)
+        return torch.dot(flat, flat).mul_(0.5 * each)
 
     def extra_repr(self) -> str:
         text = f"scale={self.scale}, discount={self.discount}"
