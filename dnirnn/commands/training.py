@@ -223,6 +223,8 @@ def network_line(task: Task, options: Any) -> str:
     between = sum(p.numel() for one in getattr(model, "cuts", ()) for p in one.parameters())
     line += f", of which {between:,} in the predictors between parts" if between else ""
     back = f"{options.truncation} steps"
+    if planned := getattr(options, "truncation_plan", ()):
+        back = ", then ".join(map(str, (options.truncation, *planned))) + " steps"
     if options.truncation == "auto":
         bound = options.truncation_bound or BOUND
         back = f"as far as a bias of {bound:g} asks, {options.longest_truncation} steps at most"

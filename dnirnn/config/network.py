@@ -57,6 +57,8 @@ class NetworkOptions(OptionGroup):
     truncation_bound: float | None = changed(TrainerConfig, "truncation_bound")
     longest_truncation: int = changed(TrainerConfig, "longest_truncation")
     truncation_every: int = changed(TrainerConfig, "truncation_every")
+    truncation_plan: tuple = changed(TrainerConfig, "truncation_plan")
+    chunks_plan: tuple = changed(TrainerConfig, "chunks_plan")
     update_steps: int | str | None = option(
         None, "steps an update: a multiple of --truncation, or the word sequence for one a sequence",
         "STEPS", at_least=1, words=("sequence",), shown="one chunk",
@@ -114,7 +116,10 @@ class NetworkOptions(OptionGroup):
                 if getattr(self, name) != getattr(type(self), name):
                     raise ValueError(f"{flag(name)} goes with --truncation auto only")
             return
-        plain = {"estimator": "none", "open_cuts": None, "overlap": 0, "parallel": "data"}
+        plain = {
+            "estimator": "none", "open_cuts": None, "overlap": 0, "parallel": "data",
+            "truncation_plan": (), "chunks_plan": (),
+        }  # fmt: skip
         for name, value in plain.items():
             given = getattr(self, name, value)
             if str(given) != str(value):

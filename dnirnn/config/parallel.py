@@ -40,7 +40,8 @@ class DecoupledParallel(Sharing, name="decoupled"):
 
 
 # What only updates of all parts together have, or one process that holds all parts.
-OF_LOCKSTEP = ("warm_up", "ramp", "micro_batch", "fidelity_every", "open_cuts", "overlap", "average")
+OF_LOCKSTEP = ("warm_up", "ramp", "micro_batch", "fidelity_every", "open_cuts", "overlap", "average",
+               "truncation_plan", "chunks_plan")  # fmt: skip
 
 
 def in_parts(options: OptionGroup) -> bool:

@@ -13,7 +13,10 @@ from dnirnn.training.config import TrainerConfig, Training
 
 FIRST_TRUNCATION, BOUND = 8, 0.1  # of --truncation auto
 # Settings of a trainer that not every task's options have.
-OF_NETWORKS = ("horizon_every", "truncation_bound", "longest_truncation", "truncation_every")
+OF_NETWORKS = (
+    "horizon_every", "truncation_bound", "longest_truncation", "truncation_every", "truncation_plan",
+    "chunks_plan",
+)  # fmt: skip
 Measure = Callable[[SequenceModel], dict[str, float]]
 
 
@@ -109,8 +112,9 @@ def trainer_config(options: TaskOptions, symbols_per_update: float, decay: str) 
     auto = getattr(options, "truncation", None) == "auto"
     if auto and given["truncation_bound"] is None:
         given["truncation_bound"] = BOUND
+    moves = auto or given.get("truncation_plan") or given.get("chunks_plan")
     for name in ("evaluate_every", "fidelity_every", "horizon_every", "log_every"):
-        if given.get(name) is not None and not auto:
+        if given.get(name) is not None and not moves:
             given[name] = max(1, round(given[name] / symbols_per_update))
     steps = steps_per_update(options)
     chunks = "sequence" if steps is None else steps // chunk_steps(options)

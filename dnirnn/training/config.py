@@ -168,6 +168,9 @@ class TrainerConfig(Training):
         it (see AutoTruncation); what is counted in updates, but for budgets, warm-up and checkpoints,
         is then counted in symbols, since updates are of changing length. None: the truncation stays.
     longest_truncation, truncation_every: of that.
+    truncation_plan, chunks_plan: the truncations and the chunks an update that follow the first ones, in
+        equal shares of the budget (see dnirnn.training.plan). Every ..._every is then counted in
+        symbols. (): they stay.
     checkpoint_every, checkpoint_seconds: updates, seconds of wall clock, from one checkpoint to the
         next; an evaluation that is the best so far and the run's end make one too.
     patience: evaluations without a better one after which the run ends.
@@ -204,6 +207,14 @@ class TrainerConfig(Training):
         500_000, "with --truncation auto: training symbols between two measurements", "SYMBOLS",
         at_least=1,
     )
+    truncation_plan: tuple = option(
+        (), "truncations that follow --truncation, in equal shares of the budget", "STEPS", at_least=1,
+        many=int, shown="it stays",
+    )  # fmt: skip
+    chunks_plan: tuple = option(
+        (), "chunks an update that follow those of --update-steps, in equal shares of the budget: a"
+        " batch that grows", "CHUNKS", at_least=1, many=int, shown="they stay",
+    )  # fmt: skip
     lr: float = changed(Training, "lr", default=2e-3)
     evaluate_every: int | None = changed(Training, "evaluate_every", default=1000)
     log_every: int = changed(Training, "log_every", default=100)

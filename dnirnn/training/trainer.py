@@ -1,8 +1,8 @@
 """Trainer: a stream, a model, and a run folder that can be resumed bit for bit.
 
-The loop is here. What it is made of: budget (what ends it), rates (optimizers and schedule), feed
-(batches), updater (one update), state (what the next update depends on), evaluation (the log),
-saver and run_folder (what is written), signals, non_finite; loading, for others than the run.
+The loop is here. What it is made of: budget (what ends it), rates (optimizers and schedule), plan
+(lengths), feed (batches), updater (one update), state (what the next update depends on), evaluation
+(the log), saver and run_folder (what is written), signals, non_finite; loading, for others than the run.
 """
 
 import json
@@ -39,6 +39,7 @@ from dnirnn.training.feed import (
 )
 from dnirnn.training.loading import load_weights
 from dnirnn.training.non_finite import NonFinite, first_not_finite, in_evaluation, in_update
+from dnirnn.training.plan import Plan
 from dnirnn.training.rates import Rates
 from dnirnn.training.run_folder import (
     BEST,
@@ -156,13 +157,13 @@ class Trainer:
         self.looks_ahead = looks_ahead(model, stream, config.micro_batch)
         self.rates = Rates(model, config)
         self.optimizer, self.optimizers = self.rates.optimizer, self.rates.optimizers
-        unit = unit_of(model, stream.batch_size, config.chunks)
-        self.updater = make_updater(model, self.rates, stream.batch_size, unit, graphs, self.ranks)
+        rows, unit = stream.batch_size, unit_of(model, stream.batch_size, config.chunks)
+        self.updater = make_updater(model, self.rates, rows, unit, graphs, self.ranks)
+        self.plan = Plan(model, self.updater, rows, config)
         if self.rates.by_bits and evaluate is None:
             raise ValueError("schedule ReduceLROnPlateau needs evaluations: evaluate must be given")
 
-        given = asdict(config) if run_config is None else run_config
-        self.run_config = json.loads(json.dumps(given))
+        self.run_config = json.loads(json.dumps(run_config or asdict(config)))
         self.budget = Budget(config.updates, config.symbols, config.minutes, config.patience)
         training = TrainingState(model, self.rates, stream, self.device, self.ranks)
         self.training, self.progress = training, training.progress
@@ -227,6 +228,7 @@ class Trainer:
                 return self.conclude(stopped)
             finally:
                 self.rates.finish()
+                self.plan.finish()
                 self.saver.close()
 
     def learn(self) -> None:
@@ -234,8 +236,9 @@ class Trainer:
         began, now = time.perf_counter(), self.progress
         self.prepare(self.model, self.stream.epochs)
         mark = self.mark = self.training.mark()
-        self.rates.before_update(now.update, self.budget.used(now))
-        batch = self.next_batch()
+        used = self.budget.used(now)
+        self.rates.before_update(now.update, used)
+        batch = self.next_batch(self.plan.set(used))
         steps, targets = len(batch.x), self.ranks.count(batch)
         moved, now.before = next_start(self.model, batch)
         batch = batch.to(self.device)
@@ -290,10 +293,9 @@ class Trainer:
 
     def is_due(self, every: int | None) -> bool:
         """By updates; by symbols where updates are of changing length."""
-        now = self.progress
-        if self.auto is None or every is None:
-            return is_due(every, now.update)
-        return now.symbols // every > self.mark.symbols // every
+        if every is None or self.auto is None and not self.plan.moves:
+            return is_due(every, self.progress.update)
+        return self.progress.symbols // every > self.mark.symbols // every
 
     def begin(self, report: Callable[[dict], None] | None) -> None:
         """Makes the run folder, or goes on from the last checkpoint in it."""
@@ -311,9 +313,9 @@ class Trainer:
             # At once, so that a disk or a folder that can't be written to costs no work.
             self.save()
 
-    def next_batch(self) -> Batch:
-        """The stream's next batch; what it starts from is the state then."""
-        steps, now = draw_steps(self.model, self.config.chunks, self.ranks), self.progress
+    def next_batch(self, chunks: int | str) -> Batch:
+        """The stream's next batch, of so many chunks; what it starts from is the state then."""
+        steps, now = draw_steps(self.model, chunks, self.ranks), self.progress
         batch = self.stream.next(steps)
         batch = read_on(batch, self.stream, self.model.truncated.estimator.reads)
         if batch.first or now.state is None:

@@ -90,7 +90,7 @@ def test_a_late_target_meets_its_own_activations():
     """By hand: rank 0's estimator is fitted to the target of update n at h_n, however late it comes."""
 
     def work(ranks):
-        part = part_of(ranks, staleness=3, delay=0.02 if ranks.rank == 0 else 0.0)
+        part = part_of(ranks, staleness=3, delay=0.2 if ranks.rank == 0 else 0.0)
         kept, met, take = {}, [], part.take
 
         def watched(number, target):

@@ -1,0 +1,113 @@
+"""Plan: truncations and chunks an update that follow one another; logged by symbols, and resumed."""
+
+import pytest
+import torch
+from command_line import refused
+from small_runs import assert_equal_runs, make_model, make_trainer, rows_of, small_stream
+
+from dnirnn.commands.cli import main
+from dnirnn.interface import backward
+from dnirnn.training.trainer import Interrupted
+
+PLANNED = dict(truncation_plan=(5, 2), chunks_plan=(3,), updates=12)
+
+
+def test_each_share_of_the_budget_has_its_truncation_and_chunks(tmp_path):
+    """12 updates: 4 each of 3, 5, 2 steps a chunk, 6 each of 1 and 3 chunks. A row has 50 steps."""
+    trainer = make_trainer(tmp_path, **PLANNED, log_every=1)
+    lengths, units = [], []
+    step = trainer.updater.__call__
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(trainer_updater, name)
+
+        def __setattr__(self, name, value):
+            setattr(trainer_updater, name, value)
+
+        def __call__(self, batch, state, t):
+            lengths.append((trainer.model.truncated.truncation, len(batch.x)))
+            units.append(trainer_updater.unit)
+            return step(batch, state, t)
+
+    trainer_updater, trainer.updater = trainer.updater, Watched()
+    trainer.run()
+    assert lengths == [(3, 3)] * 4 + [(5, 5)] * 2 + [(5, 15), (5, 13)] + [(2, 6)] * 4
+    assert units == [1 / 12] * 4 + [1 / 20] * 2 + [1 / 60] * 2 + [1 / 24] * 4
+    assert trainer.model.truncated.truncation == 3
+
+
+def test_an_update_is_what_it_would_be_without_a_plan(tmp_path):
+    """Plain SGD, by hand: the gradient of the mean loss of as many steps, cut as planned."""
+    config = dict(optimizer="SGD", lr=0.5, clip=None, evaluate=None, **PLANNED)
+    trainer = make_trainer(tmp_path, model=make_model("none"), **config)
+    trainer.run()
+    model, stream = make_model("none"), small_stream()
+    state, t, first = model.initial_state(4), 0, True
+    for truncation, steps in [(3, 3)] * 4 + [(5, 5)] * 2 + [(5, 15)] * 2 + [(2, 6)] * 4:
+        model.truncated.truncation, batch = truncation, stream.next(steps)
+        if batch.first and not first:
+            state, t = model.initial_state(4), 0
+        first = False
+        nats, state, cuts = model(batch, state, t)
+        backward(nats.sum() / (4 * steps), cuts, unit=1 / (4 * steps))
+        t += len(batch.x)
+        with torch.no_grad():
+            for parameter in model.core_parameters():
+                parameter -= 0.5 * parameter.grad
+                parameter.grad = None
+    for ours, theirs in zip(trainer.model.core_parameters(), model.core_parameters()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_due_is_due_by_symbols(tmp_path):
+    make_trainer(tmp_path, **PLANNED, log_every=20, evaluate_every=60).run()
+    due = [row["symbols"] for row in rows_of(tmp_path) if row["kind"] == "train"]
+    assert due == [24, 48, 68, 88, 148, 200, 224, 248, 272, 296]
+
+
+@pytest.mark.parametrize("at", [3, 5, 7, 10])
+def test_an_interrupted_run_goes_on_as_planned(at, tmp_path):
+    make_trainer(tmp_path / "whole", **PLANNED).run()
+    trainer = make_trainer(tmp_path / "run", **PLANNED)
+    learn = trainer.learn
+
+    def interrupted():
+        learn()
+        if trainer.update == at:
+            trainer.interrupt()
+
+    trainer.learn = interrupted
+    with pytest.raises(Interrupted):
+        trainer.run()
+    make_trainer(tmp_path / "run", **PLANNED).run()
+    assert_equal_runs(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "config, match",
+    [
+        (dict(truncation_plan=(5,), patience=1), "a plan follows a budget: updates, symbols or minutes"),
+        (dict(chunks_plan=(2,), chunks="sequence", updates=1), "chunks_plan does not go with chunks of a"),
+        (dict(truncation_plan=(5,), truncation_bound=0.1, updates=1), "truncation_plan does not go with"),
+        (dict(truncation_plan=(0,), updates=1), "truncation_plan must be at least 1"),
+        (dict(chunks_plan=(1.5,), updates=1), "chunks_plan must be"),
+    ],
+)
+def test_what_does_not_go_with_a_plan_is_named(config, match, tmp_path):
+    with pytest.raises(ValueError, match=match):
+        make_trainer(tmp_path, model=make_model("none"), **config)
+
+
+def test_the_command_line(tmp_path, capsys):
+    words = "train copy --hidden 4 --batch 2 --max-length 2 --truncation 1 --updates 6".split()
+    words += ["--truncation-plan", "2", "4", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert "gradients carried back 1, then 2, then 4 steps" in capsys.readouterr().out
+    assert main(["eval", str(tmp_path)]) == 0
+    for more, match in (
+        (["--truncation", "auto", "--estimator", "none"], "--truncation-plan must be"),
+        (["--truncation-plan", "0"], "--truncation-plan must be at least 1"),
+        (["--update-steps", "sequence", "--chunks-plan", "2"], "chunks_plan does not go with"),
+    ):
+        refused(capsys, [*words[:-2], "--out", str(tmp_path / "other"), *more], match)
