@@ -13,7 +13,7 @@ PLANNED = dict(truncation_plan=(5, 2), chunks_plan=(3,), updates=12)
 
 
 def test_each_share_of_the_budget_has_its_truncation_and_chunks(tmp_path):
-    """12 updates: 4 each of 3, 5, 2 steps a chunk, 6 each of 1 and 3 chunks. A row has 50 steps."""
+    """12 updates: 4 each of 3, 5, 2 steps a chunk, 6 each of 1 and 3 chunks. A row has 51 steps."""
     trainer = make_trainer(tmp_path, **PLANNED, log_every=1)
     lengths, units = [], []
     step = trainer.updater.__call__
@@ -32,7 +32,7 @@ def test_each_share_of_the_budget_has_its_truncation_and_chunks(tmp_path):
 
     trainer_updater, trainer.updater = trainer.updater, Watched()
     trainer.run()
-    assert lengths == [(3, 3)] * 4 + [(5, 5)] * 2 + [(5, 15), (5, 13)] + [(2, 6)] * 4
+    assert lengths == [(3, 3)] * 4 + [(5, 5)] * 2 + [(5, 15), (5, 14)] + [(2, 6)] * 4
     assert units == [1 / 12] * 4 + [1 / 20] * 2 + [1 / 60] * 2 + [1 / 24] * 4
     assert trainer.model.truncated.truncation == 3
 
@@ -61,9 +61,16 @@ def test_an_update_is_what_it_would_be_without_a_plan(tmp_path):
 
 
 def test_what_is_due_is_due_by_symbols(tmp_path):
-    make_trainer(tmp_path, **PLANNED, log_every=20, evaluate_every=60).run()
-    due = [row["symbols"] for row in rows_of(tmp_path) if row["kind"] == "train"]
-    assert due == [24, 48, 68, 88, 148, 200, 224, 248, 272, 296]
+    def symbols(log_every):
+        folder = tmp_path / str(log_every)
+        make_trainer(folder, **PLANNED, log_every=log_every, evaluate=None).run()
+        return [row["symbols"] for row in rows_of(folder) if row["kind"] == "train"]
+
+    every = symbols(1)
+    assert len(every) == 12
+    expected = [now for before, now in zip([0, *every], every) if now // 40 > before // 40]
+    # The end of a run has a row of its own.
+    assert symbols(40) == sorted({*expected, every[-1]})
 
 
 @pytest.mark.parametrize("at", [3, 5, 7, 10])
