@@ -71,7 +71,7 @@ BAD = {
     "nothing descends": ("--estimator least-squares --estimator-min-norm 1", "--estimator-min-norm goes"),
     "no estimator": ("--estimator none --dense", "--dense goes with --estimator .*dni"),
     "nothing to warm up": ("--estimator none --warm-up 5", "--warm-up goes with --estimator .*dni"),
-    "no lifting": ("--estimator none --estimator-min-norm 1", "--estimator-min-norm goes with"),
+    "no min norm": ("--estimator none --estimator-min-norm 1", "--estimator-min-norm goes with"),
     "traces of pieces": ("--estimator bp-lambda --micro-batch 2", "no --micro-batch"),
     "a large trace": ("--estimator bp-lambda --hidden 512", r"takes 17\.\d+ GB"),
     "widths of a trace": ("--estimator bp-lambda --estimator-hidden 3", "--estimator-hidden goes"),

@@ -44,7 +44,7 @@ def test_it_is_fitted_to_the_targets_that_it_has_with_its_whole_scale(tmp_path):
     torch.testing.assert_close(*found)
 
 
-def test_blended_rises_in_equal_steps():
+def test_the_scale_rises_in_equal_steps():
     assert [ramped(u, 2, 3) for u in range(7)] == [0, 0, 0.25, 0.5, 0.75, 1, 1]
     assert [ramped(u, 0, 0) for u in range(3)] == [1, 1, 1]
     assert [ramped(u, 2, 0) for u in range(4)] == [0, 0, 1, 1]
@@ -76,7 +76,7 @@ def run_in_two(folder, make, stop):
 
 
 @pytest.mark.parametrize("stop", [2, 4, 6])
-def test_a_resumed_run_blends_on(tmp_path, stop):
+def test_a_resumed_run_ramps_on(tmp_path, stop):
     options = dict(updates=9, warm_up=2, ramp=3, evaluate=None, log_every=1)
     run_in_two(tmp_path, lambda folder: make_trainer(folder, **options), stop)
 
@@ -114,7 +114,7 @@ def test_a_gradient_of_zero_stays_zero():
 
 
 @pytest.mark.parametrize("part", ["core", "estimator"])
-def test_lifting_is_of_each_part_s_own_gradient(tmp_path, part):
+def test_min_norm_is_of_each_part_s_own_gradient(tmp_path, part):
     model = make_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     min_norm = {"core": "min_norm", "estimator": "estimator_min_norm"}[part]
