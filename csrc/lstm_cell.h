@@ -24,20 +24,30 @@ DNIRNN_INLINE V cell_forward(CellGates<V>& gates, V& c) {
   return gates.o * M::tanh(c);
 }
 
-// From dh, the whole gradient of h', and dc, what came back to c' from the next step: returns the
-// gradients of the preactivations, and turns dc into the gradient of c. c' is computed again from
-// `gates` and c, so that the history holds only what each step was given.
+// What the gradients of a step are multiplied by: known before they are.
+template <typename V>
+struct CellSlopes {
+  V h_to_c;      // of c' by h'
+  V i, f, g, o;  // of the preactivations by c', of the last by h'
+  V c;           // of c by c'
+};
+
+// c' is computed again from `gates` and c, so that the history holds only what each step was given.
 template <typename M, typename V>
-DNIRNN_INLINE CellGates<V> cell_backward(const CellGates<V>& gates, V c, V dh, V& dc) {
+DNIRNN_INLINE CellSlopes<V> cell_slopes(const CellGates<V>& gates, V c) {
   const V tanh_c = M::tanh(gates.f * c + gates.i * gates.g);
-  const V through_c = dc + dh * gates.o * (V{} + 1 - tanh_c * tanh_c);
-  CellGates<V> d;
-  d.i = through_c * gates.g * gates.i * (V{} + 1 - gates.i);
-  d.f = through_c * c * gates.f * (V{} + 1 - gates.f);
-  d.g = through_c * gates.i * (V{} + 1 - gates.g * gates.g);
-  d.o = dh * tanh_c * gates.o * (V{} + 1 - gates.o);
-  dc = through_c * gates.f;
-  return d;
+  return {gates.o * (V{} + 1 - tanh_c * tanh_c),  gates.g * gates.i * (V{} + 1 - gates.i),
+          c * gates.f * (V{} + 1 - gates.f),      gates.i * (V{} + 1 - gates.g * gates.g),
+          tanh_c * gates.o * (V{} + 1 - gates.o), gates.f};
+}
+
+// From dh, the whole gradient of h', and dc, what came back to c' from the next step: returns the
+// gradients of the preactivations, and turns dc into the gradient of c.
+template <typename V>
+DNIRNN_INLINE CellGates<V> cell_backward(const CellSlopes<V>& slopes, V dh, V& dc) {
+  const V through_c = dc + dh * slopes.h_to_c;
+  dc = through_c * slopes.c;
+  return {through_c * slopes.i, through_c * slopes.f, through_c * slopes.g, dh * slopes.o};
 }
 
 }  // namespace

@@ -419,7 +419,8 @@ void cell_backward_rows(int64_t m, const CellBackward<T>& cell) {
     Vec<T> dh = load(cell.dh + at, cell.lanes);
     if (cell.grad_output) dh += load(cell.grad_output + at, cell.lanes);
     Vec<T> dc = load(cell.dc + at, cell.lanes);
-    const CellGates<Vec<T>> d = cell_backward<M>(gates, load(cell.c + at, cell.lanes), dh, dc);
+    const auto slopes = cell_slopes<M>(gates, load(cell.c + at, cell.lanes));
+    const CellGates<Vec<T>> d = cell_backward(slopes, dh, dc);
     store(cell.dc + at, dc, cell.lanes);
     // Padded lanes are zero: their gates, dh and dc were loaded as zeros.
     T* to = cell.d_gates + row * W<T>;

@@ -7,48 +7,101 @@
 
 namespace dnirnn::cuda {
 
-// Where cell j of row b is in a step by chunk.
-__device__ inline int64_t by_chunk(const Sizes& s, int64_t k, int64_t n, int64_t b) {
-  return (k * s.N + n) * s.B + b;
+// Places are counted in 32 bits, as there are fewer rows and cells of one (check_places), and only
+// multiplied to 64: a 64-bit product or quotient takes the device many instructions.
+
+__device__ inline int quotient(int a, int64_t b) {
+  return static_cast<int>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
 }
 
-// Cell j of row b starts step t from (h, c), plus the probe; from zero where a sequence starts.
+// Where the value j of a row is.
+__device__ inline int64_t in_row(int row, int64_t width, int64_t j) {
+  return static_cast<int64_t>(uint64_t(static_cast<uint32_t>(row)) * static_cast<uint32_t>(width)) +
+         j;
+}
+
+// Step t of all, which is step k of chunk n.
+struct Step {
+  int t, n, k;
+};
+
+__device__ inline Step step_of(const Sizes& s, int t) {
+  const int n = quotient(t, s.K);
+  return {t, n, t - n * static_cast<int>(s.K)};
+}
+
+__device__ inline Step next(const Sizes& s, const Step& at) {
+  return at.k + 1 < s.K ? Step{at.t + 1, at.n, at.k + 1} : Step{at.t + 1, at.n + 1, 0};
+}
+
+// Of chunk n.
+__device__ inline int steps_of(const Sizes& s, int n) {
+  const int K = s.K, N = s.N;
+  return n + 1 < N ? K : static_cast<int>(s.T) - (N - 1) * K;
+}
+
+// The row of a history by chunk that step k of chunk n of row b of the batch is; or step t by time.
+__device__ inline int by_chunk(const Sizes& s, int k, int n, int b) {
+  return (k * static_cast<int>(s.N) + n) * static_cast<int>(s.B) + b;
+}
+__device__ inline int by_chunk(const Sizes& s, const Step& at, int b) {
+  return by_chunk(s, at.k, at.n, b);
+}
+__device__ inline int by_time(const Sizes& s, int t, int b) {
+  return t * static_cast<int>(s.B) + b;
+}
+
+// Where h of cell j is in a row of the state; c is H further.
+template <typename Pass>
+__device__ int64_t of_state(const Pass& p, int j) {
+  return 2 * p.layer * p.s.H + j;
+}
+
+// What a cell starts a step from.
 template <typename V, typename S>
-__device__ void enter(const Forward& p, int64_t t, int64_t b, int64_t j, S h, S c) {
+struct Entered {
+  V h;
+  S c;
+};
+
+// Cell j of row b starts a step from (h, c), plus the probe; from zero where a sequence starts. Writes
+// c; h is the caller's to write.
+template <typename V, typename S>
+__device__ Entered<V, S> enter(const Forward& p, const Step& at, int b, int j, S h, S c) {
   const Sizes& s = p.s;
-  const int64_t n = t / s.K, k = t % s.K, at = by_chunk(s, k, n, b) * s.H + j;
-  if (p.probe && (k == 0 || p.probe_every_step)) {
+  if (p.probe && (at.k == 0 || p.probe_every_step)) {
     const S* probe = static_cast<const S*>(p.probe) +
-                     ((p.probe_every_step ? t : n) * s.B + b) * s.S + 2 * p.layer * s.H + j;
+                     in_row(by_time(s, p.probe_every_step ? at.t : at.n, b), s.S, of_state(p, j));
     h += probe[0];
     c += probe[s.H];
   }
-  if (p.reset && p.reset[t * s.B + b]) h = c = 0;
-  static_cast<V*>(p.h)[at] = narrow<V>(h);
-  static_cast<S*>(p.c)[at] = c;
+  if (p.reset && p.reset[by_time(s, at.t, b)]) h = c = 0;
+  static_cast<S*>(p.c)[in_row(by_chunk(s, at, b), s.H, j)] = c;
+  return {narrow<V>(h), c};
+}
+
+template <typename V>
+__device__ V* h_of(const Forward& p, const Step& at, int b, int j) {
+  return static_cast<V*>(p.h) + in_row(by_chunk(p.s, at, b), p.s.H, j);
 }
 
 template <typename S>
-__device__ CellGates<S> bias_of(const Forward& p, int64_t j) {
+__device__ CellGates<S> bias_of(const Forward& p, int j) {
   const S* bias = static_cast<const S*>(p.bias) + j;
   return {bias[0], bias[p.s.H], bias[2 * p.s.H], bias[3 * p.s.H]};
 }
 
-// What step t of a cell starts from: the sums of its gates but for the bias and whatever of the
-// recurrent product is not in them, and c.
+// The sums of a cell's gates but for the bias and whatever of the recurrent product is not in them.
 template <typename S>
-struct Begun {
-  CellGates<S> sums;
-  S c;
-};
+__device__ CellGates<S> sums_of(const Forward& p, const Step& at, int b, int j) {
+  const Sizes& s = p.s;
+  const S* sums = static_cast<const S*>(p.gates) + in_row(by_chunk(s, at, b), 4 * s.H, j);
+  return {sums[0], sums[s.H], sums[2 * s.H], sums[3 * s.H]};
+}
 
 template <typename S>
-__device__ Begun<S> begin(const Forward& p, int64_t t, int64_t b, int64_t j) {
-  const Sizes& s = p.s;
-  const int64_t row = by_chunk(s, t % s.K, t / s.K, b);
-  const S* sums = static_cast<const S*>(p.gates) + row * 4 * s.H + j;
-  return {{sums[0], sums[s.H], sums[2 * s.H], sums[3 * s.H]},
-          static_cast<const S*>(p.c)[row * s.H + j]};
+__device__ S c_of(const Forward& p, const Step& at, int b, int j) {
+  return static_cast<const S*>(p.c)[in_row(by_chunk(p.s, at, b), p.s.H, j)];
 }
 
 // A cell after a step.
@@ -58,34 +111,33 @@ struct Done {
   S h, c;
 };
 
-// Step t of cell j of row b, but for what is only kept; writes what step t + 1 starts from. more: what
-// the sums lack.
+// A step of a cell from c. more: what the sums lack, but for the bias.
 template <typename V, typename S>
-__device__ Done<S> take(const Forward& p, int64_t t, int64_t b, int64_t j, const Begun<S>& begun,
-                        const CellGates<S>& bias, const CellGates<S>& more) {
-  Done<S> done{{begun.sums.i + bias.i + more.i, begun.sums.f + bias.f + more.f,
-                begun.sums.g + bias.g + more.g, begun.sums.o + bias.o + more.o},
+__device__ Done<S> take(const CellGates<S>& sums, S c, const CellGates<S>& bias,
+                        const CellGates<S>& more) {
+  Done<S> done{{sums.i + bias.i + more.i, sums.f + bias.f + more.f, sums.g + bias.g + more.g,
+                sums.o + bias.o + more.o},
                0,
-               begun.c};
-  done.h = cell_forward<Math<S>>(done.gates, done.c);
-  if (t + 1 < p.s.T) enter<V>(p, t + 1, b, j, done.h, done.c);
+               c};
+  done.h = cell_forward<Math<V>>(done.gates, done.c);
   return done;
 }
 
-// What is kept of step t: the gates, the output, the state at a chunk's end.
+// What is kept of a step: the gates, the output, the state at a chunk's end.
 template <typename V, typename S>
-__device__ void keep(const Forward& p, int64_t t, int64_t b, int64_t j, const Done<S>& done) {
+__device__ void keep(const Forward& p, const Step& at, int b, int j, const Done<S>& done) {
   const Sizes& s = p.s;
-  const int64_t n = t / s.K, k = t % s.K, row = by_chunk(s, k, n, b);
+  const int row = by_chunk(s, at, b);
   const auto& [gates, h, c] = done;
-  S* kept = static_cast<S*>(p.gates) + row * 4 * s.H + j;
+  S* kept = static_cast<S*>(p.gates) + in_row(row, 4 * s.H, j);
   kept[0] = gates.i;
   kept[s.H] = gates.f;
   kept[2 * s.H] = gates.g;
   kept[3 * s.H] = gates.o;
-  static_cast<V*>(p.output)[(p.output_by_chunk ? row : t * s.B + b) * s.H + j] = narrow<V>(h);
-  if (k + 1 == s.steps(n)) {
-    S* sent = static_cast<S*>(p.sent) + (n * s.B + b) * s.S + 2 * p.layer * s.H + j;
+  static_cast<V*>(p.output)[in_row(p.output_by_chunk ? row : by_time(s, at.t, b), s.H, j)] =
+      narrow<V>(h);
+  if (at.k + 1 == steps_of(s, at.n)) {
+    S* sent = static_cast<S*>(p.sent) + in_row(by_time(s, at.n, b), s.S, of_state(p, j));
     sent[0] = h;
     sent[s.H] = c;
   }
@@ -99,103 +151,119 @@ struct StateGradient {
 
 // Those of the state that step t starts from: nothing crosses a reset.
 template <typename S>
-__device__ StateGradient<S> came_back(const Backward& p, int64_t t, int64_t b, S dh, S dc) {
-  if (p.reset && p.reset[t * p.s.B + b]) return {0, 0};
+__device__ StateGradient<S> came_back(const Backward& p, int t, int b, S dh, S dc) {
+  if (p.reset && p.reset[by_time(p.s, t, b)]) return {0, 0};
   return {dh, dc};
 }
 
 // They are the probe's of step t, where every step has one.
 template <typename S>
-__device__ void keep_step(const Backward& p, int64_t t, int64_t b, int64_t j,
-                          const StateGradient<S>& back) {
+__device__ void keep_step(const Backward& p, int t, int b, int j, const StateGradient<S>& back) {
   const Sizes& s = p.s;
   if (p.grad_probe && p.probe_every_step) {
-    S* to = static_cast<S*>(p.grad_probe) + (t * s.B + b) * s.S + 2 * p.layer * s.H + j;
+    S* to = static_cast<S*>(p.grad_probe) + in_row(by_time(s, t, b), s.S, of_state(p, j));
     to[0] = back.h;
     to[s.H] = back.c;
   }
 }
 
-// What step k of a cell of chunk n was, and the gradients that do not come through step k + 1.
+// What step k of a cell of chunk n was.
 template <typename S>
-struct BegunBack {
+struct Was {
   CellGates<S> gates;
-  S c, dh, dc;
-  bool exists, last;  // whether chunk n has a step k, and whether it is its last
+  S c;
 };
 
-template <typename V, typename S>
-__device__ BegunBack<S> begin_back(const Backward& p, int64_t k, int64_t n, int64_t b, int64_t j) {
+template <typename S>
+__device__ Was<S> was(const Backward& p, int k, int n, int b, int j) {
   const Sizes& s = p.s;
-  BegunBack<S> begun{};
-  begun.exists = k < s.steps(n);
-  begun.last = k + 1 == s.steps(n);
-  if (!begun.exists) return begun;
-  const int64_t row = by_chunk(s, k, n, b);
-  const S* kept = static_cast<const S*>(p.gates) + row * 4 * s.H + j;
-  begun.gates = {kept[0], kept[s.H], kept[2 * s.H], kept[3 * s.H]};
-  begun.c = static_cast<const S*>(p.c)[row * s.H + j];
-  if (p.grad_output)
-    begun.dh += widen(static_cast<const V*>(p.grad_output)[((n * s.K + k) * s.B + b) * s.H + j]);
-  if (p.grad_above) begun.dh += static_cast<const S*>(p.grad_above)[row * s.H + j];
-  if (!begun.last) {
-    begun.dc = static_cast<const S*>(p.dc)[(n * s.B + b) * s.H + j];
-  } else if (p.grad_sent) {
-    const S* sent =
-        static_cast<const S*>(p.grad_sent) + (n * s.B + b) * s.S + 2 * p.layer * s.H + j;
-    begun.dh += sent[0];
-    begun.dc = sent[s.H];
-  }
-  return begun;
+  if (k >= steps_of(s, n)) return {};
+  const int row = by_chunk(s, k, n, b);
+  const S* kept = static_cast<const S*>(p.gates) + in_row(row, 4 * s.H, j);
+  return {{kept[0], kept[s.H], kept[2 * s.H], kept[3 * s.H]},
+          static_cast<const S*>(p.c)[in_row(row, s.H, j)]};
 }
 
-// Step k of cell j of row b of chunk n: writes d, and returns what came back from step k + 1.
-// product: d of step k + 1 times w_hh, if the chunk has one. dc: what goes back from step k.
+// The gradients of what it gave that do not come through step k + 1. c: of a chunk's last step alone.
 template <typename V, typename S>
-__device__ StateGradient<S> take_back(const Backward& p, int64_t k, int64_t n, int64_t b, int64_t j,
-                                      const BegunBack<S>& begun, S product, S& dc) {
+__device__ StateGradient<S> given(const Backward& p, int k, int n, int b, int j) {
   const Sizes& s = p.s;
-  V* d = static_cast<V*>(p.d) + by_chunk(s, k, n, b) * 4 * s.H + j;
-  if (!begun.exists) {
-    d[0] = d[s.H] = d[2 * s.H] = d[3 * s.H] = narrow<V>(S(0));
-    return {};
+  StateGradient<S> found{};
+  if (k >= steps_of(s, n)) return found;
+  if (p.grad_output) {
+    const int row = by_time(s, n * static_cast<int>(s.K) + k, b);
+    found.h += widen(static_cast<const V*>(p.grad_output)[in_row(row, s.H, j)]);
   }
-  StateGradient<S> back{0, begun.dc};
-  if (!begun.last) back = came_back(p, n * s.K + k + 1, b, product, begun.dc);
-  dc = back.c;
-  const CellGates<S> found = cell_backward<Math<S>>(begun.gates, begun.c, begun.dh + back.h, dc);
-  d[0] = narrow<V>(found.i);
-  d[s.H] = narrow<V>(found.f);
-  d[2 * s.H] = narrow<V>(found.g);
-  d[3 * s.H] = narrow<V>(found.o);
-  return back;
+  if (p.grad_above)
+    found.h += static_cast<const S*>(p.grad_above)[in_row(by_chunk(s, k, n, b), s.H, j)];
+  if (k + 1 == steps_of(s, n) && p.grad_sent) {
+    const S* sent =
+        static_cast<const S*>(p.grad_sent) + in_row(by_time(s, n, b), s.S, of_state(p, j));
+    found.h += sent[0];
+    found.c = sent[s.H];
+  }
+  return found;
+}
+
+// dc of cell j of row b of chunk n, on its way back.
+template <typename S>
+__device__ S dc_of(const Backward& p, int n, int b, int j) {
+  return static_cast<const S*>(p.dc)[in_row(by_time(p.s, n, b), p.s.H, j)];
+}
+
+// A step of a cell on the way back.
+template <typename S>
+struct DoneBack {
+  CellGates<S> d;
+  S dc;                   // what goes back from it
+  StateGradient<S> back;  // what came back from step k + 1
+};
+
+// Step k of row b of chunk n. product, dc: d of step k + 1 times w_hh, and what came back to c from it,
+// where the chunk has one.
+template <typename S>
+__device__ DoneBack<S> take_back(const Backward& p, int k, int n, int b,
+                                 const CellSlopes<S>& slopes, const StateGradient<S>& given,
+                                 S product, S dc) {
+  const int steps = steps_of(p.s, n);
+  if (k >= steps) return {};
+  DoneBack<S> done{{}, given.c, {}};
+  if (k + 1 < steps) {
+    done.back = came_back(p, n * static_cast<int>(p.s.K) + k + 1, b, product, dc);
+    done.dc = done.back.c;
+  }
+  done.d = cell_backward(slopes, given.h + done.back.h, done.dc);
+  return done;
+}
+
+template <typename V>
+__device__ V* d_of(const Backward& p, int k, int n, int b, int j) {
+  return static_cast<V*>(p.d) + in_row(by_chunk(p.s, k, n, b), 4 * p.s.H, j);
 }
 
 // What is kept of step k: dc, and the gradient at the probe of step k + 1.
 template <typename S>
-__device__ void keep_back(const Backward& p, int64_t k, int64_t n, int64_t b, int64_t j,
-                          const BegunBack<S>& begun, const StateGradient<S>& back, S dc) {
+__device__ void keep_back(const Backward& p, int k, int n, int b, int j, const DoneBack<S>& done) {
   const Sizes& s = p.s;
-  if (!begun.exists) return;
-  if (!begun.last) keep_step(p, n * s.K + k + 1, b, j, back);
-  static_cast<S*>(p.dc)[(n * s.B + b) * s.H + j] = dc;
+  const int steps = steps_of(s, n);
+  if (k >= steps) return;
+  if (k + 1 < steps) keep_step(p, n * static_cast<int>(s.K) + k + 1, b, j, done.back);
+  static_cast<S*>(p.dc)[in_row(by_time(s, n, b), s.H, j)] = done.dc;
 }
 
 // The gradients of the state that chunk n starts from, for cell j of row b.
 template <typename S>
-__device__ void leave(const Backward& p, int64_t n, int64_t b, int64_t j, S dh) {
+__device__ void leave(const Backward& p, int n, int b, int j, S dh, S dc) {
   const Sizes& s = p.s;
-  const auto back =
-      came_back(p, n * s.K, b, dh, static_cast<const S*>(p.dc)[(n * s.B + b) * s.H + j]);
-  keep_step(p, n * s.K, b, j, back);
-  const int64_t at = 2 * p.layer * s.H + j;
+  const auto back = came_back(p, n * static_cast<int>(s.K), b, dh, dc);
+  keep_step(p, n * static_cast<int>(s.K), b, j, back);
   if (p.grad_probe && !p.probe_every_step) {
-    S* to = static_cast<S*>(p.grad_probe) + (n * s.B + b) * s.S + at;
+    S* to = static_cast<S*>(p.grad_probe) + in_row(by_time(s, n, b), s.S, of_state(p, j));
     to[0] = back.h;
     to[s.H] = back.c;
   }
   if (p.grad_state && n == 0) {
-    S* to = static_cast<S*>(p.grad_state) + b * s.S + at;
+    S* to = static_cast<S*>(p.grad_state) + in_row(b, s.S, of_state(p, j));
     to[0] = back.h;
     to[s.H] = back.c;
   }

@@ -25,6 +25,12 @@ inline CUstream_st* current_stream() { return c10::cuda::getCurrentCUDAStream().
 // Raises what the launch before it was refused for.
 inline void check_launch() { C10_CUDA_KERNEL_LAUNCH_CHECK(); }
 
+// Fills a tensor in rows with kUnsent.
+inline void make_unsent(const at::Tensor& tensor) {
+  C10_CUDA_CHECK(
+      cudaMemsetAsync(tensor.mutable_data_ptr(), 0xff, tensor.nbytes(), current_stream()));
+}
+
 // out = a b, summed in out's dtype: that of a and b, or float32 for 16-bit ones.
 inline void multiply(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
   if (a.scalar_type() == out.scalar_type())

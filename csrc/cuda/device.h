@@ -30,8 +30,16 @@ __device__ inline V narrow(S value) {
     return value;
 }
 
-template <typename S>
-struct Math;
+// For values of type V.
+template <typename V>
+struct Math {
+  // Of 16 bits: what these lose, some 1e-7, is far below a rounding.
+  __device__ static float sigmoid(float x) { return __fdividef(1, 1 + __expf(-x)); }
+  __device__ static float tanh(float x) {
+    const float e = __expf(-2 * fabsf(x));
+    return copysignf(__fdividef(1 - e, 1 + e), x);
+  }
+};
 template <>
 struct Math<float> {
   __device__ static float sigmoid(float x) { return 1 / (1 + expf(-x)); }
@@ -44,7 +52,7 @@ struct Math<double> {
 };
 
 // This thread's place in a kernel that was started by for_each.
-__device__ inline int64_t index() { return blockIdx.x * int64_t(blockDim.x) + threadIdx.x; }
+__device__ inline int index() { return static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); }
 
 // Starts kernel(arguments...) on at least `count` threads that do not wait for each other.
 template <typename... Parameters, typename... Arguments>
@@ -72,15 +80,6 @@ __device__ Vector load(const void* from) {
   return *static_cast<const Vector*>(from);
 }
 
-// The same, of what other blocks wrote in this kernel: past the first cache, which is not told of it.
-template <typename Vector>
-__device__ Vector load_from_others(const void* from) {
-  const uint4 found = __ldcg(static_cast<const uint4*>(from));
-  return {{found.x, found.y, found.z, found.w}};
-}
-
-__device__ inline double load_from_others(const double* from) { return __ldcg(from); }
-
 // Before Ampere there is neither tf32, nor mma as below, nor the orders of memory: code for such a GPU has to compile, and is
 // never started (has_mma).
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
@@ -88,6 +87,79 @@ __device__ inline double load_from_others(const double* from) { return __ldcg(fr
 #else
 #define DNIRNN_HAS_MMA 1
 #endif
+
+struct alignas(16) Four {
+  float of[4];
+};
+
+// What other blocks write in this kernel travels in words of 4 bytes, each whole or not there yet: no
+// order between words is promised, nor needed.
+template <typename Vector>
+__device__ Vector load_from_others(const void* from) {
+  Vector found{};
+#if DNIRNN_HAS_MMA
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(found.word[0]), "=r"(found.word[1]), "=r"(found.word[2]), "=r"(found.word[3])
+               : "l"(from));
+#endif
+  return found;
+}
+
+__device__ inline void store_for_others(void* to, uint32_t word) {
+#if DNIRNN_HAS_MMA
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word));
+#endif
+}
+
+// What such a word is before (make_unsent): of two values of 16 bits or one of 32 not a number, in bits
+// that no arithmetic gives.
+constexpr uint32_t kUnsent = 0xffffffff;
+
+// Whether one of a warp's threads says so. All of them ask.
+__device__ inline bool any_of_warp(bool said) { return __any_sync(0xffffffff, said); }
+
+// What thread 2 i + 1 of a warp gives, to thread 2 i, and the other way round. All of them ask.
+__device__ inline uint32_t of_neighbor(uint32_t given) {
+  return __shfl_xor_sync(0xffffffff, given, 1);
+}
+
+// Clusters of blocks, each of which writes into the shared memory of the others.
+constexpr int kCluster = 4;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define DNIRNN_HAS_CLUSTERS 0
+#else
+#define DNIRNN_HAS_CLUSTERS 1
+#endif
+
+__device__ inline int rank_in_cluster() {
+  uint32_t rank = 0;
+#if DNIRNN_HAS_CLUSTERS
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return static_cast<int>(rank);
+}
+
+// Until all threads of the cluster are here; they see what was written before.
+__device__ inline void sync_cluster() {
+#if DNIRNN_HAS_CLUSTERS
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// Four values to where `here` is in the shared memory of another block of the cluster.
+__device__ inline void store_to(int rank, float* here, const Four& values) {
+#if DNIRNN_HAS_CLUSTERS
+  const auto mine = static_cast<uint32_t>(__cvta_generic_to_shared(here));
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(mine), "r"(rank));
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(there), "f"(values.of[0]),
+               "f"(values.of[1]), "f"(values.of[2]), "f"(values.of[3])
+               : "memory");
+#endif
+}
+
+__device__ inline double load_from_others(const double* from) { return __ldcg(from); }
 
 // A block is here once more: what its threads wrote before, whoever waits for it sees. arrived counts
 // up from 0 in the course of a kernel.
@@ -158,8 +230,9 @@ inline int attribute(cudaDeviceAttr name) {
 inline int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
 // Whether mma exists for bfloat16 and tf32.
 inline bool has_mma() { return attribute(cudaDevAttrComputeCapabilityMajor) >= 8; }
+inline bool has_clusters() { return attribute(cudaDevAttrComputeCapabilityMajor) >= 9; }
 
-// Starts kernel(arguments...) on blocks that all run at once, or not at all.
+// Starts kernel(arguments...) on blocks that all run at once, or not at all; in clusters of so many.
 template <typename... Parameters, typename... Arguments>
 void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_st* stream,
                     void (*kernel)(Parameters...), Arguments... arguments) {
@@ -167,6 +240,46 @@ void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_s
   cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel),
                               dim3(static_cast<unsigned>(blocks)), dim3(threads), pointers,
                               shared_bytes, stream);
+}
+
+struct ClusterLaunch {
+  cudaLaunchConfig_t config{};
+  cudaLaunchAttribute attributes[2];
+  ClusterLaunch(int64_t blocks, int threads, size_t shared_bytes, CUstream_st* stream) {
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {kCluster, 1, 1};
+    attributes[1].id = cudaLaunchAttributeCooperative;
+    attributes[1].val.cooperative = 1;
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = attributes;
+    config.numAttrs = 2;
+  }
+  ClusterLaunch(const ClusterLaunch&) = delete;
+};
+
+// How many clusters run at once.
+template <typename... Parameters>
+int clusters_at_once(int threads, size_t shared_bytes, void (*kernel)(Parameters...)) {
+  int clusters = 0;
+  ClusterLaunch launch(kCluster, threads, shared_bytes, nullptr);
+  launch.config.numAttrs = 1;
+  if (cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel),
+                                     &launch.config) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return clusters;
+}
+
+template <typename... Parameters, typename... Arguments>
+void start_in_clusters(int64_t blocks, int threads, size_t shared_bytes, CUstream_st* stream,
+                       void (*kernel)(Parameters...), Arguments... arguments) {
+  void* pointers[] = {&arguments...};
+  ClusterLaunch launch(blocks, threads, shared_bytes, stream);
+  cudaLaunchKernelExC(&launch.config, reinterpret_cast<const void*>(kernel), pointers);
 }
 
 }  // namespace dnirnn::cuda

@@ -12,10 +12,6 @@ namespace {
 
 constexpr int kApart = 32;  // words between the two that are waited on: a cache line
 
-struct alignas(16) Four {
-  float of[4];
-};
-
 // The tensor that chunk c belongs to, from `from` on.
 __device__ int tensor_of(const Update& u, int chunk, int from) {
   while (u.begins[from + 1] <= chunk) from++;

@@ -69,10 +69,14 @@ void choose(c10::string_view path) {
   chosen = path == "auto" ? Path::kAuto : path == "steps" ? Path::kSteps : Path::kOnChip;
 }
 
-// rows by depth: the left side of a step's product.
-bool on_chip(const Sizes& s, Type type, int64_t rows, int64_t depth) {
-  if (chosen == Path::kSteps || !fits_on_chip(s, type, rows)) return false;
-  return chosen == Path::kOnChip || faster_on_chip(s, type, rows, depth);
+// What the kernels count in 32 bits.
+void check_places(const Sizes& s) {
+  constexpr int64_t kMost = (int64_t(1) << 31) - 256;
+  TORCH_CHECK_VALUE(
+      s.N * s.K * s.B < kMost && s.N * s.B * s.H < kMost,
+      "on a GPU steps * batch, and chunks * batch * hidden size, must be below 2**31 - 256;"
+      " got ",
+      s.T, " steps in ", s.N, " chunks, batch ", s.B, ", hidden size ", s.H);
 }
 
 Products products() {
@@ -80,12 +84,9 @@ Products products() {
                                                                 : Products::kExact;
 }
 
-Tensor waits_of(const Sizes& s, const Tensor& x) {
-  return at::zeros({s.L, kWaits}, x.options().dtype(at::kInt));
-}
-
-unsigned* waits_at(const Tensor& waits, int64_t layer) {
-  return reinterpret_cast<unsigned*>(waits.mutable_data_ptr<int>()) + layer * kWaits;
+bool on_chip(const Sizes& s, Type type, bool back) {
+  if (chosen == Path::kSteps || !fits_on_chip(s, type, products(), back)) return false;
+  return chosen == Path::kOnChip || faster_on_chip(s, type, products(), back);
 }
 
 // A matrix of weights in x's dtype. In rows: the same product whatever the strides were. Where a kernel
@@ -128,6 +129,7 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
                          double scale, const OptionalTensor& reset) {
   const Sizes s = sizes_of(x, weights, truncation);
   check_state(s, x, state, probe, reset);
+  check_places(s);
   const Type type = type_of(x.scalar_type());
   const c10::DeviceGuard device(x.device());
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
@@ -141,14 +143,14 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
   Tensor h = at::empty({s.L, s.K, s.N, s.B, s.H}, options), c = at::empty(h.sizes(), held);
   Tensor gates = at::empty({s.L, s.K, s.N, s.B, 4, s.H}, held);
   Tensor between = at::empty({s.L - 1, s.K, s.N, s.B, s.H}, options);
+  const bool together = on_chip(s, type, false);
+  if (together) make_unsent(h);
   // What a short last chunk leaves unwritten goes into products, times zero.
   if (s.steps(s.N - 1) < s.K)
     for (const Tensor& history : {h, c, between})
       history.select(2, s.N - 1).slice(1, s.steps(s.N - 1)).zero_();
 
   const Tf32AsInTorchLstm tf32(x.scalar_type());
-  const bool together = on_chip(s, type, s.B, s.H);
-  const Tensor waits = together ? waits_of(s, x) : Tensor();
   Tensor input = to_chunks(s, x);
   for (int64_t layer = 0; layer < s.L; layer++) {
     const Tensor w_ih = in_rows(weights[4 * layer], x.scalar_type());
@@ -176,7 +178,7 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
     enter(pass, stream);
     check_launch();
     if (together) {
-      steps_on_chip(pass, products(), waits_at(waits, layer), stream);
+      steps_on_chip(pass, products(), stream);
       check_launch();
     }
     for (int64_t t = 0; t < s.T && !together; t++) {
@@ -218,8 +220,7 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
   const Tf32AsInTorchLstm tf32(x.scalar_type());
   Tensor d = at::empty({s.K, rows, 4 * s.H}, options);
   const Type type = type_of(x.scalar_type());
-  const bool together = on_chip(s, type, rows, 4 * s.H);
-  const Tensor waits = together ? waits_of(s, x) : Tensor();
+  const bool together = on_chip(s, type, true);
   Tensor dh = at::empty({together ? 0 : rows, s.H}, held), dc = at::empty({rows, s.H}, held);
   Tensor above;
   for (int64_t layer = s.L - 1; layer >= 0; layer--) {
@@ -242,7 +243,8 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
                         mutable_data(grad_probe),
                         mutable_data(grad_state)};
     if (together) {
-      steps_back_on_chip(pass, products(), waits_at(waits, layer), stream);
+      make_unsent(d);
+      steps_back_on_chip(pass, products(), stream);
       check_launch();
     }
     for (int64_t k = s.K - 1; k >= 0 && !together; k--) {

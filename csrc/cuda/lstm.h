@@ -62,19 +62,15 @@ void step_back(const Backward& pass, int64_t k, const void* dh, CUstream_st* str
 void leave(const Backward& pass, const void* dh, CUstream_st* stream);
 
 // All steps of a layer in one kernel that keeps w_hh on chip, in the registers of as many blocks as
-// the GPU runs at once. Blocks that share rows wait for each other once a step and tile of rows.
+// the GPU runs at once.
 
-// Words that the blocks wait on, zero before a kernel starts: a cache line for each tile of rows.
-constexpr int kTilesAtMost = 64, kLine = 32, kWaits = kTilesAtMost * kLine;
 enum class Products { kExact, kTf32 };  // of float32
-// Whether the layer fits on the current device with so many rows a step; and whether that is likely
-// the faster way for products of these rows by w_hh along its H or (backwards) 4 H side.
-bool fits_on_chip(const Sizes& s, Type type, int64_t rows);
-bool faster_on_chip(const Sizes& s, Type type, int64_t rows, int64_t depth);
-// step for every t, after enter.
-void steps_on_chip(const Forward& pass, Products products, unsigned* waits, CUstream_st* stream);
-// step_back for every k, and leave.
-void steps_back_on_chip(const Backward& pass, Products products, unsigned* waits,
-                        CUstream_st* stream);
+// Whether that can be on the current device, forwards or back; and whether it is likely the faster way.
+bool fits_on_chip(const Sizes& s, Type type, Products products, bool back);
+bool faster_on_chip(const Sizes& s, Type type, Products products, bool back);
+// step for every t, after enter. h: unsent (make_unsent) from step 1 on.
+void steps_on_chip(const Forward& pass, Products products, CUstream_st* stream);
+// step_back for every k, and leave. d: unsent.
+void steps_back_on_chip(const Backward& pass, Products products, CUstream_st* stream);
 
 }  // namespace dnirnn::cuda

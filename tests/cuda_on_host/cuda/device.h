@@ -54,14 +54,20 @@ V narrow(S value) {
   }
 }
 
-template <typename S>
+template <typename V>
 struct Math {
-  static S sigmoid(S x) { return 1 / (1 + std::exp(-x)); }
-  static S tanh(S x) { return std::tanh(x); }
+  template <typename S>
+  static S sigmoid(S x) {
+    return 1 / (1 + std::exp(-x));
+  }
+  template <typename S>
+  static S tanh(S x) {
+    return std::tanh(x);
+  }
 };
 
-inline thread_local int64_t current_index;
-inline int64_t index() { return current_index; }
+inline thread_local int current_index;
+inline int index() { return current_index; }
 
 // Some threads more than asked for, as on the device; the last ones first.
 template <typename... Parameters, typename... Arguments>
@@ -90,7 +96,7 @@ struct Meeting {
 
 struct Warp {
   Meeting here, done;
-  uint32_t a[32][4], b[32][2];
+  uint32_t a[32][4], b[32][2], given[32];
 };
 
 struct Block {
@@ -99,10 +105,13 @@ struct Block {
   std::vector<Warp> warps;
 };
 
+constexpr int kCluster = 4;
+
 struct Grid {
   std::function<void()> kernel;
   std::vector<Fiber> fibers;
   std::vector<Block> blocks;
+  std::vector<Meeting> clusters;
   std::vector<std::vector<Fiber*>> ready;  // of each warp
   std::vector<int> going;                  // the warps that have some
   jmp_buf home;
@@ -175,9 +184,62 @@ Vector load(const void* from) {
   std::memcpy(&found, from, sizeof(Vector));
   return found;
 }
+struct alignas(16) Four {
+  float of[4];
+};
+
+// Words of a vector are loaded at different times: others may write one in between.
 template <typename Vector>
 Vector load_from_others(const void* from) {
-  return load<Vector>(from);
+  Vector found = load<Vector>(from);
+  if (grid->draw(64) == 0) {
+    grid->yield();
+    const int later = grid->draw(sizeof(Vector) / 4);
+    std::memcpy(&found.word[later], static_cast<const char*>(from) + 4 * later, 4);
+  }
+  return found;
+}
+
+inline void store_for_others(void* to, uint32_t word) {
+  if (reinterpret_cast<uintptr_t>(to) % 4) Grid::die("a store that is not aligned");
+  std::memcpy(to, &word, 4);
+}
+
+constexpr uint32_t kUnsent = 0xffffffff;
+
+// What thread `from` of the warp gives.
+inline uint32_t given_by(int from, uint32_t given) {
+  Warp& warp = this_block().warps[thread() / 32];
+  warp.given[thread() % 32] = given;
+  grid->meet(warp.here, 32);
+  const uint32_t found = warp.given[from];
+  grid->meet(warp.done, 32);
+  return found;
+}
+
+inline bool any_of_warp(bool said) {
+  bool any = false;
+  Warp& warp = this_block().warps[thread() / 32];
+  warp.given[thread() % 32] = said;
+  grid->meet(warp.here, 32);
+  for (uint32_t one : warp.given) any |= one != 0;
+  grid->meet(warp.done, 32);
+  if (any) grid->yield();
+  return any;
+}
+
+inline uint32_t of_neighbor(uint32_t given) { return given_by(thread() % 32 ^ 1, given); }
+
+inline int rank_in_cluster() { return block() % kCluster; }
+
+inline void sync_cluster() {
+  grid->meet(grid->clusters[block() / kCluster], this_block().warps.size() * 32 * kCluster);
+}
+
+inline void store_to(int rank, float* here, const Four& values) {
+  if (reinterpret_cast<uintptr_t>(here) % 16) Grid::die("a store that is not aligned");
+  Block& there = grid->blocks[block() / kCluster * kCluster + rank];
+  std::memcpy(there.shared.data() + (here - shared_memory()), &values, sizeof values);
 }
 
 inline double load_from_others(const double* from) { return *from; }
@@ -241,16 +303,23 @@ void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 inline int64_t multiprocessors_there = 12;
 inline int multiprocessors() { return multiprocessors_there; }
 inline bool has_mma() { return true; }
+inline bool has_clusters() { return true; }
+
+template <typename... Parameters>
+int clusters_at_once(int, size_t, void (*)(Parameters...)) {
+  return 2 * multiprocessors() / kCluster;
+}
 
 template <typename... Parameters, typename... Arguments>
 void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_st*,
                     void (*kernel)(Parameters...), Arguments... arguments) {
-  if (blocks > multiprocessors()) Grid::die("more blocks than run at once");
+  if (blocks > 4 * multiprocessors()) Grid::die("more blocks than run at once");
   Grid all;
   grid = &all;
   grids_started++;
   all.kernel = [&] { kernel(arguments...); };
   all.blocks.resize(blocks);
+  all.clusters.resize(blocks / kCluster);
   for (Block& one : all.blocks) {
     one.shared.assign(shared_bytes / 4, NAN);
     one.warps.resize(threads / 32);
@@ -275,6 +344,13 @@ void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_s
     all.go_on(&fiber);
   }
   all.run();
+}
+
+template <typename... Parameters, typename... Arguments>
+void start_in_clusters(int64_t blocks, int threads, size_t shared_bytes, CUstream_st* stream,
+                       void (*kernel)(Parameters...), Arguments... arguments) {
+  if (blocks % kCluster) Grid::die("a cluster that is not whole");
+  start_together(blocks, threads, shared_bytes, stream, kernel, arguments...);
 }
 
 }  // namespace dnirnn::cuda
