@@ -27,6 +27,7 @@ HIDDEN, BATCH = 1024, 128
 # What all arms train with: one low rate, constant.
 TRAINING = ("--dtype", "bfloat16", "--lr", "5e-4")
 NEEDED = {
+    "kernels": (),
     "build": ("torch", "setuptools"),
     "laws": ("torch", "pytest", "hypothesis", "numpy", "safetensors", "tqdm"),
     "train": ("torch", "numpy", "safetensors", "tqdm"),
@@ -35,7 +36,9 @@ NEEDED = {
     "ptb": ("torch", "numpy", "safetensors", "tqdm"),
 }
 # Seconds after which a step is ended; of the benchmark and of ptb beside what they are asked for.
-LIMITS = {"build": 300, "laws": 200, "train": 120, "sanitizer": 150, "benchmark": 420, "ptb": 90}
+LIMITS = {
+    "kernels": 60, "build": 300, "laws": 200, "train": 120, "sanitizer": 150, "benchmark": 420, "ptb": 90,
+}  # fmt: skip
 # The sanitizer slows a kernel down many times: a few of the laws, and both kinds of fault.
 SANITIZED = ("memcheck", "racecheck")
 
@@ -129,6 +132,22 @@ def run(words: Sequence[str], log: Path, limit: float, **more: str) -> str:
     if process.returncode:
         raise Failed(f"exit code {process.returncode}: {log}")
     return "".join(lines)
+
+
+def kernels(options: argparse.Namespace) -> str:
+    """The kernels of all steps alone, without torch: checked and timed in half a minute."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+    if nvcc is None:
+        raise Skipped("no nvcc in CUDA_HOME or on the PATH")
+    program = options.out.resolve() / "on_chip"
+    words = [nvcc, "-O3", "-std=c++20", "-arch=native", "-I", "csrc", "-o", str(program)]
+    run([*words, "benchmarks/on_chip.cu"], options.out / "kernels-build.txt", LIMITS["build"])
+    try:
+        run([str(program)], options.out / "kernels.txt", LIMITS["kernels"])
+    finally:
+        program.unlink(missing_ok=True)
+    return str(options.out / "kernels.txt")
 
 
 def build(options: argparse.Namespace) -> str:
@@ -272,6 +291,7 @@ def table_of(rows: Sequence[dict]) -> str:
 
 
 STEPS: dict[str, Callable[[argparse.Namespace], str]] = {
+    "kernels": kernels,
     "build": build,
     "laws": laws,
     "train": train,

@@ -36,7 +36,7 @@ def machine(monkeypatch, tmp_path):
 
     monkeypatch.setattr(gpu, "run", run)
     monkeypatch.setattr(gpu, "built_for_cuda", lambda: "with the CUDA kernels")
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(gpu.shutil, "which", lambda name, path=None: f"/bin/{name}")
     run.ran, run.fail = ran, fail
     data = tmp_path / "data"
     data.mkdir()
@@ -51,13 +51,13 @@ def summary(tmp_path):
 
 def test_it_builds_tests_measures_and_compares(machine, tmp_path):
     assert gpu.main(machine.words) == 0
-    assert [step["state"] for step in summary(tmp_path).values()] == ["done"] * 6
+    assert [step["state"] for step in summary(tmp_path).values()] == ["done"] * 7
     said = [" ".join(words) for words in machine.ran]
-    marks = ["build_ext", "doctor", "-m cuda", "--no-graphs", "train char-lm", "memcheck",
+    marks = ["/bin/nvcc", "on_chip", "build_ext", "doctor", "-m cuda", "--no-graphs", "train char-lm", "memcheck",
              "racecheck", "benchmarks cuda"]
     arms = ["--truncation 8 --estimator none", "--truncation 40 --estimator none",
             "--truncation 8 --estimator dni"]  # fmt: skip
-    assert "--no-graphs" not in said[4]
+    assert "--no-graphs" not in said[6]
     assert all(mark in words for mark, words in zip(marks + arms, said, strict=True))
     assert all("--lr 5e-4 --minutes 5.0 --device cuda" in words for words in said[-3:])
     rows = json.loads((tmp_path / "out" / "ptb.json").read_text())
@@ -76,10 +76,12 @@ def test_a_step_that_fails_is_named_and_the_others_go_on(machine, tmp_path, caps
 
 
 def test_without_the_corpus_or_the_sanitizer_these_are_skipped(machine, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    monkeypatch.setattr(gpu.shutil, "which", lambda name, path=None: None)
     assert gpu.main(machine.words[:4]) == 0
     states = {name: step["state"] for name, step in summary(tmp_path).items()}
-    assert states == {**dict.fromkeys(gpu.STEPS, "done"), "sanitizer": "skipped", "ptb": "skipped"}
+    assert states == {
+        name: "skipped" if name in ("kernels", "sanitizer", "ptb") else "done" for name in gpu.STEPS
+    }
 
 
 def test_packages_that_are_missing_are_named_with_what_to_do(machine, tmp_path, monkeypatch):
