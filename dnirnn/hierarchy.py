@@ -14,7 +14,7 @@ from dnirnn.truncated import Truncated
 
 
 class Hierarchy(Core):
-    """``fast`` ticks every step, ``slow`` every ``period`` steps, and each hears the other.
+    """``fast`` ticks every step, ``slow`` every ``period`` steps, and each reads the other's output.
 
     At step t, with m the slow network's last output, zero before its first tick:
 
@@ -36,14 +36,14 @@ class Hierarchy(Core):
 
     back: how many of its ticks the slow network is carried back through, whatever is cut. At 1 a cut
         is one for all levels: the slow state is cut where the fast one is. With more, the state holds
-        the slow network's state before every ``back`` ticks and what it heard since,
+        the slow network's state before every ``back`` ticks and what it has read since,
 
             [fast state, slow state then, m, a_1, ..., a_back]
 
-        zeros where it has not heard so much, and it runs from there at every tick, (back + 1) / 2
+        zeros where it has not read so much, and it runs from there at every tick, (back + 1) / 2
         times the work. Nothing else changes: cut after every tick, what is cut is the fast network in
         time and the messages between the two, while the slow network's weights get the whole gradient
-        of what it says at the last of those ticks; what comes back to the messages, bar the last, is
+        of what it sends at the last of those ticks; what comes back to the messages, bar the last, is
         predicted. A message is carried over up to back - 1 cuts, and what is predicted for it is
         discounted at each: an estimator with a discount of 0.1 hardly learns of the first ones.
 
@@ -91,85 +91,85 @@ class Hierarchy(Core):
         return with_t(torch.cat([*states, rest], 1), 0)
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        fast, slow, messages, *heard = state_BS.split(self.sizes, 1)
-        hears, message = self.ends(messages)
-        output, fast = step(self.fast, torch.cat([x_BI, hears.to(x_BI.dtype)], 1), fast, t)
+        fast, slow, messages, *past = state_BS.split(self.sizes, 1)
+        read, message = self.ends(messages)
+        output, fast = step(self.fast, torch.cat([x_BI, read.to(x_BI.dtype)], 1), fast, t)
         ticks = (t + 1) % self.period == 0
         if isinstance(ticks, Tensor) or ticks:
-            sent, ticked, now = self.tick(output, slow, heard, t // self.period)
+            sent, ticked, now = self.tick(output, slow, past, t // self.period)
             after = self.then(messages, sent)
             if isinstance(ticks, Tensor):
                 after = torch.where(ticks[:, None], after, messages)
                 ticked = torch.where(ticks[:, None], ticked, slow)
-                now = [torch.where(ticks[:, None], one, kept) for one, kept in zip(now, heard)]
-            slow, messages, heard = ticked, after, now
+                now = [torch.where(ticks[:, None], one, kept) for one, kept in zip(now, past)]
+            slow, messages, past = ticked, after, now
             message = self.ends(messages)[1]
-        state = torch.cat([fast, slow, messages, *heard], 1)
+        state = torch.cat([fast, slow, messages, *past], 1)
         return torch.cat([output, message.to(output.dtype)], 1), state
 
     def tick(
-        self, output: Tensor, slow: Tensor, heard: list[Tensor], tick: int | Tensor
+        self, output: Tensor, slow: Tensor, past: list[Tensor], tick: int | Tensor
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """One tick on the fast network's output [B, F]: (what the slow one sends, its state, what it read).
 
-        tick: how many there were before, an int or a LongTensor [B]. heard: [[B, back F]]; at back 1
+        tick: how many there were before, an int or a LongTensor [B]. past: [[B, back F]]; at back 1
         an empty list, as what is returned.
         """
-        if not heard:
+        if not past:
             if isinstance(tick, Tensor):
                 return *step(self.slow, output, slow, tick), []
             sent, slow = self.slow(output[None], slow, tick)
             return sent[0], slow, []
         if isinstance(tick, Tensor):
-            return self.tick_by_rows(output, slow, heard[0], tick)
-        (before,), place, size = heard, tick % self.back, output.shape[1]
-        hears = torch.cat([before[:, : place * size], output.to(before.dtype)], 1)
-        rows = hears.to(output.dtype).unflatten(1, (place + 1, size)).transpose(0, 1)
+            return self.tick_by_rows(output, slow, past[0], tick)
+        (before,), place, size = past, tick % self.back, output.shape[1]
+        inputs = torch.cat([before[:, : place * size], output.to(before.dtype)], 1)
+        rows = inputs.to(output.dtype).unflatten(1, (place + 1, size)).transpose(0, 1)
         sent, state = self.slow(rows, slow, tick - place)
         if place == self.back - 1:
             return sent[-1], state, [torch.zeros_like(before)]
-        return sent[-1], slow, [torch.cat([hears, before[:, (place + 1) * size :]], 1)]
+        return sent[-1], slow, [torch.cat([inputs, before[:, (place + 1) * size :]], 1)]
 
     def tick_by_rows(
-        self, output: Tensor, slow: Tensor, heard: Tensor, tick: Tensor
+        self, output: Tensor, slow: Tensor, past: Tensor, tick: Tensor
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The same of rows that are at different ticks."""
         place = tick % self.back
         at = (torch.arange(self.back, device=output.device) == place[:, None])[..., None]
-        hears = heard.unflatten(1, (self.back, -1))
-        hears = torch.where(at, output[:, None].to(heard.dtype), hears)
+        inputs = past.unflatten(1, (self.back, -1))
+        inputs = torch.where(at, output[:, None].to(past.dtype), inputs)
         state, sent = slow, None
-        for i, one in enumerate(hears.to(output.dtype).unbind(1)):
+        for i, one in enumerate(inputs.to(output.dtype).unbind(1)):
             now, state = step(self.slow, one, state, tick - place + i)
             sent = now if sent is None else torch.where(at[:, i], now, sent)
         over = at[:, -1]
-        return sent, torch.where(over, state, slow), [hears.flatten(1).masked_fill(over, 0)]
+        return sent, torch.where(over, state, slow), [inputs.flatten(1).masked_fill(over, 0)]
 
     def forward(
         self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         if reset is not None or isinstance(t0, Tensor):
             return super().forward(x_TBI, state_BS, t0, reset)
-        fast, slow, messages, *heard = state_BS.split(self.sizes, 1)
+        fast, slow, messages, *past = state_BS.split(self.sizes, 1)
         outputs, begin, steps = [], 0, len(x_TBI)
         while begin < steps:
             t = t0 + begin
             end = min(begin + self.period - t % self.period, steps)
             # m changes only with the last step before `end`, after the fast network read it.
-            hears, message = self.ends(messages)
-            held = hears.to(x_TBI.dtype).expand(end - begin, -1, -1)
+            read, message = self.ends(messages)
+            held = read.to(x_TBI.dtype).expand(end - begin, -1, -1)
             output, fast = self.fast(torch.cat([x_TBI[begin:end], held], 2), fast, t)
             held = message.to(output.dtype).expand(end - begin, -1, -1)
             if (t0 + end) % self.period == 0:
-                sent, slow, heard = self.tick(output[-1], slow, heard, t // self.period)
+                sent, slow, past = self.tick(output[-1], slow, past, t // self.period)
                 held = torch.cat([held[:-1], sent[None].to(output.dtype)])
                 messages = self.then(messages, sent)
             outputs.append(torch.cat([output, held], 2))
             begin = end
-        return torch.cat(outputs), torch.cat([fast, slow, messages, *heard], 1)
+        return torch.cat(outputs), torch.cat([fast, slow, messages, *past], 1)
 
     def ends(self, messages: Tensor) -> tuple[Tensor, Tensor]:
-        """(what the fast network hears, what the slow one sent last) of the messages in the state."""
+        """(what the fast network reads, what the slow one sent last) of the messages in the state."""
         size = self.slow.output_size
         return messages[:, :size], messages[:, -size:]
 
@@ -211,7 +211,7 @@ class Hierarchy(Core):
 
 @dataclass(frozen=True)
 class HierarchyConfig(CoreConfig, name="hierarchy"):
-    """an LSTM, and one that ticks every --every steps; each hears the other"""
+    """an LSTM, and one that ticks every --every steps; each reads the other's output"""
 
     every: int = option(4, "steps from one tick of the slower LSTM to the next", "STEPS", at_least=1)
 

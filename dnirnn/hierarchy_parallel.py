@@ -34,7 +34,7 @@ class HierarchyParallel(nn.Module):
         slow    reads a_n; its output, b_n, goes down; it steps at once
 
     each along its own loss, what an estimator in time predicts for its state at the end of the tick,
-    and what another predicts for its word: at a_n, of the slow network's loss; at b_n, of the fast one's.
+    and what another predicts for its message: at a_n, of the slow network's loss; at b_n, of the fast one's.
     The gradient that comes back to a_n goes down and that to b_n up, each to its own a or b, by the
     number. Where d is 1 or more the fast network never waits for the slow one's tick. Which b a
     tick reads is the model's to say, not the messages': no run depends on how fast they are but in when
@@ -45,7 +45,7 @@ class HierarchyParallel(nn.Module):
     losses: of the fast network's outputs [period, B, O] and y, and of the slow one's [1, B, O] and y;
         the loss is their sum.
     in_time: estimators of the fast and of the slow state. cuts: estimators at a and at b, with a
-        discount that is their scale. The last d + 1 b of a sequence are heard by nobody: 0 is their target.
+        discount that is their scale. The last d + 1 b of a sequence are read by nobody: 0 is their target.
     optimizers: (the fast network's, the slow one's): each a tuple, of all that is stepped on that side.
     staleness: how many ticks the targets of a, and those of b beyond its 1 + d, may be behind; with
         more of them missing the rank waits for the oldest.
@@ -100,7 +100,7 @@ class HierarchyParallel(nn.Module):
             raise ValueError(f"core must be cut at every tick, with back=1; got {core.back}")
         if self.size > 2:
             raise ValueError(f"group must be of two ranks, a network each; got {self.size}")
-        # The words that are heard first were said before: they have the numbers 1 to 1 + delay.
+        # The messages that are read first were sent before: they have the numbers 1 to 1 + delay.
         self.period, self.update = core.period, 1 + core.delay
         self.losses: list[Tensor] = []
         self.lines: list[Neighbour] = []
@@ -110,11 +110,11 @@ class HierarchyParallel(nn.Module):
         else:
             members = dist.get_process_group_ranks(group or dist.group.WORLD)
             with reaching():
-                # One for what is said and one for targets: neither stands in the other's way.
+                # One for messages and one for targets: neither stands in the other's way.
                 groups = [dist.new_group(members, backend="gloo") for _ in range(2)]
             self.lines = [Neighbour(members[1 - self.rank], one, delay) for one in groups]
-            said, targets = self.lines
-            ways = [(said, said, targets, targets)] * 2
+            messages, targets = self.lines
+            ways = [(messages, messages, targets, targets)] * 2
         here = (0, 1) if self.size == 1 else (self.rank,)
         self.fast = self.slow = None
         if 0 in here:
@@ -202,9 +202,9 @@ class Tick(NamedTuple):
 
 
 class Side(nn.Module):
-    """One network: cut in time, with the estimator at what it says, whose targets come from the other.
+    """One network: cut in time, with the estimator at what it sends, whose targets come from the other.
 
-    ways: what goes to the other side and what comes from it, said and targets.
+    ways: of messages to the other side and from it, then of targets.
     """
 
     late = 0  # ticks that a target needs in any case
@@ -222,19 +222,19 @@ class Side(nn.Module):
         super().__init__()
         self.truncated, self.loss, self.estimator = unrolled, loss, estimator
         self.optimizers, self.staleness = optimizers, staleness
-        self.say, self.hear, self.answer, self.answers = ways
-        self.sizes, self.period, self.heard_late = core.sizes, core.period, 1 + core.delay
+        self.messages_out, self.messages_in, self.targets_out, self.targets_in = ways
+        self.sizes, self.period, self.lag = core.sizes, core.period, 1 + core.delay
         self.kept: dict[int, tuple[Interface, float]] = {}
         self.errors: list[Tensor] = []
         self.waits, self.waited = 0, 0.0
 
     def step(
-        self, now: Tick, word: Tensor, loss: Tensor, in_time: list[Interface], caught: Interface
+        self, now: Tick, message: Tensor, loss: Tensor, in_time: list[Interface], caught: Interface
     ) -> Tensor:
-        """The backward pass, and an update: what came back to what was heard [B, O]."""
-        _, interface = cut(word, self.estimator)
+        """The backward pass, and an update: what came back to what was read [B, O]."""
+        _, interface = cut(message, self.estimator)
         self.kept[now.number] = interface, now.unit
-        total = loss + sent_back(interface, now.unit) if self.is_heard(now) else loss
+        total = loss + sent_back(interface, now.unit) if self.is_read(now) else loss
         found = backward(total, in_time, now.unit)
         self.errors += [found["estimator_error"]] if found else []
         for optimizer in self.optimizers:
@@ -243,18 +243,18 @@ class Side(nn.Module):
         back = caught.probe.grad
         return torch.zeros_like(caught.probe)[0] if back is None else back[0]
 
-    def is_heard(self, now: Tick) -> bool:
-        """Whether the other side hears what is said at this tick."""
+    def is_read(self, now: Tick) -> bool:
+        """Whether the other side reads what is sent at this tick."""
         return True
 
-    def words_of(self, state: Tensor) -> Sequence[Tensor]:
-        """The slow network's last words, oldest first."""
-        return state[:, sum(self.sizes[:2]) :].clone().chunk(self.heard_late, 1)
+    def messages_of(self, state: Tensor) -> Sequence[Tensor]:
+        """The slow network's last messages, oldest first."""
+        return state[:, sum(self.sizes[:2]) :].clone().chunk(self.lag, 1)
 
     def fit(self, number: int, target: Tensor) -> None:
-        """Fits the estimator to a target, at the word it belongs to."""
+        """Fits the estimator to a target, at the message it belongs to."""
         if number not in self.kept:
-            raise RuntimeError(f"a target came of tick {number}, whose word is not kept")
+            raise RuntimeError(f"a target came of tick {number}, whose message is not kept")
         interface, unit = self.kept.pop(number)
         if interface.probe is None:
             return
@@ -267,10 +267,10 @@ class Side(nn.Module):
         """Takes the targets that have come by tick ``number``, and waits where too many are missing."""
         bound = self.staleness if staleness is None else staleness
         # Without lateness what is fitted when does not depend on how fast the messages are.
-        for found in self.answers.arrived() if self.staleness else ():
+        for found in self.targets_in.arrived() if self.staleness else ():
             self.fit(*found)
         while sum(one <= number - self.late for one in self.kept) > bound:
-            self.fit(*self.wait(self.answers))
+            self.fit(*self.wait(self.targets_in))
 
     def wait(self, way: Any, *due: int) -> Any:
         began = time.perf_counter()
@@ -285,63 +285,63 @@ class Fast(Side):
     def __init__(self, *given):
         super().__init__(*given)
         self.encoder: nn.Module = nn.Identity()
-        self.words: Sequence[Tensor] = ()
+        self.earlier: Sequence[Tensor] = ()  # messages of before the first tick here
 
     def learn(self, now: Tick, x: Any, y: Any, state: Tensor) -> Tensor:
-        given, caught = catch(self.listen(now, state))
+        given, caught = catch(self.message(now, state))
         inputs = self.encoder(x)
         held = given.to(inputs.dtype).expand(len(inputs), -1, -1)
         own = state[:, : self.sizes[0]]
         outputs, ended, in_time = self.truncated(
             torch.cat([inputs, held], 2), own.clone(), now.t, now.final
         )
-        self.say.put(now.number, outputs[-1])
+        self.messages_out.put(now.number, outputs[-1])
         loss = self.loss(outputs, y)
         back = self.step(now, outputs[-1], loss, in_time, caught)
-        if now.number - self.heard_late >= now.since:
-            self.answer.put(now.number - self.heard_late, back)
+        if now.number - self.lag >= now.since:
+            self.targets_out.put(now.number - self.lag, back)
         state[:, : self.sizes[0]] = ended
         return loss.detach()
 
-    def listen(self, now: Tick, state: Tensor) -> Tensor:
+    def message(self, now: Tick, state: Tensor) -> Tensor:
         """b_(n-1-d), where its sequence has one: what the state has of before the first tick here."""
-        if not self.words:
-            self.words = self.words_of(state)
-        number = now.number - self.heard_late
-        before = number <= self.heard_late
-        said = self.words[number - 1] if before else self.wait(self.hear, number)
-        return torch.zeros_like(said) if number < now.since else said
+        if not self.earlier:
+            self.earlier = self.messages_of(state)
+        number = now.number - self.lag
+        before = number <= self.lag
+        found = self.earlier[number - 1] if before else self.wait(self.messages_in, number)
+        return torch.zeros_like(found) if number < now.since else found
 
 
 class Slow(Side):
     def __init__(self, *given):
         super().__init__(*given)
-        self.late = self.heard_late
+        self.late = self.lag
 
     def learn(self, now: Tick, y: Any, state: Tensor) -> Tensor:
-        if now.number == 1 + self.heard_late:
-            # Of words that were said before the first tick here and not yet answered.
-            for number, word in enumerate(self.words_of(state), 1):
+        if now.number == 1 + self.lag:
+            # Of messages from before the first tick here whose targets are still to come.
+            for number, message in enumerate(self.messages_of(state), 1):
                 if number >= now.since:
-                    self.kept[number] = cut(word, self.estimator)[1], now.unit
-        given, caught = catch(self.wait(self.hear, now.number))
+                    self.kept[number] = cut(message, self.estimator)[1], now.unit
+        given, caught = catch(self.wait(self.messages_in, now.number))
         begin, end = self.sizes[0], sum(self.sizes[:2])
         own = state[:, begin:end]
         outputs, ended, in_time = self.truncated(
             given[None], own.clone(), now.t // self.period, now.final
         )
-        said = outputs[-1]
-        self.say.put(now.number, said)
+        message = outputs[-1]
+        self.messages_out.put(now.number, message)
         loss = self.loss(outputs, y)
-        back = self.step(now, said, loss, in_time, caught)
-        self.answer.put(now.number, back)
+        back = self.step(now, message, loss, in_time, caught)
+        self.targets_out.put(now.number, back)
         state[:, begin:end] = ended
-        state[:, end:] = torch.cat([state[:, end + said.shape[1] :], said.detach()], 1)
+        state[:, end:] = torch.cat([state[:, end + message.shape[1] :], message.detach()], 1)
         self.meet(now.number)
         if now.final:
             for number in [one for one in self.kept if one > now.number - self.late]:
-                self.fit(number, torch.zeros_like(said))
+                self.fit(number, torch.zeros_like(message))
         return loss.detach()
 
-    def is_heard(self, now: Tick) -> bool:
+    def is_read(self, now: Tick) -> bool:
         return not now.final

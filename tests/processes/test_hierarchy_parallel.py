@@ -103,7 +103,7 @@ def test_two_processes_are_one(late):
     assert fast[1] + slow[1] == of_side(whole)
 
 
-def test_what_is_heard_does_not_depend_on_how_fast_messages_are():
+def test_what_is_read_does_not_depend_on_how_fast_messages_are():
     """Where nothing is fitted to late targets, the run is that of one process whatever is late."""
     whole = part_of(1, dnirnn.ZeroGradient)
     losses = learned(whole)

@@ -88,7 +88,7 @@ class Teller(Counter):
         return said, state_BS + self.increment
 
 
-def test_a_message_is_heard_from_the_step_after_its_tick_on():
+def test_a_message_is_read_from_the_step_after_its_tick_on():
     """The slow network counts its ticks; the fast one hears 0, then 1 after the first tick, ..."""
     core = Hierarchy(Sum(2), Teller(), 3)
     output, state = core(torch.zeros(8, 1, 1), core.initial_state(1))
