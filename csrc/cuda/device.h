@@ -242,6 +242,16 @@ void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_s
                               shared_bytes, stream);
 }
 
+// How many blocks run at once.
+template <typename... Parameters>
+int64_t blocks_at_once(int threads, size_t shared_bytes, void (*kernel)(Parameters...)) {
+  int of_one = 0;
+  if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_one, reinterpret_cast<const void*>(kernel),
+                                                    threads, shared_bytes) != cudaSuccess)
+    cudaGetLastError();  // as of a GPU that has no code for it: none
+  return int64_t(of_one) * multiprocessors();
+}
+
 struct ClusterLaunch {
   cudaLaunchConfig_t config{};
   cudaLaunchAttribute attributes[2];
@@ -262,15 +272,13 @@ struct ClusterLaunch {
 
 // How many clusters run at once.
 template <typename... Parameters>
-int clusters_at_once(int threads, size_t shared_bytes, void (*kernel)(Parameters...)) {
+int64_t clusters_at_once(int threads, size_t shared_bytes, void (*kernel)(Parameters...)) {
   int clusters = 0;
   ClusterLaunch launch(kCluster, threads, shared_bytes, nullptr);
   launch.config.numAttrs = 1;
   if (cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel),
-                                     &launch.config) != cudaSuccess) {
+                                     &launch.config) != cudaSuccess)
     cudaGetLastError();
-    return 0;
-  }
   return clusters;
 }
 

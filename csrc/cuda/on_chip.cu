@@ -32,6 +32,7 @@ static_assert(kRows * kUnits == kThreads);
 constexpr int resident(Products products, int weights) {
   return weights <= 32 ? 4 : weights <= 64 && products != Products::kExact ? 3 : 2;
 }
+
 // 16 bytes of a matrix's row.
 struct alignas(16) Vector {
   uint32_t word[4];
@@ -220,6 +221,7 @@ __device__ void send(V* to, int64_t apart, V first, V second, V third, V fourth,
 
 // Forwards: a warp's part of the sums, by row, cell and gate. Rows so far apart that no bank is met twice.
 constexpr int kStride = 36, kPartial = kWarps * kRows * kStride;
+constexpr size_t kShared = 2 * kPartial * sizeof(float);
 
 // kOne: whether each group has one tile of rows. Else it takes its tiles in turns, which fill the waits
 // between the steps of each.
@@ -477,7 +479,10 @@ int groups_of(int64_t rows, int64_t room) {
 // Groups of blocks that run at once.
 int64_t room_of(const Sizes& s, Type type, Products products) {
   return with_constants(type, products, s.H, [&](auto v, auto kProducts, auto size) -> int64_t {
-    return resident(kProducts(), 16 * size() * int(sizeof(v))) * multiprocessors() / blocks_of(s);
+    using V = decltype(v);
+    return blocks_at_once(kThreads, kShared,
+                          steps_kernel<V, kProducts(), size() * int(sizeof(V)), false>) /
+           blocks_of(s);
   });
 }
 
@@ -530,7 +535,7 @@ void steps_on_chip(const Forward& pass, Products products, CUstream_st* stream) 
     static_assert(kBlocks * 4 * wide<V> * kWarps == 256 * size());
     const int groups = groups_of(pass.s.B, room_of(pass.s, pass.type, products));
     const bool one = groups * kRows >= pass.s.B;
-    start_together(groups * blocks_of(pass.s), kThreads, 2 * kPartial * sizeof(float), stream,
+    start_together(groups * blocks_of(pass.s), kThreads, kShared, stream,
                    one ? steps_kernel<V, kProducts(), kBlocks, true>
                        : steps_kernel<V, kProducts(), kBlocks, false>,
                    pass, groups);

@@ -306,14 +306,18 @@ inline bool has_mma() { return true; }
 inline bool has_clusters() { return true; }
 
 template <typename... Parameters>
-int clusters_at_once(int, size_t, void (*)(Parameters...)) {
+int64_t blocks_at_once(int, size_t, void (*)(Parameters...)) {
+  return 2 * multiprocessors();
+}
+template <typename... Parameters>
+int64_t clusters_at_once(int, size_t, void (*)(Parameters...)) {
   return 2 * multiprocessors() / kCluster;
 }
 
 template <typename... Parameters, typename... Arguments>
 void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_st*,
                     void (*kernel)(Parameters...), Arguments... arguments) {
-  if (blocks > 4 * multiprocessors()) Grid::die("more blocks than run at once");
+  if (blocks > 2 * multiprocessors()) Grid::die("more blocks than run at once");
   Grid all;
   grid = &all;
   grids_started++;
