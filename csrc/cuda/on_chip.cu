@@ -15,8 +15,6 @@
 // warp is (g, q) = (l / 4, l % 4). A load takes 16 bytes, the `wide` values from q * wide on, of row g of
 // a block of 4 wide of the contracted dimension. mma wants other columns there, but the order of a
 // sum's terms is free as long as both sides have the same.
-#include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "cuda/cell.h"
@@ -469,11 +467,15 @@ constexpr bool goes_back(Products products, int size) {
   return sizeof(V) == 2 || products == Products::kTf32 || size == 1;
 }
 
-// How many groups there is room for, of those that tiles of so many rows keep equally busy: no more
-// than give the same number of turns.
+// In how many turns so many groups at once take a step of so many rows.
+int64_t turns_of(int64_t rows, int64_t groups) {
+  const int64_t tiles = (rows + kRows - 1) / kRows;
+  return (tiles + groups - 1) / groups;
+}
+
+// Of the groups that there is room for, no more than give the same number of turns.
 int groups_of(int64_t rows, int64_t room) {
-  const int64_t tiles = (rows + kRows - 1) / kRows, turns = (tiles + room - 1) / room;
-  return static_cast<int>((tiles + turns - 1) / turns);
+  return static_cast<int>(turns_of(rows, turns_of(rows, room)));
 }
 
 // Groups of blocks that run at once.
@@ -510,22 +512,21 @@ bool fits_on_chip(const Sizes& s, Type type, Products products, bool back) {
   return (back ? room_back_of(s, type, products) : room_of(s, type, products)) > 0;
 }
 
-// Microseconds a step, fitted to an H200's (results/gpu). On chip one tile of rows waits, and many take
-// turns; apart, a step is a product and a kernel of cells.
+// By microseconds a step, fitted to an H200's (results/gpu): on chip a turn of tiles after another;
+// else a product and a kernel of cells.
 bool faster_on_chip(const Sizes& s, Type type, Products products, bool back) {
-  struct Cost {
-    double wait, wait_by_cell, tile, tile_by_weight;
-  };
   const bool wide = type == Type::kFloat, exact = wide && products == Products::kExact;
-  const Cost cost = wide ? (back ? Cost{1.0, 5.6, 0.1, 6.0} : Cost{1.0, 3.2, 0.1, 3.1})
-                         : (back ? Cost{1.6, 1.7, 0.15, 3.75} : Cost{1.1, 1.5, 0.15, 1.1});
-  const double rows = back ? s.N * s.B : s.B, H = s.H / 1024.0;
-  const double waits = cost.wait + cost.wait_by_cell * H;
-  const double turns = std::ceil(rows / kRows) * (cost.tile + cost.tile_by_weight * H * H);
-  const double here = std::max(waits, turns) * (exact ? 1.3 : 1);
-  const double apart =
-      wide ? 7.0 + 4.0 * H * H + 6.6e-5 * s.H * rows : 5.4 + 1.7 * H * H + 2.4e-5 * s.H * rows;
-  return here < apart;
+  const int64_t rows = back ? s.N * s.B : s.B;
+  const double H = s.H / 1024.0, cells = double(s.H) * rows;
+  const int64_t turns =
+      turns_of(rows, back ? room_back_of(s, type, products) : room_of(s, type, products));
+  const double turn = back    ? (wide ? 4.1 : 3.0 + 1.1 * H)
+                      : exact ? 2.0 + 4.8 * H
+                              : (wide ? 2.0 + 2.0 * H : 2.6);
+  const double apart = wide   ? 6.0 + 4.0 * H * H + 6.6e-5 * cells
+                       : back ? 4.6 + 5.5 * H + 1.5e-5 * cells
+                              : 4.4 + 1.7 * H * H + 2.3e-5 * cells;
+  return turns * turn < apart;
 }
 
 void steps_on_chip(const Forward& pass, Products products, CUstream_st* stream) {

@@ -59,7 +59,7 @@ def test_it_builds_tests_measures_and_compares(machine, tmp_path):
             "--truncation 8 --estimator dni"]  # fmt: skip
     assert "--no-graphs" not in said[6]
     assert all(mark in words for mark, words in zip(marks + arms, said, strict=True))
-    assert all("--lr 5e-4 --minutes 5.0 --device cuda" in words for words in said[-3:])
+    assert all("--lr 5e-4 --decay none --evaluate-every 20000000 --minutes 5.0 --device cuda" in words for words in said[-3:])
     rows = json.loads((tmp_path / "out" / "ptb.json").read_text())
     assert [(row["truncation"], row["estimator"]) for row in rows] == list(gpu.ARMS)
     assert rows[2]["characters_per_second"] == 20_000 and rows[2]["test_bits"] == 1.25

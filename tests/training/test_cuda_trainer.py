@@ -182,6 +182,7 @@ def test_every_way_of_training_and_every_command_computes_there(tmp_path, gpu, w
     run = tmp_path / "run"
     small = ["--truncation", "4", "--updates", "20", "--quiet"]
     small += [] if "--hidden" in words else ["--hidden", "8"]
+    small += [] if "--estimator" in words else ["--estimator", "dni"]
     command = ["train", "char-lm", *small, *words, "--device", gpu, "--out", str(run)]
     assert cli.main(command) == 0
     commands = {"eval": [], "sample": ["--length", "5"]}
