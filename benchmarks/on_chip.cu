@@ -102,16 +102,17 @@ struct Layer {
     return {s, type, 0,     false, grad_output, nullptr,    grad_sent, nullptr,
             w, c,    gates, d,     dc,          grad_probe, grad_state};
   }
-  bool fits(bool back) const { return fits_on_chip(s, type, products, back); }
+  int64_t room(bool back) const { return room_on_chip(s, type, products, back); }
+  bool fits(bool back) const { return room(back) > 0; }
 
   void forward() {
     CHECK(cudaMemsetAsync(h, 0xff, rows() * s.H * sizeof(V), stream));
     enter(pass(), stream);
-    steps_on_chip(pass(), products, stream);
+    steps_on_chip(pass(), products, room(false), stream);
   }
   void backward() {
     CHECK(cudaMemsetAsync(d, 0xff, rows() * 4 * s.H * sizeof(V), stream));
-    steps_back_on_chip(pass_back(), products, stream);
+    steps_back_on_chip(pass_back(), products, room(true), stream);
   }
   void multiply(float* out, const V* a, int64_t rows, bool back) {
     const int columns = back ? s.H : 4 * s.H, depth = back ? 4 * s.H : s.H;

@@ -7,8 +7,9 @@
 
 namespace dnirnn::cuda {
 
-// Places are counted in 32 bits, as there are fewer rows and cells of one (check_places), and only
-// multiplied to 64: a 64-bit product or quotient takes the device many instructions.
+// Places are counted in 32 bits, and only multiplied to 64: a 64-bit product or quotient takes the device
+// many instructions. The rows of a history, and the cells of a step of all chunks, are fewer than 2^31
+// (check_places).
 
 __device__ inline int quotient(int a, int64_t b) {
   return static_cast<int>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
@@ -40,16 +41,14 @@ __device__ inline int steps_of(const Sizes& s, int n) {
   return n + 1 < N ? K : static_cast<int>(s.T) - (N - 1) * K;
 }
 
-// The row of a history by chunk that step k of chunk n of row b of the batch is; or step t by time.
+// The row of a history by chunk that step k of chunk n of row b of the batch is.
 __device__ inline int by_chunk(const Sizes& s, int k, int n, int b) {
   return (k * static_cast<int>(s.N) + n) * static_cast<int>(s.B) + b;
 }
 __device__ inline int by_chunk(const Sizes& s, const Step& at, int b) {
   return by_chunk(s, at.k, at.n, b);
 }
-__device__ inline int by_time(const Sizes& s, int t, int b) {
-  return t * static_cast<int>(s.B) + b;
-}
+__device__ inline int row_of(const Sizes& s, int t, int b) { return t * static_cast<int>(s.B) + b; }
 
 // Where h of cell j is in a row of the state; c is H further.
 template <typename Pass>
@@ -71,11 +70,11 @@ __device__ Entered<V, S> enter(const Forward& p, const Step& at, int b, int j, S
   const Sizes& s = p.s;
   if (p.probe && (at.k == 0 || p.probe_every_step)) {
     const S* probe = static_cast<const S*>(p.probe) +
-                     in_row(by_time(s, p.probe_every_step ? at.t : at.n, b), s.S, of_state(p, j));
+                     in_row(row_of(s, p.probe_every_step ? at.t : at.n, b), s.S, of_state(p, j));
     h += probe[0];
     c += probe[s.H];
   }
-  if (p.reset && p.reset[by_time(s, at.t, b)]) h = c = 0;
+  if (p.reset && p.reset[row_of(s, at.t, b)]) h = c = 0;
   static_cast<S*>(p.c)[in_row(by_chunk(s, at, b), s.H, j)] = c;
   return {narrow<V>(h), c};
 }
@@ -134,10 +133,10 @@ __device__ void keep(const Forward& p, const Step& at, int b, int j, const Done<
   kept[s.H] = gates.f;
   kept[2 * s.H] = gates.g;
   kept[3 * s.H] = gates.o;
-  static_cast<V*>(p.output)[in_row(p.output_by_chunk ? row : by_time(s, at.t, b), s.H, j)] =
+  static_cast<V*>(p.output)[in_row(p.output_by_chunk ? row : row_of(s, at.t, b), s.H, j)] =
       narrow<V>(h);
   if (at.k + 1 == steps_of(s, at.n)) {
-    S* sent = static_cast<S*>(p.sent) + in_row(by_time(s, at.n, b), s.S, of_state(p, j));
+    S* sent = static_cast<S*>(p.sent) + in_row(row_of(s, at.n, b), s.S, of_state(p, j));
     sent[0] = h;
     sent[s.H] = c;
   }
@@ -152,7 +151,7 @@ struct StateGradient {
 // Those of the state that step t starts from: nothing crosses a reset.
 template <typename S>
 __device__ StateGradient<S> came_back(const Backward& p, int t, int b, S dh, S dc) {
-  if (p.reset && p.reset[by_time(p.s, t, b)]) return {0, 0};
+  if (p.reset && p.reset[row_of(p.s, t, b)]) return {0, 0};
   return {dh, dc};
 }
 
@@ -161,7 +160,7 @@ template <typename S>
 __device__ void keep_step(const Backward& p, int t, int b, int j, const StateGradient<S>& back) {
   const Sizes& s = p.s;
   if (p.grad_probe && p.probe_every_step) {
-    S* to = static_cast<S*>(p.grad_probe) + in_row(by_time(s, t, b), s.S, of_state(p, j));
+    S* to = static_cast<S*>(p.grad_probe) + in_row(row_of(s, t, b), s.S, of_state(p, j));
     to[0] = back.h;
     to[s.H] = back.c;
   }
@@ -191,14 +190,14 @@ __device__ StateGradient<S> given(const Backward& p, int k, int n, int b, int j)
   StateGradient<S> found{};
   if (k >= steps_of(s, n)) return found;
   if (p.grad_output) {
-    const int row = by_time(s, n * static_cast<int>(s.K) + k, b);
+    const int row = row_of(s, n * static_cast<int>(s.K) + k, b);
     found.h += widen(static_cast<const V*>(p.grad_output)[in_row(row, s.H, j)]);
   }
   if (p.grad_above)
     found.h += static_cast<const S*>(p.grad_above)[in_row(by_chunk(s, k, n, b), s.H, j)];
   if (k + 1 == steps_of(s, n) && p.grad_sent) {
     const S* sent =
-        static_cast<const S*>(p.grad_sent) + in_row(by_time(s, n, b), s.S, of_state(p, j));
+        static_cast<const S*>(p.grad_sent) + in_row(row_of(s, n, b), s.S, of_state(p, j));
     found.h += sent[0];
     found.c = sent[s.H];
   }
@@ -208,7 +207,7 @@ __device__ StateGradient<S> given(const Backward& p, int k, int n, int b, int j)
 // dc of cell j of row b of chunk n, on its way back.
 template <typename S>
 __device__ S dc_of(const Backward& p, int n, int b, int j) {
-  return static_cast<const S*>(p.dc)[in_row(by_time(p.s, n, b), p.s.H, j)];
+  return static_cast<const S*>(p.dc)[in_row(row_of(p.s, n, b), p.s.H, j)];
 }
 
 // A step of a cell on the way back.
@@ -248,7 +247,7 @@ __device__ void keep_back(const Backward& p, int k, int n, int b, int j, const D
   const int steps = steps_of(s, n);
   if (k >= steps) return;
   if (k + 1 < steps) keep_step(p, n * static_cast<int>(s.K) + k + 1, b, j, done.back);
-  static_cast<S*>(p.dc)[in_row(by_time(s, n, b), s.H, j)] = done.dc;
+  static_cast<S*>(p.dc)[in_row(row_of(s, n, b), s.H, j)] = done.dc;
 }
 
 // The gradients of the state that chunk n starts from, for cell j of row b.
@@ -258,7 +257,7 @@ __device__ void leave(const Backward& p, int n, int b, int j, S dh, S dc) {
   const auto back = came_back(p, n * static_cast<int>(s.K), b, dh, dc);
   keep_step(p, n * static_cast<int>(s.K), b, j, back);
   if (p.grad_probe && !p.probe_every_step) {
-    S* to = static_cast<S*>(p.grad_probe) + in_row(by_time(s, n, b), s.S, of_state(p, j));
+    S* to = static_cast<S*>(p.grad_probe) + in_row(row_of(s, n, b), s.S, of_state(p, j));
     to[0] = back.h;
     to[s.H] = back.c;
   }

@@ -33,7 +33,7 @@ __device__ inline V narrow(S value) {
 // For values of type V.
 template <typename V>
 struct Math {
-  // Of 16 bits: what these lose, some 1e-7, is far below a rounding.
+  // Of 16 bits: what these lose, some 1e-7 absolutely, is below what the state of float32 adds up to.
   __device__ static float sigmoid(float x) { return __fdividef(1, 1 + __expf(-x)); }
   __device__ static float tanh(float x) {
     const float e = __expf(-2 * fabsf(x));
@@ -159,8 +159,6 @@ __device__ inline void store_to(int rank, float* here, const Four& values) {
 #endif
 }
 
-__device__ inline double load_from_others(const double* from) { return __ldcg(from); }
-
 // A block is here once more: what its threads wrote before, whoever waits for it sees. arrived counts
 // up from 0 in the course of a kernel.
 __device__ inline void arrive(unsigned* arrived) {
@@ -171,6 +169,9 @@ __device__ inline void arrive(unsigned* arrived) {
 #endif
   }
 }
+
+// What others wrote before they arrived: past the first cache, which is not told of it.
+__device__ inline double load_arrived(const double* from) { return __ldcg(from); }
 
 // Until so many have arrived.
 __device__ inline void wait_for(const unsigned* arrived, unsigned expected) {
@@ -232,7 +233,7 @@ inline int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount);
 inline bool has_mma() { return attribute(cudaDevAttrComputeCapabilityMajor) >= 8; }
 inline bool has_clusters() { return attribute(cudaDevAttrComputeCapabilityMajor) >= 9; }
 
-// Starts kernel(arguments...) on blocks that all run at once, or not at all; in clusters of so many.
+// Starts kernel(arguments...) on blocks that all run at once, or not at all.
 template <typename... Parameters, typename... Arguments>
 void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_st* stream,
                     void (*kernel)(Parameters...), Arguments... arguments) {
@@ -242,13 +243,25 @@ void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_s
                               shared_bytes, stream);
 }
 
+// Whether a kernel was compiled for GPUs of this version (80, 90) or later: what an earlier GPU's code,
+// which the driver translates, leaves out.
+template <typename... Parameters>
+bool compiled_for(int version, void (*kernel)(Parameters...)) {
+  cudaFuncAttributes found{};
+  if (cudaFuncGetAttributes(&found, reinterpret_cast<const void*>(kernel)) == cudaSuccess)
+    return found.ptxVersion >= version;
+  cudaGetLastError();  // as of a GPU that there is no code for
+  return false;
+}
+
 // How many blocks run at once.
 template <typename... Parameters>
 int64_t blocks_at_once(int threads, size_t shared_bytes, void (*kernel)(Parameters...)) {
   int of_one = 0;
+  if (!compiled_for(80, kernel)) return 0;
   if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_one, reinterpret_cast<const void*>(kernel),
                                                     threads, shared_bytes) != cudaSuccess)
-    cudaGetLastError();  // as of a GPU that has no code for it: none
+    cudaGetLastError();
   return int64_t(of_one) * multiprocessors();
 }
 
@@ -274,6 +287,7 @@ struct ClusterLaunch {
 template <typename... Parameters>
 int64_t clusters_at_once(int threads, size_t shared_bytes, void (*kernel)(Parameters...)) {
   int clusters = 0;
+  if (!compiled_for(90, kernel)) return 0;
   ClusterLaunch launch(kCluster, threads, shared_bytes, nullptr);
   launch.config.numAttrs = 1;
   if (cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel),
@@ -282,6 +296,7 @@ int64_t clusters_at_once(int threads, size_t shared_bytes, void (*kernel)(Parame
   return clusters;
 }
 
+// The same in clusters.
 template <typename... Parameters, typename... Arguments>
 void start_in_clusters(int64_t blocks, int threads, size_t shared_bytes, CUstream_st* stream,
                        void (*kernel)(Parameters...), Arguments... arguments) {

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(Update::kThreads, 1)
   for (int part = 0; part < 2; part++) {
     double sum = 0;
     for (int i = thread(); i < blocks; i += Update::kThreads)
-      sum += load_from_others(u.partial + part * blocks + i);
+      sum += load_arrived(u.partial + part * blocks + i);
     norms[part] = sqrt(sum_over_block(shared, sum));
   }
 

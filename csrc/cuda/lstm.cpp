@@ -84,9 +84,13 @@ Products products() {
                                                                 : Products::kExact;
 }
 
-bool on_chip(const Sizes& s, Type type, bool back) {
-  if (chosen == Path::kSteps || !fits_on_chip(s, type, products(), back)) return false;
-  return chosen == Path::kOnChip || faster_on_chip(s, type, products(), back);
+// The room for all steps on chip; 0 where they are taken one by one.
+int64_t room_of(const Sizes& s, Type type, Products products, bool back) {
+  if (chosen == Path::kSteps) return 0;
+  const int64_t room = room_on_chip(s, type, products, back);
+  const bool taken =
+      room > 0 && (chosen == Path::kOnChip || faster_on_chip(s, type, products, back, room));
+  return taken ? room : 0;
 }
 
 // A matrix of weights in x's dtype. In rows: the same product whatever the strides were. Where a kernel
@@ -143,7 +147,9 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
   Tensor h = at::empty({s.L, s.K, s.N, s.B, s.H}, options), c = at::empty(h.sizes(), held);
   Tensor gates = at::empty({s.L, s.K, s.N, s.B, 4, s.H}, held);
   Tensor between = at::empty({s.L - 1, s.K, s.N, s.B, s.H}, options);
-  const bool together = on_chip(s, type, false);
+  const Products asked = products();
+  const int64_t room = room_of(s, type, asked, false);
+  const bool together = room > 0;
   if (together) make_unsent(h);
   // What a short last chunk leaves unwritten goes into products, times zero.
   if (s.steps(s.N - 1) < s.K)
@@ -178,7 +184,7 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
     enter(pass, stream);
     check_launch();
     if (together) {
-      steps_on_chip(pass, products(), stream);
+      steps_on_chip(pass, asked, room, stream);
       check_launch();
     }
     for (int64_t t = 0; t < s.T && !together; t++) {
@@ -204,6 +210,7 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
                                    int64_t probe_rows, bool with_grad_x, bool with_grad_state,
                                    bool with_grad_weights) {
   const Sizes s = sizes_of(x, weights, truncation);
+  check_places(s);
   const c10::DeviceGuard device(x.device());
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   CUstream_st* stream = current_stream();
@@ -220,7 +227,9 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
   const Tf32AsInTorchLstm tf32(x.scalar_type());
   Tensor d = at::empty({s.K, rows, 4 * s.H}, options);
   const Type type = type_of(x.scalar_type());
-  const bool together = on_chip(s, type, true);
+  const Products asked = products();
+  const int64_t room = room_of(s, type, asked, true);
+  const bool together = room > 0;
   Tensor dh = at::empty({together ? 0 : rows, s.H}, held), dc = at::empty({rows, s.H}, held);
   Tensor above;
   for (int64_t layer = s.L - 1; layer >= 0; layer--) {
@@ -244,7 +253,7 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
                         mutable_data(grad_state)};
     if (together) {
       make_unsent(d);
-      steps_back_on_chip(pass, products(), stream);
+      steps_back_on_chip(pass, asked, room, stream);
       check_launch();
     }
     for (int64_t k = s.K - 1; k >= 0 && !together; k--) {

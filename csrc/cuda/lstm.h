@@ -65,12 +65,14 @@ void leave(const Backward& pass, const void* dh, CUstream_st* stream);
 // the GPU runs at once.
 
 enum class Products { kExact, kTf32 };  // of float32
-// Whether that can be on the current device, forwards or back; and whether it is likely the faster way.
-bool fits_on_chip(const Sizes& s, Type type, Products products, bool back);
-bool faster_on_chip(const Sizes& s, Type type, Products products, bool back);
+// Groups of blocks for all cells that the current device runs at once, forwards or back: the room that
+// there is; 0 where the layer does not fit.
+int64_t room_on_chip(const Sizes& s, Type type, Products products, bool back);
+// Whether with so much room it is likely the faster way.
+bool faster_on_chip(const Sizes& s, Type type, Products products, bool back, int64_t room);
 // step for every t, after enter. h: unsent (make_unsent) from step 1 on.
-void steps_on_chip(const Forward& pass, Products products, CUstream_st* stream);
+void steps_on_chip(const Forward& pass, Products products, int64_t room, CUstream_st* stream);
 // step_back for every k, and leave. d: unsent.
-void steps_back_on_chip(const Backward& pass, Products products, CUstream_st* stream);
+void steps_back_on_chip(const Backward& pass, Products products, int64_t room, CUstream_st* stream);
 
 }  // namespace dnirnn::cuda

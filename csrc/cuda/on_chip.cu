@@ -15,6 +15,7 @@
 // warp is (g, q) = (l / 4, l % 4). A load takes 16 bytes, the `wide` values from q * wide on, of row g of
 // a block of 4 wide of the contracted dimension. mma wants other columns there, but the order of a
 // sum's terms is free as long as both sides have the same.
+#include <algorithm>
 #include <cstring>
 
 #include "cuda/cell.h"
@@ -309,7 +310,7 @@ __global__ void __launch_bounds__(kThreads, resident(kProducts, 16 * kBlocks))
 constexpr int kCells = kCluster * kUnits, kSide = kCells / 8, kStrideBack = kCells + 4;
 constexpr int kPartialBack = kWarps * kRows * kStrideBack, kToBlock = kCluster * kRows * kUnits;
 constexpr size_t kSharedBack = (kPartialBack + 2 * kToBlock) * sizeof(float);
-static_assert(kCluster % kWarps == 0 && kRows == 16 && kUnits == 8);
+static_assert(kRows == 16 && kUnits == 8);
 
 template <typename V, Products kProducts, int kBlocks, bool kOne>
 __global__ void __launch_bounds__(kThreads, resident(kProducts, 4 * kSide * kBlocks))
@@ -478,12 +479,14 @@ int groups_of(int64_t rows, int64_t room) {
   return static_cast<int>(turns_of(rows, turns_of(rows, room)));
 }
 
-// Groups of blocks that run at once.
+// Of the two kernels that may be started, what either has room for.
 int64_t room_of(const Sizes& s, Type type, Products products) {
   return with_constants(type, products, s.H, [&](auto v, auto kProducts, auto size) -> int64_t {
     using V = decltype(v);
-    return blocks_at_once(kThreads, kShared,
-                          steps_kernel<V, kProducts(), size() * int(sizeof(V)), false>) /
+    constexpr int kBlocks = size() * int(sizeof(V));
+    const auto at_once = [](auto kernel) { return blocks_at_once(kThreads, kShared, kernel); };
+    return std::min(at_once(steps_kernel<V, kProducts(), kBlocks, false>),
+                    at_once(steps_kernel<V, kProducts(), kBlocks, true>)) /
            blocks_of(s);
   });
 }
@@ -491,35 +494,38 @@ int64_t room_of(const Sizes& s, Type type, Products products) {
 int64_t room_back_of(const Sizes& s, Type type, Products products) {
   return with_constants(type, products, s.H, [&](auto v, auto kProducts, auto size) -> int64_t {
     using V = decltype(v);
-    if constexpr (!goes_back<V>(kProducts(), size()))
+    if constexpr (!goes_back<V>(kProducts(), size())) {
       return 0;
-    else
-      return clusters_at_once(
-                 kThreads, kSharedBack,
-                 steps_back_kernel<V, kProducts(), size() * int(sizeof(V)) * 4 / kCluster, false>) /
+    } else {
+      constexpr int kBlocks = size() * int(sizeof(V)) * 4 / kCluster;
+      const auto at_once = [](auto kernel) {
+        return clusters_at_once(kThreads, kSharedBack, kernel);
+      };
+      return std::min(at_once(steps_back_kernel<V, kProducts(), kBlocks, false>),
+                      at_once(steps_back_kernel<V, kProducts(), kBlocks, true>)) /
              clusters_of(s);
+    }
   });
 }
 
 bool fits(const Sizes& s, Type type) {
-  return type != Type::kDouble && s.H % 8 == 0 && s.H <= widest(type) && has_mma();
+  return type != Type::kDouble && s.H > 0 && s.H % 8 == 0 && s.H <= widest(type) && has_mma();
 }
 
 }  // namespace
 
-bool fits_on_chip(const Sizes& s, Type type, Products products, bool back) {
-  if (!fits(s, type) || (back && !has_clusters())) return false;
-  return (back ? room_back_of(s, type, products) : room_of(s, type, products)) > 0;
+int64_t room_on_chip(const Sizes& s, Type type, Products products, bool back) {
+  if (!fits(s, type) || (back && !has_clusters())) return 0;
+  return back ? room_back_of(s, type, products) : room_of(s, type, products);
 }
 
 // By microseconds a step, fitted to an H200's (results/gpu): on chip a turn of tiles after another;
 // else a product and a kernel of cells.
-bool faster_on_chip(const Sizes& s, Type type, Products products, bool back) {
+bool faster_on_chip(const Sizes& s, Type type, Products products, bool back, int64_t room) {
   const bool wide = type == Type::kFloat, exact = wide && products == Products::kExact;
   const int64_t rows = back ? s.N * s.B : s.B;
   const double H = s.H / 1024.0, cells = double(s.H) * rows;
-  const int64_t turns =
-      turns_of(rows, back ? room_back_of(s, type, products) : room_of(s, type, products));
+  const int64_t turns = turns_of(rows, room);
   const double turn = back    ? (wide ? 4.1 : 3.0 + 1.1 * H)
                       : exact ? 2.0 + 4.8 * H
                               : (wide ? 2.0 + 2.0 * H : 2.6);
@@ -529,13 +535,13 @@ bool faster_on_chip(const Sizes& s, Type type, Products products, bool back) {
   return turns * turn < apart;
 }
 
-void steps_on_chip(const Forward& pass, Products products, CUstream_st* stream) {
+void steps_on_chip(const Forward& pass, Products products, int64_t room, CUstream_st* stream) {
+  const int groups = groups_of(pass.s.B, room);
+  const bool one = groups * kRows >= pass.s.B;
   with_constants(pass.type, products, pass.s.H, [&](auto v, auto kProducts, auto size) {
     using V = decltype(v);
     constexpr int kBlocks = size() * int(sizeof(V));
     static_assert(kBlocks * 4 * wide<V> * kWarps == 256 * size());
-    const int groups = groups_of(pass.s.B, room_of(pass.s, pass.type, products));
-    const bool one = groups * kRows >= pass.s.B;
     start_together(groups * blocks_of(pass.s), kThreads, kShared, stream,
                    one ? steps_kernel<V, kProducts(), kBlocks, true>
                        : steps_kernel<V, kProducts(), kBlocks, false>,
@@ -543,17 +549,18 @@ void steps_on_chip(const Forward& pass, Products products, CUstream_st* stream) 
   });
 }
 
-void steps_back_on_chip(const Backward& pass, Products products, CUstream_st* stream) {
-  const int groups = groups_of(pass.s.N * pass.s.B, room_back_of(pass.s, pass.type, products));
+void steps_back_on_chip(const Backward& pass, Products products, int64_t room,
+                        CUstream_st* stream) {
+  const int64_t rows = pass.s.N * pass.s.B;
+  const int groups = groups_of(rows, room);
   with_constants(pass.type, products, pass.s.H, [&](auto v, auto kProducts, auto size) {
     using V = decltype(v);
     if constexpr (goes_back<V>(kProducts(), size())) {
       constexpr int kBlocks = size() * int(sizeof(V)) * 4 / kCluster;
       static_assert(kBlocks * 4 * wide<V> * kWarps * kCluster == 4 * 256 * size());
       start_in_clusters(groups * clusters_of(pass.s) * kCluster, kThreads, kSharedBack, stream,
-                        groups * kRows >= pass.s.N * pass.s.B
-                            ? steps_back_kernel<V, kProducts(), kBlocks, true>
-                            : steps_back_kernel<V, kProducts(), kBlocks, false>,
+                        groups * kRows >= rows ? steps_back_kernel<V, kProducts(), kBlocks, true>
+                                               : steps_back_kernel<V, kProducts(), kBlocks, false>,
                         pass, groups);
     }
   });

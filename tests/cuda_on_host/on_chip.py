@@ -1,6 +1,6 @@
 """All steps in one kernel: which calls take it, and what test_op's sizes leave out of it.
 
-test_cuda_on_host runs this. The emulated GPU has 12 multiprocessors, so 96 cells fill it.
+test_cuda_on_host runs this. The emulated GPU runs 24 blocks at once, of 8 cells each.
 """
 
 import pytest
@@ -11,6 +11,9 @@ from strategies import assert_close
 TILES = {
     "groups of blocks": dict(steps=4, batch=70, inputs=3, hidden_size=24, truncation=2),
     "tiles of rows": dict(steps=3, batch=70, inputs=3, hidden_size=96),
+    "tiles in turns, all else": dict(
+        steps=5, batch=70, inputs=3, hidden_size=96, truncation=2, probe="steps", reset=True
+    ),
     "tiles and chunks": dict(steps=5, batch=23, inputs=2, hidden_size=48, truncation=2, probe="steps"),
     "slices of two warps": dict(steps=2, batch=3, inputs=2, hidden_size=88, reset=True),
 }
@@ -72,6 +75,16 @@ def test_equals_the_loop_with_weights_that_begin_anywhere_in_a_buffer(cuda_path,
     assert views[1].data_ptr() % 16 and views[1].is_contiguous()
     found = grids(assert_equals_the_loop, call._replace(weights=views))
     assert found == (2 if cuda_path == "on chip" else 0)
+
+
+@pytest.mark.parametrize("batch", [3, 1200], ids=["few rows", "many rows"])
+def test_the_path_that_is_chosen(batch, cuda_path, grids):
+    """Few rows stay on chip, where a step of many takes turn after turn."""
+    if cuda_path == "steps":
+        pytest.skip("what is chosen does not depend on it")
+    torch.ops.dnirnn.cuda_path("auto")
+    call = make_call(2, batch, 2, 88, dtype=torch.float32)
+    assert grids(by_op, call) == (2 if batch == 3 else 0)
 
 
 def test_tf32_where_it_is_allowed(cuda_path, monkeypatch):

@@ -242,7 +242,7 @@ inline void store_to(int rank, float* here, const Four& values) {
   std::memcpy(there.shared.data() + (here - shared_memory()), &values, sizeof values);
 }
 
-inline double load_from_others(const double* from) { return *from; }
+inline double load_arrived(const double* from) { return *from; }
 
 inline void arrive(unsigned* arrived) {
   sync();
@@ -264,7 +264,10 @@ inline uint32_t bits_of(float value) {
   std::memcpy(&bits, &value, 4);
   return bits;
 }
-inline uint32_t as_tf32(uint32_t value) { return (value + 0x1000) & ~0x1fffu; }
+inline uint32_t as_tf32(uint32_t value) {
+  if ((value & 0x7fffffff) > 0x7f800000) return value;  // not a number
+  return (value + 0x1000) & ~0x1fffu;
+}
 inline uint32_t rest_of(uint32_t value, uint32_t rounded) {
   return bits_of(float_of(value) - float_of(rounded));
 }
