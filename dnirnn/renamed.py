@@ -11,11 +11,21 @@ OPTIONS = {"lift": "min_norm", "estimator_lift": "estimator_min_norm", "blend": 
 
 
 def by_name_of_now(values: dict[str, Any], warn: bool = False) -> dict[str, Any]:
-    """The same options; warn: where one has the name of before."""
-    for old in OPTIONS.keys() & values.keys() if warn else ():
-        text = f"the option {old} is called {OPTIONS[old]} now; the old name goes with the next release"
-        warnings.warn(text, DeprecationWarning, stacklevel=3)
-    return {OPTIONS.get(name, name): value for name, value in values.items()}
+    """The same options; warn: where one has the name of before.
+
+    Raises TypeError where an option is given by both names, but for nothing by the new one: as by
+    dataclasses.replace, which adds what was there.
+    """
+    found = dict(values)
+    for old in OPTIONS.keys() & values.keys():
+        new, value = OPTIONS[old], found.pop(old)
+        if warn:
+            text = f"the option {old} is called {new} now; the old name goes with the next release"
+            warnings.warn(text, DeprecationWarning, stacklevel=3)
+        if found.get(new) and found[new] != value:
+            raise TypeError(f"{old} and {new} are one option: give one; got {value!r}, {found[new]!r}")
+        found[new] = value
+    return found
 
 
 def words_of_now(words: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from dnirnn.config.registry import TASKS
 from dnirnn.config.task import steps_per_update
 from dnirnn.groups import OptionGroup, every_option, fitting, kinds_of, listed, misplaced
 from dnirnn.options import Config, Field, Registry, fields_of, flag
+from dnirnn.renamed import by_name_of_now
 from dnirnn.reports.comparison import ARM, others_in, report, word_of
 from dnirnn.reports.runs import Failure, Run, checked, run_missing
 
@@ -123,19 +124,25 @@ def run(arguments: argparse.Namespace) -> int:
     kind, base = TASKS[task].Options, {**file_values(task, arguments.config), "threads": threads}
     vary = {short: getattr(arguments, short, None) for short in SHORT}
     vary = [(SHORT[short][0], words) for short, words in vary.items() if words]
-    vary += [(one[0].replace("-", "_"), one[1:]) for one in arguments.vary]
+    vary += [(name_of(one), one[1:]) for one in arguments.vary]
     own = listed(kind, kinds_of(kind, {**base, **flags}))  # those of a person's own class, too
     known = {**{field.name: [field] for field, _ in own}, **every_option(kind)}
     varied = {name: values_of(known, name, words) for name, words in vary}
     if not arguments.vary:
         usual = {k: list(v) for k, v in compared(task).items() if k not in varied and k not in flags}
         varied = {**usual, **varied}
-    named = [one[0].replace("-", "_") for one in arguments.vary]
+    named = [name_of(one) for one in arguments.vary]
     options = (base, flags)
     folder = arguments.out or compare_folder(task, [one for one, _ in arms(kind, *options, varied)])
     rates = dict(arguments.lrs)
     runs = plan(task, flags, varied, folder, arguments.seeds, rates, base, named)
     return finish(compare(task, runs, folder, jobs, flags.get("quiet", False)))
+
+
+def name_of(vary: Sequence[str]) -> str:
+    """The option that a --vary names, by its name of now."""
+    (name,) = by_name_of_now({vary[0].replace("-", "_"): None})
+    return name
 
 
 def values_of(known: Mapping[str, Sequence[Field]], name: str, words: Sequence[str]) -> list[Any]:

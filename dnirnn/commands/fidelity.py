@@ -72,6 +72,8 @@ def report(run: Path, weights: str, task: Task, steps: int) -> None:
     # A curriculum is where training left it.
     tree = checkpoint.unflatten(*checkpoint.load(saved))
     task.stream.load_state_dict(tree["stream"])
+    if tree.get("truncation"):  # where a plan left it
+        task.model.truncated.truncation = tree["truncation"]["truncation"]
     task.model.eval()
     found = measure(task.model, task, steps)
     print(f"{weights} model, update {known['update']:,} of {run}; {found['boundaries']} boundaries")

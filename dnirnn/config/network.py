@@ -186,12 +186,15 @@ def make_truncated(
     """The core, cut, with its estimator, conditioned on contexts of these sizes."""
     truncation = chunk_steps(options)
     steps = truncation if options.update_steps is None else options.update_steps
+    fewest = None
+    if steps != "sequence":
+        fewest = min([steps, *(truncation * many for many in options.chunks_plan)])
     setting = Setting(
         core,
         options.core.hidden,
         {"input": core.input_size, "target": target_size, "label": label_size},
         truncation,
-        None if steps == "sequence" else steps,
+        fewest,
         options.batch,
         options.micro_batch is not None,
     )

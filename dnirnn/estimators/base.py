@@ -226,7 +226,7 @@ class Setting(NamedTuple):
     """Where an estimator that is to be built will stand.
 
     width: of the core's layers. sizes: of the contexts that --context names, of a step: 0 where the
-    task has no such thing. steps: of an update; None: a whole sequence. batch: rows. pieces: whether
+    task has no such thing. steps: of an update, the shortest of a plan; None: a whole sequence. batch: rows. pieces: whether
     the rows are computed in several.
     """
 
@@ -251,7 +251,7 @@ class Setting(NamedTuple):
             if value and self.steps == self.truncation:
                 raise ValueError(
                     f"{flag(name)} needs several chunks an update: --update-steps of at least"
-                    f" {2 * self.truncation}"
+                    f" {2 * self.truncation}, and nothing of a --chunks-plan below 2"
                 )
 
 

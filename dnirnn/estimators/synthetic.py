@@ -248,7 +248,7 @@ class SyntheticGradient(Layered):
     @torch.no_grad()
     def fit_linear(self, entered: Tensor, target: Tensor, predicted: Tensor) -> Tensor:
         """The same where the residual is at hand: dW = e' s / R, db = the mean of e, e = g - target."""
-        residual, each = predicted - target, 1 / len(target)
+        residual, each = predicted - target, 1 / max(1, len(target))
         (weight, bias), flat = self.parts, residual.flatten()
         if weight.requires_grad:
             # The product, scaled and added, in one pass.

@@ -169,8 +169,8 @@ class TrainerConfig(Training):
         is then counted in symbols, since updates are of changing length. None: the truncation stays.
     longest_truncation, truncation_every: of that.
     truncation_plan, chunks_plan: the truncations and the chunks an update that follow the first ones, in
-        equal shares of the budget (see dnirnn.training.plan). Every ..._every is then counted in
-        symbols. (): they stay.
+        equal shares of the budget (see dnirnn.training.plan). evaluate_every, log_every, fidelity_every
+        and horizon_every are then counted in symbols. (): they stay.
     checkpoint_every, checkpoint_seconds: updates, seconds of wall clock, from one checkpoint to the
         next; an evaluation that is the best so far and the run's end make one too.
     patience: evaluations without a better one after which the run ends.

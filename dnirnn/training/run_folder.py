@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dnirnn.renamed import by_name_of_now
 from dnirnn.training import checkpoint as ckpt
 from dnirnn.training.checkpoint import CheckpointError
 from dnirnn.training.layout import upgraded
@@ -58,7 +59,8 @@ def check_owner(
     there = tree.get("config")
     if there is None:  # made before checkpoints said whose they are
         return
-    changed = {*may_change, *(key for row in history(folder) for key in row.get("changed", ()))}
+    rows = [by_name_of_now(row.get("changed", {})) for row in history(folder)]
+    changed = {*may_change, *(key for row in rows for key in row)}
     others = [key for key, *_ in differing(there, config) if key not in changed]
     if others:
         raise CheckpointError(

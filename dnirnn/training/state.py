@@ -45,7 +45,8 @@ class Progress:
     pending, sequence: sums, as PENDING and SEQUENCE name them.
     best: {"update", "symbols", **metrics} of the best evaluation so far.
     evaluations_since_best: evaluations after it.
-    truncation: what AutoTruncation found so far; None without.
+    truncation: {"truncation": the last update's, ...}, with what AutoTruncation found so far; None where
+        it stays.
     """
 
     update: int = 0

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -159,11 +159,14 @@ class Trainer:
         self.optimizer, self.optimizers = self.rates.optimizer, self.rates.optimizers
         rows, unit = stream.batch_size, unit_of(model, stream.batch_size, config.chunks)
         self.updater = make_updater(model, self.rates, rows, unit, graphs, self.ranks)
-        self.plan = Plan(model, self.updater, rows, config)
+        self.plan = Plan(model, rows, config)
         if self.rates.by_bits and evaluate is None:
             raise ValueError("schedule ReduceLROnPlateau needs evaluations: evaluate must be given")
 
-        self.run_config = json.loads(json.dumps(run_config or asdict(config)))
+        if run_config is None:
+            usual = {one.name: one.default for one in fields(config) if one.default is not MISSING}
+            run_config = {**asdict(config), "defaults": usual}
+        self.run_config = json.loads(json.dumps(run_config))
         self.budget = Budget(config.updates, config.symbols, config.minutes, config.patience)
         training = TrainingState(model, self.rates, stream, self.device, self.ranks)
         self.training, self.progress = training, training.progress
@@ -238,7 +241,9 @@ class Trainer:
         mark = self.mark = self.training.mark()
         used = self.budget.used(now)
         self.rates.before_update(now.update, used)
-        batch = self.next_batch(self.plan.set(used))
+        batch = self.next_batch(self.plan.set(used, self.updater))
+        if self.config.truncation_plan:
+            now.truncation = {"truncation": self.model.truncated.truncation}
         steps, targets = len(batch.x), self.ranks.count(batch)
         moved, now.before = next_start(self.model, batch)
         batch = batch.to(self.device)

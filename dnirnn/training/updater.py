@@ -239,10 +239,11 @@ class Updater:
 
     def kind(self, batch: Batch) -> tuple:
         shapes = replaced(batch, lambda part: (tuple(part.shape), part.dtype))
-        scale = self.model.truncated.estimator.scale
+        truncated = self.model.truncated
+        cut = truncated.estimator.scale, getattr(truncated, "truncation", None)
         set_to = [{**settings(one), "lr": None} for one in self.optimizers]
         # Where a sequence begins, the state and t say so.
-        return shapes._replace(first=False), scale, self.unit, repr(set_to)
+        return shapes._replace(first=False), *cut, self.unit, repr(set_to)
 
     def add_gradients(
         self, batch: Batch, state: Tensor, t: int | Tensor

@@ -19,6 +19,7 @@ from dnirnn.tasks.char_lm.options import CharLMOptions, WordLMOptions, resolve
 from dnirnn.tasks.char_lm.sampling import sample
 from dnirnn.tasks.char_lm.teachers import distillation_of, fingerprints
 from dnirnn.training.layers import in_layers
+from dnirnn.training.plan import longest_update
 from dnirnn.training.trainer import Trainer
 
 __all__ = [
@@ -58,7 +59,9 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
         if options.worker is None:
             raise ValueError("--codistill needs --worker and --workers, which torchrun says")
         symbols["train"] = share_of(symbols["train"], options.worker, options.workers)
-    count, needed = len(symbols["train"]), options.batch * (steps or chunk_steps(options))
+    truncations = (chunk_steps(options), *options.truncation_plan)
+    chunks = (1 if steps is None else steps // truncations[0], *options.chunks_plan)
+    count, needed = len(symbols["train"]), options.batch * longest_update(truncations, chunks)
     if count < needed:
         raise ValueError(
             f"corpus {corpus.name} has {count:,} training symbols; {options.batch} sequences of"

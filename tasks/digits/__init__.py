@@ -263,7 +263,13 @@ def make(options: DigitsOptions, pixels: int) -> SequenceModel:
         message = options.core.build(1).output_size
     fast = options.core.build(options.front[-1] + message)
     # Where nothing is cut within T * T steps, B is carried back so far anyway.
+    truncations = (options.truncation, *options.truncation_plan)
     cut = options.cuts == "messages" and options.truncation < options.period**2
+    if options.cuts == "messages" and len({one < options.period**2 for one in truncations}) > 1:
+        raise ValueError(
+            f"--truncation-plan: with --cuts messages all truncations must be below {options.period**2}"
+            f" steps (--period squared), or none; got {truncations}"
+        )
     back = options.period if cut else 1
     core = Hierarchy(fast, options.core.build(message), options.period, back, options.message_delay)
     truncated = make_truncated(options, core, options.period + options.period**2 + 2)

@@ -158,3 +158,10 @@ def test_the_parts_between_cuts_compile():
         backward(two(onward).square().sum(), [interface])
         found.append(gradients(both))
     assert_close(found[1], found[0])
+
+
+def test_a_cut_without_rows_costs_nothing_and_fits_nothing():
+    weight = torch.randn(3, 4, requires_grad=True)
+    onward, interface = cut(torch.zeros(0, 3) @ weight, SyntheticGradient(4, (), 1.0, 1.0))
+    found = backward(onward.sum(), [interface])
+    assert found["estimator_error"] == 0 and not weight.grad.any()

@@ -1,9 +1,11 @@
 """The names of before, for one release: each warns, and is what the new one is."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
+from small_runs import make_trainer
 from strategies import assert_close
 
 from dnirnn import LSTM, SyntheticGradient, Truncated, backward
@@ -11,8 +13,9 @@ from dnirnn.commands.cli import main
 from dnirnn.config.registry import TASKS
 from dnirnn.model import SequenceModel, symbol_nats
 from dnirnn.renamed import OPTIONS
+from dnirnn.training.checkpoint import CheckpointError
 from dnirnn.training.config import TrainerConfig
-from dnirnn.training.run_folder import differing, read_config
+from dnirnn.training.run_folder import check_owner, differing, read_config
 from dnirnn.unroll import Chunks
 
 X, STATE = torch.randn(5, 3, 2).double(), torch.randn(3, 6).double()
@@ -22,6 +25,30 @@ def make(**knobs):
     estimator = SyntheticGradient(6, scale=0.5, discount=0.3, **knobs).double()
     torch.nn.init.normal_(estimator.layers[0].weight)
     return Truncated(LSTM(2, 3).double(), 2, estimator)
+
+
+def test_an_option_by_both_names():
+    with pytest.warns(DeprecationWarning, match="lift is called min_norm"):
+        with pytest.raises(TypeError, match="lift and min_norm are one option: give one; got 0.2, 0.1"):
+            TrainerConfig(min_norm=0.1, lift=0.2)
+    with pytest.warns(DeprecationWarning, match="lift is called min_norm"):
+        assert dataclasses.replace(TrainerConfig(updates=1), lift=0.5).min_norm == 0.5
+
+
+def test_a_change_of_before_in_a_run_s_history(tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"update": 3, "changed": {"lift": [0.0, 0.5]}}\n')
+    tree = {"config": {"updates": 5, "min_norm": 0.0}}
+    check_owner(tmp_path, tmp_path / "a", tree, {"updates": 5, "min_norm": 0.5})
+    with pytest.raises(CheckpointError, match="its updates differ"):
+        check_owner(tmp_path, tmp_path / "a", tree, {"updates": 6, "min_norm": 0.5})
+
+
+def test_a_trainer_s_folder_of_before_an_option_existed(tmp_path):
+    made = make_trainer(tmp_path / "run", updates=2)
+    made.run()
+    known = {k: v for k, v in made.run_config.items() if k not in ("truncation_plan", "defaults")}
+    assert differing(known, made.run_config) == []
+    assert differing({**known, "seed": 7}, made.run_config) == [("seed", 7, made.run_config["seed"])]
 
 
 def test_fields_of_an_interface():

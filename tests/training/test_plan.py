@@ -5,6 +5,7 @@ import torch
 from command_line import refused
 from small_runs import assert_equal_runs, make_model, make_trainer, rows_of, small_stream
 
+from dnirnn import TrueGradient
 from dnirnn.commands.cli import main
 from dnirnn.interface import backward
 from dnirnn.training.trainer import Interrupted
@@ -97,24 +98,42 @@ def test_an_interrupted_run_goes_on_as_planned(at, tmp_path):
         (dict(truncation_plan=(5,), patience=1), "a plan follows a budget: updates, symbols or minutes"),
         (dict(chunks_plan=(2,), chunks="sequence", updates=1), "chunks_plan does not go with chunks of a"),
         (dict(truncation_plan=(5,), truncation_bound=0.1, updates=1), "truncation_plan does not go with"),
+        (dict(truncation_plan=(5,), updates=1, true=True), "does not go with a TrueGradient, whose"),
         (dict(truncation_plan=(0,), updates=1), "truncation_plan must be at least 1"),
         (dict(chunks_plan=(1.5,), updates=1), "chunks_plan must be"),
     ],
 )
 def test_what_does_not_go_with_a_plan_is_named(config, match, tmp_path):
+    model = make_model("none")
+    if config.pop("true", False):
+        model.truncated.estimator = TrueGradient(lookahead=2)
     with pytest.raises(ValueError, match=match):
-        make_trainer(tmp_path, model=make_model("none"), **config)
+        make_trainer(tmp_path, model=model, **config)
 
 
 def test_the_command_line(tmp_path, capsys):
     words = "train copy --hidden 4 --batch 2 --max-length 2 --truncation 1 --updates 6".split()
-    words += ["--truncation-plan", "2", "4", "--out", str(tmp_path)]
+    words += ["--truncation-plan", "4", "2", "--out", str(tmp_path)]
     assert main(words) == 0
-    assert "gradients carried back 1, then 2, then 4 steps" in capsys.readouterr().out
-    assert main(["eval", str(tmp_path)]) == 0
+    assert "gradients carried back 1, then 4, then 2 steps" in capsys.readouterr().out
+    assert main(["eval", str(tmp_path)]) == 0 == main(["horizon", str(tmp_path), "--lookahead", "8"])
+    (own,) = [line for line in capsys.readouterr().out.splitlines() if "this run's" in line]
+    assert own.split()[0] == "2"
     for more, match in (
         (["--truncation", "auto", "--estimator", "none"], "--truncation-plan must be"),
         (["--truncation-plan", "0"], "--truncation-plan must be at least 1"),
         (["--update-steps", "sequence", "--chunks-plan", "2"], "chunks_plan does not go with"),
+        (["--update-steps", "2", "--auxiliary", "0.5", "--chunks-plan", "1"], "below 2"),
     ):
         refused(capsys, [*words[:-2], "--out", str(tmp_path / "other"), *more], match)
+
+
+def test_what_a_task_needs_it_needs_of_the_longest_update(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("abcd" * 100)
+    words = ["train", "char-lm", "--corpus", str(text), "--batch", "4", "--truncation", "10"]
+    words += ["--updates", "2", "--out", str(tmp_path / "run"), "--hidden", "4"]
+    refused(capsys, [*words, "--update-steps", "20", "--truncation-plan", "50"], "4 sequences of 100 steps")
+    words = ["train", "digits", "--estimator", "none", "--cuts", "messages", "--period", "3"]
+    words += ["--truncation", "9", "--updates", "2", "--out", str(tmp_path / "digits")]
+    refused(capsys, [*words, "--truncation-plan", "3"], "all truncations must be below 9 steps")

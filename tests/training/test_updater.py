@@ -37,6 +37,9 @@ CASES = {
     "adamw": (make_model, dict(optimizer="AdamW", options={"weight_decay": 0.1}), True),
     "no estimator": (lambda: make_model("none"), dict(), True),
     "four chunks": (make_model, dict(chunks=4), True),
+    "truncations, as planned": (
+        make_model, dict(chunks=2, truncation_plan=(6,), chunks_plan=(1,)), True
+    ),
     "sequences": (make_model, dict(chunks="sequence", stream=Recall), True),
     "short last chunks": (make_model, dict(stream=Recall), True),
     "pieces": (make_model, dict(micro_batch=2), True),
