@@ -253,7 +253,9 @@ class SyntheticGradient(Layered):
         if weight.requires_grad:
             # The product, scaled and added, in one pass.
             if weight.grad is None:
-                weight.grad = torch.addmm(weight, residual.T, entered, beta=0, alpha=each)
+                # Into a tensor of its own: autocast leaves that product as it is.
+                weight.grad = torch.empty_like(weight)
+                torch.addmm(weight, residual.T, entered, beta=0, alpha=each, out=weight.grad)
             else:
                 weight.grad.addmm_(residual.T, entered, alpha=each)
         if bias.requires_grad:

@@ -165,3 +165,22 @@ def test_a_cut_without_rows_costs_nothing_and_fits_nothing():
     onward, interface = cut(torch.zeros(0, 3) @ weight, SyntheticGradient(4, (), 1.0, 1.0))
     found = backward(onward.sum(), [interface])
     assert found["estimator_error"] == 0 and not weight.grad.any()
+
+
+def test_a_linear_estimator_is_fitted_in_its_own_dtype_inside_autocast():
+    """backward belongs outside of autocast; inside it is no error, and the gradient as good."""
+    estimator, h = SyntheticGradient(4, (), 1.0, 1.0), torch.randn(6, 4, requires_grad=True)
+    nn.init.normal_(estimator.layers[0].weight)
+
+    def found(inside):
+        estimator.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            onward, interface = cut(h * 2, estimator)
+            loss = onward.square().sum()
+            if inside:
+                backward(loss, [interface])
+        if not inside:
+            backward(loss, [interface])
+        return [parameter.grad.clone() for parameter in estimator.parameters()]
+
+    assert_close(found(True), found(False))
