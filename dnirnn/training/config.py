@@ -235,6 +235,11 @@ class TrainerConfig(Training):
             raise TypeError(f"TrainerConfig has no setting {name}")
         self.__post_init__()
 
+    def kept(self) -> dict[str, Any]:
+        """As a run folder holds it: with the defaults, so that settings to come are no other run's."""
+        fields = dataclasses.fields(self)
+        return {**dataclasses.asdict(self), "defaults": {one.name: one.default for one in fields}}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in NORMS:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dnirnn.model import SequenceModel
 from dnirnn.training.config import TrainerConfig
 from dnirnn.training.feed import unit_of
+from dnirnn.training.state import Progress
 from dnirnn.training.updater import Updater
 from dnirnn.true_gradient import TrueGradient
 
@@ -44,10 +45,10 @@ class Plan:
         if config.updates is config.symbols is config.minutes is None:
             raise ValueError("a plan follows a budget: updates, symbols or minutes must be given")
 
-    def set(self, used: dict[str, float], updater: Updater) -> int | str:
+    def set(self, used: dict[str, float], updater: Updater, progress: Progress) -> int | str:
         """Before an update: the truncation as planned, and the chunks of it, which are returned.
 
-        updater: whose unit changes with the steps of an update.
+        updater: whose unit changes with the steps of an update. progress: which holds the truncation.
         """
         if not self.moves:
             return self.chunks[0]
@@ -55,6 +56,7 @@ class Plan:
         truncation, chunks = at(self.truncations, share), at(self.chunks, share)
         if len(self.truncations) > 1:
             self.model.truncated.truncation = truncation
+            progress.truncation = {"truncation": truncation}
         updater.unit = unit_of(self.model, self.rows, chunks)
         return chunks
 

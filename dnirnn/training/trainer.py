@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -163,10 +162,7 @@ class Trainer:
         if self.rates.by_bits and evaluate is None:
             raise ValueError("schedule ReduceLROnPlateau needs evaluations: evaluate must be given")
 
-        if run_config is None:
-            usual = {one.name: one.default for one in fields(config) if one.default is not MISSING}
-            run_config = {**asdict(config), "defaults": usual}
-        self.run_config = json.loads(json.dumps(run_config))
+        self.run_config = json.loads(json.dumps(config.kept() if run_config is None else run_config))
         self.budget = Budget(config.updates, config.symbols, config.minutes, config.patience)
         training = TrainingState(model, self.rates, stream, self.device, self.ranks)
         self.training, self.progress = training, training.progress
@@ -241,9 +237,7 @@ class Trainer:
         mark = self.mark = self.training.mark()
         used = self.budget.used(now)
         self.rates.before_update(now.update, used)
-        batch = self.next_batch(self.plan.set(used, self.updater))
-        if self.config.truncation_plan:
-            now.truncation = {"truncation": self.model.truncated.truncation}
+        batch = self.next_batch(self.plan.set(used, self.updater, now))
         steps, targets = len(batch.x), self.ranks.count(batch)
         moved, now.before = next_start(self.model, batch)
         batch = batch.to(self.device)

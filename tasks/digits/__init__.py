@@ -256,25 +256,19 @@ def spell(y: Tensor, period: int) -> Tensor:
 
 def make(options: DigitsOptions, pixels: int) -> SequenceModel:
     """pixels -> MLP -> A and B, truncated -> both answers."""
-    layers: list[nn.Module] = []
-    for inward, outward in zip((pixels, *options.front), options.front):
-        layers += [nn.Linear(inward, outward), nn.ReLU()]
+    layers = [f for size in zip((pixels, *options.front), options.front) for f in (nn.Linear(*size), nn.ReLU())]
     with torch.device("meta"):
         message = options.core.build(1).output_size
     fast = options.core.build(options.front[-1] + message)
     # Where nothing is cut within T * T steps, B is carried back so far anyway.
-    truncations = (options.truncation, *options.truncation_plan)
-    cut = options.cuts == "messages" and options.truncation < options.period**2
-    if options.cuts == "messages" and len({one < options.period**2 for one in truncations}) > 1:
-        raise ValueError(
-            f"--truncation-plan: with --cuts messages all truncations must be below {options.period**2}"
-            f" steps (--period squared), or none; got {truncations}"
-        )
+    shorter = {one < options.period**2 for one in (options.truncation, *options.truncation_plan)}
+    cut = options.cuts == "messages" and True in shorter
+    if cut and False in shorter:
+        raise ValueError("--truncation-plan: with --cuts messages all must be below --period squared, or none")
     back = options.period if cut else 1
     core = Hierarchy(fast, options.core.build(message), options.period, back, options.message_delay)
     truncated = make_truncated(options, core, options.period + options.period**2 + 2)
-    loss = partial(answer_nats, period=options.period)
-    context_of = partial(spell, period=options.period)
+    loss, context_of = (partial(of, period=options.period) for of in (answer_nats, spell))
     model = assemble(options, nn.Sequential(*layers), truncated, Answers(core), loss, context_of)
     if in_parts(options):
         model.cuts = nn.ModuleList(SyntheticGradient(message, (), 1.0, 1.0) for _ in range(2))

@@ -10,6 +10,7 @@ from strategies import assert_close
 
 from dnirnn import LSTM, SyntheticGradient, Truncated, backward
 from dnirnn.commands.cli import main
+from dnirnn.commands.compare import name_of
 from dnirnn.config.registry import TASKS
 from dnirnn.model import SequenceModel, symbol_nats
 from dnirnn.renamed import OPTIONS
@@ -33,6 +34,10 @@ def test_an_option_by_both_names():
             TrainerConfig(min_norm=0.1, lift=0.2)
     with pytest.warns(DeprecationWarning, match="lift is called min_norm"):
         assert dataclasses.replace(TrainerConfig(updates=1), lift=0.5).min_norm == 0.5
+
+
+def test_a_name_of_before_is_varied():
+    assert name_of(["estimator-lift", "0.1"]) == "estimator_min_norm" and name_of(["lr"]) == "lr"
 
 
 def test_a_change_of_before_in_a_run_s_history(tmp_path):

@@ -6,6 +6,7 @@ from command_line import refused
 from small_runs import assert_equal_runs, make_model, make_trainer, rows_of, small_stream
 
 from dnirnn import TrueGradient
+from dnirnn.commands import fidelity
 from dnirnn.commands.cli import main
 from dnirnn.interface import backward
 from dnirnn.training.trainer import Interrupted
@@ -111,7 +112,7 @@ def test_what_does_not_go_with_a_plan_is_named(config, match, tmp_path):
         make_trainer(tmp_path, model=model, **config)
 
 
-def test_the_command_line(tmp_path, capsys):
+def test_the_command_line(tmp_path, capsys, monkeypatch):
     words = "train copy --hidden 4 --batch 2 --max-length 2 --truncation 1 --updates 6".split()
     words += ["--truncation-plan", "4", "2", "--out", str(tmp_path)]
     assert main(words) == 0
@@ -119,6 +120,14 @@ def test_the_command_line(tmp_path, capsys):
     assert main(["eval", str(tmp_path)]) == 0 == main(["horizon", str(tmp_path), "--lookahead", "8"])
     (own,) = [line for line in capsys.readouterr().out.splitlines() if "this run's" in line]
     assert own.split()[0] == "2"
+    met, measure = [], fidelity.measure
+
+    def measured(model, *given):
+        met.append(model.truncated.truncation)
+        return measure(model, *given)
+
+    monkeypatch.setattr(fidelity, "measure", measured)
+    assert main(["fidelity", str(tmp_path)]) == 0 and met == [2]
     for more, match in (
         (["--truncation", "auto", "--estimator", "none"], "--truncation-plan must be"),
         (["--truncation-plan", "0"], "--truncation-plan must be at least 1"),
@@ -136,4 +145,4 @@ def test_what_a_task_needs_it_needs_of_the_longest_update(tmp_path, capsys):
     refused(capsys, [*words, "--update-steps", "20", "--truncation-plan", "50"], "4 sequences of 100 steps")
     words = ["train", "digits", "--estimator", "none", "--cuts", "messages", "--period", "3"]
     words += ["--truncation", "9", "--updates", "2", "--out", str(tmp_path / "digits")]
-    refused(capsys, [*words, "--truncation-plan", "3"], "all truncations must be below 9 steps")
+    refused(capsys, [*words, "--truncation-plan", "3"], "all must be below --period squared, or none")
