@@ -75,7 +75,7 @@ class Step:
         estimator = dnirnn.SyntheticGradient(core.state_size, (hidden,), SCALE, SCALE)
         for layer, given in zip(estimator.layers, (self.estimator[0], self.estimator[2])):
             layer.load_state_dict(given.state_dict())
-        text = Text(hidden)
+        text = Text(hidden, dnirnn.Embedding)
         text.load_state_dict(self.text.state_dict())
         kind = BFloat16Model if self.reduced else SequenceModel
         truncated = dnirnn.Truncated(core, steps, estimator)

@@ -18,9 +18,9 @@ SYMBOLS, EMBEDDING, SCALE = 50, 64, 0.1
 class Text(nn.Module):
     """The parts that both sides share: embedding and readout."""
 
-    def __init__(self, hidden: int):
+    def __init__(self, hidden: int, embedding: type[nn.Embedding] = nn.Embedding):
         super().__init__()
-        self.embedding = nn.Embedding(SYMBOLS, EMBEDDING)
+        self.embedding = embedding(SYMBOLS, EMBEDDING)
         self.readout = nn.Linear(hidden, SYMBOLS)
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:

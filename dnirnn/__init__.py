@@ -7,6 +7,7 @@ from dnirnn.cells import GRU, RNN, NormLSTM, WeightDrop
 from dnirnn.core import Core
 from dnirnn.cuts import cut, receive, send
 from dnirnn.decoupled import Decoupled
+from dnirnn.embedding import Embedding
 from dnirnn.estimators import *
 from dnirnn.from_torch import FromTorch
 from dnirnn.hierarchy import Hierarchy
@@ -45,6 +46,7 @@ __all__ = [
     "DecoupledParallel",
     "Distillation",
     "DynamicEvaluation",
+    "Embedding",
     "FromTorch",
     "GRU",
     "Hierarchy",

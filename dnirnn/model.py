@@ -16,13 +16,18 @@ from dnirnn.truncated import Truncated
 
 def symbol_nats(logits: Tensor, y: Tensor) -> Tensor:
     """The nats [T, B] of symbols y [T, B] under a softmax over logits [T, B, V]."""
-    nats = F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none")
+    nats = F.cross_entropy(in_float32(logits).flatten(0, -2), y.flatten(), reduction="none")
     return nats.view(y.shape)
+
+
+def in_float32(outputs: Tensor) -> Tensor:
+    """What was computed in 16 bits, for the loss: autocast on a GPU leaves that in 16 bits too."""
+    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 
 
 def bit_nats(logits: Tensor, y: Tensor) -> Tensor:
     """The nats [T, B] of bits y [T, B, O] under independent logits [T, B, O], summed over O."""
-    return F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(-1)
+    return F.binary_cross_entropy_with_logits(in_float32(logits), y, reduction="none").sum(-1)
 
 
 def squared_error(outputs: Tensor, y: Tensor) -> Tensor:
@@ -30,7 +35,7 @@ def squared_error(outputs: Tensor, y: Tensor) -> Tensor:
 
     It is the nats of y under a Gaussian of variance 1/2 around the output, but for a constant.
     """
-    return (outputs - y).square().sum(-1)
+    return (in_float32(outputs) - y).square().sum(-1)
 
 
 class Tied(nn.Module):

@@ -91,6 +91,25 @@ def gated_for(x: Tensor) -> bool:
     return x.device.type == "cpu" and fused_for(x)
 
 
+def sums_by_symbol(weight: Tensor) -> bool:
+    """Whether embedding_backward runs on tensors like ``weight``."""
+    kind = weight.device.type
+    return (
+        has_kernel("embedding_backward", kind)
+        and weight.dtype in DTYPES[kind]
+        and not torch.compiler.is_compiling()
+        and not in_transform_or_forward_mode()
+    )
+
+
+def has_kernel(name: str, device_type: str) -> bool:
+    """Whether an operator is built for "cpu" or "cuda". Some exist only where there is CUDA."""
+    try:
+        return torch._C._dispatch_has_kernel_for_dispatch_key(f"dnirnn::{name}", device_type.upper())
+    except RuntimeError:  # no such operator
+        return False
+
+
 def multiplies_bfloat16() -> bool:
     """Whether the fused LSTM multiplies bfloat16 numbers on this CPU as they are."""
     return built and extension.multiplies_bfloat16()

@@ -124,6 +124,11 @@ CALLS = {
         dict(core=CORE, truncation=SIZE, estimator=ESTIMATOR)
         | dict(open_cuts=[value for value in PROBABILITY if value is not None], overlap=COUNT),
     ),
+    "Embedding": (
+        dnirnn.Embedding,
+        dict(num_embeddings=3, embedding_dim=2),
+        dict(num_embeddings=SIZE, embedding_dim=SIZE),
+    ),
     "Masks": (Masks, dict(size=3, drop=0.5), dict(size=SIZE, drop=PROBABILITY, over_time=FLAG)),
     "SyntheticGradient": (
         dnirnn.SyntheticGradient,

@@ -63,7 +63,8 @@ void for_each(int64_t count, CUstream_st* stream, void (*kernel)(Parameters...),
   kernel<<<blocks, kThreads, 0, stream>>>(arguments...);
 }
 
-// Blocks that work together, all of them running at once.
+// Blocks of threads that work together. Those of start_together, all of them running at once, may
+// wait for each other.
 
 __device__ inline int thread() { return threadIdx.x; }
 __device__ inline int block() { return blockIdx.x; }
@@ -114,6 +115,9 @@ __device__ inline void store_for_others(void* to, uint32_t word) {
 // What such a word is before (make_unsent): of two values of 16 bits or one of 32 not a number, in bits
 // that no arithmetic gives.
 constexpr uint32_t kUnsent = 0xffffffff;
+
+// Bit i: whether thread i of the warp says so. All of them ask.
+__device__ inline uint32_t which_of_warp(bool said) { return __ballot_sync(0xffffffff, said); }
 
 // Whether one of a warp's threads says so. All of them ask.
 __device__ inline bool any_of_warp(bool said) { return __any_sync(0xffffffff, said); }
@@ -232,6 +236,13 @@ inline int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount);
 // Whether mma exists for bfloat16 and tf32.
 inline bool has_mma() { return attribute(cudaDevAttrComputeCapabilityMajor) >= 8; }
 inline bool has_clusters() { return attribute(cudaDevAttrComputeCapabilityMajor) >= 9; }
+
+// Starts kernel(arguments...) on blocks that do not wait for each other.
+template <typename... Parameters, typename... Arguments>
+void start_blocks(int64_t blocks, int threads, size_t shared_bytes, CUstream_st* stream,
+                  void (*kernel)(Parameters...), Arguments... arguments) {
+  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(arguments...);
+}
 
 // Starts kernel(arguments...) on blocks that all run at once, or not at all.
 template <typename... Parameters, typename... Arguments>

@@ -1,5 +1,4 @@
-// The estimator on the GPU, in torch's own operators: a few products, captured in a graph with the
-// rest of a step.
+// The estimator on the GPU: torch's products, captured in a graph with the rest of a step.
 #include "estimator.h"
 
 #include <ATen/autocast_mode.h>
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "cuda/context.h"
+#include "cuda/sums.h"
 
 namespace dnirnn::cuda {
 namespace {
@@ -38,10 +38,20 @@ std::tuple<Tensor, std::vector<Tensor>> regression(const Tensor& entered, const 
   const c10::DeviceGuard device(entered.device());
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const std::vector<Tensor> values = values_of(entered, estimator);
-  Tensor delta = values.back() - target;  // of half the squared error, summed over the rows
-  const double rows = entered.size(0);
-  Tensor error = delta.square().sum().div_(2 * rows);
-  delta.div_(rows);
+  // Of half the squared error; in the place of what was predicted, which nothing else reads.
+  Tensor delta = values.back();
+  const Tensor error = at::empty({}, delta.options()), wanted = target.contiguous();
+  Regression found{delta.scalar_type() == at::kDouble ? Type::kDouble : Type::kFloat,
+                   delta.numel(),
+                   delta.size(0),
+                   delta.mutable_data_ptr(),
+                   wanted.const_data_ptr(),
+                   nullptr,
+                   error.mutable_data_ptr()};
+  const Tensor partial = at::empty({blocks_of(found)}, delta.options().dtype(at::kDouble));
+  found.partial = partial.mutable_data_ptr<double>();
+  find_errors(found, current_stream());
+  check_launch();
   std::vector<Tensor> gradients(estimator.size());
   for (size_t i = estimator.size(); i > 0; i -= 2) {
     const Tensor &w = estimator[i - 2], &input = values[i / 2 - 1];

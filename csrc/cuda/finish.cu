@@ -5,29 +5,19 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cuda/block_sum.h"
 #include "cuda/device.h"
 
 namespace dnirnn::cuda {
 namespace {
 
+constexpr int kBlocks = 2;  // a multiprocessor: one alone has too few loads under way
 constexpr int kApart = 32;  // words between the two that are waited on: a cache line
 
 // The tensor that chunk c belongs to, from `from` on.
 __device__ int tensor_of(const Update& u, int chunk, int from) {
   while (u.begins[from + 1] <= chunk) from++;
   return from;
-}
-
-// The sum over a block's threads, known to all of them; always in one order.
-__device__ double sum_over_block(double* shared, double value) {
-  sync();
-  shared[thread()] = value;
-  for (int half = Update::kThreads / 2; half > 0; half /= 2) {
-    sync();
-    if (thread() < half) shared[thread()] += shared[thread() + half];
-  }
-  sync();
-  return shared[0];
 }
 
 __device__ Four read(const float* from, int64_t at, int64_t size, bool aligned) {
@@ -65,7 +55,7 @@ __device__ void adam(const Rule& rule, float rate, float correction1, float corr
   parameter -= rate / correction1 * first / (sqrtf(second) / correction2 + rule.epsilon);
 }
 
-__global__ void __launch_bounds__(Update::kThreads, 1)
+__global__ void __launch_bounds__(Update::kThreads, kBlocks)
     finish_kernel(const __grid_constant__ Update u, int blocks) {
   double* shared = reinterpret_cast<double*>(shared_memory());
   const int chunks = u.begins[u.tensors];
@@ -80,7 +70,7 @@ __global__ void __launch_bounds__(Update::kThreads, 1)
     squares[of >= u.of_core] += sum;
   }
   for (int part = 0; part < 2; part++) {
-    const double sum = sum_over_block(shared, squares[part]);
+    const double sum = sum_over_block<Update::kThreads>(shared, squares[part]);
     if (thread() == 0) u.partial[part * blocks + block()] = sum;
   }
   arrive(u.arrived);
@@ -90,7 +80,7 @@ __global__ void __launch_bounds__(Update::kThreads, 1)
     double sum = 0;
     for (int i = thread(); i < blocks; i += Update::kThreads)
       sum += load_arrived(u.partial + part * blocks + i);
-    norms[part] = sqrt(sum_over_block(shared, sum));
+    norms[part] = sqrt(sum_over_block<Update::kThreads>(shared, sum));
   }
 
   const double total = *u.nats + norms[0] + norms[1];
@@ -142,7 +132,7 @@ __global__ void __launch_bounds__(Update::kThreads, 1)
 }  // namespace
 
 int blocks_of(const Update& update) {
-  return std::max(1, std::min(update.begins[update.tensors], multiprocessors()));
+  return std::max(1, std::min(update.begins[update.tensors], kBlocks * multiprocessors()));
 }
 
 void finish(const Update& update, CUstream_st* stream) {

@@ -22,6 +22,7 @@
 
 #include "cuda/context.h"
 #include "cuda/lstm.h"
+#include "cuda/tensors.h"
 #include "estimator.h"
 #include "sizes.h"
 
@@ -30,22 +31,6 @@ namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-Type type_of(at::ScalarType type) {
-  switch (type) {
-    case at::kFloat:
-      return Type::kFloat;
-    case at::kDouble:
-      return Type::kDouble;
-    case at::kBFloat16:
-      return Type::kBFloat16;
-    case at::kHalf:
-      return Type::kHalf;
-    default:
-      C10_THROW_ERROR(TypeError,
-                      c10::str("x must be float32, float64, bfloat16 or float16; got ", type));
-  }
-}
 
 const void* data(const Tensor& tensor) {
   return tensor.defined() && tensor.numel() ? tensor.const_data_ptr() : nullptr;
@@ -134,7 +119,7 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
   const Sizes s = sizes_of(x, weights, truncation);
   check_state(s, x, state, probe, reset);
   check_places(s);
-  const Type type = type_of(x.scalar_type());
+  const Type type = type_of(x, "x");
   const c10::DeviceGuard device(x.device());
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   CUstream_st* stream = current_stream();
@@ -226,7 +211,7 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
 
   const Tf32AsInTorchLstm tf32(x.scalar_type());
   Tensor d = at::empty({s.K, rows, 4 * s.H}, options);
-  const Type type = type_of(x.scalar_type());
+  const Type type = type_of(x, "x");
   const Products asked = products();
   const int64_t room = room_of(s, type, asked, true);
   const bool together = room > 0;
@@ -277,13 +262,11 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
     }
     {
       // None of these waits for another.
-      Beside first, second;
+      Beside first, second, third;
       if (with_grad_weights) {
         first.run([&] { multiply(of_hh, back, h[layer].view({-1, s.H})); });
-        second.run([&] {
-          multiply(of_ih, back, input);
-          at::sum_out(of_bias, all, {0}, false, held.dtype().toScalarType());
-        });
+        second.run([&] { multiply(of_ih, back, input); });
+        third.run([&] { at::sum_out(of_bias, all, {0}, false, held.dtype().toScalarType()); });
       }
       if (layer > 0) {
         above = at::empty({s.K * rows, s.H}, held);

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dnirnn import ops  # noqa: F401  # loads the operator
+from dnirnn import ops
 
 MOST = 56  # tensors of a kernel's arguments
 
@@ -20,13 +20,8 @@ def can_fuse(
     device that the operator is built for.
     """
     tensors = [parameter for part in parameters for parameter in part]
-    kind = tensors[0].device.type.upper()
-    try:
-        built = torch._C._dispatch_has_kernel_for_dispatch_key("dnirnn::finish_update", kind)
-    except RuntimeError:  # no such operator
-        return False
     return (
-        built
+        ops.has_kernel("finish_update", tensors[0].device.type)
         and len(tensors) <= MOST
         and all(p.dtype == torch.float32 and p.is_contiguous() for p in tensors)
         and all(

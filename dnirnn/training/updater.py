@@ -233,8 +233,7 @@ class Updater:
             copied = replaced(batch, Tensor.clone)
             graph = self.graphs[kind] = copied, self.capture(lambda: self.unwatched(copied))
         fixed, replay = graph
-        for into, part in zip(tensors_of(fixed), tensors_of(batch)):
-            into.copy_(part)
+        torch._foreach_copy_(tensors_of(fixed), tensors_of(batch))
         replay()
 
     def kind(self, batch: Batch) -> tuple:

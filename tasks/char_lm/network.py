@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from dnirnn import SyntheticGradient
+from dnirnn import Embedding, SyntheticGradient
 from dnirnn.config.network import make_model
 from dnirnn.config.parallel import in_parts
 from dnirnn.data import Vocabulary, Words
@@ -12,7 +12,7 @@ from dnirnn.tasks.char_lm.options import CharLMOptions, options_of
 
 def make(options: CharLMOptions, vocabulary: Vocabulary | Words) -> SequenceModel:
     symbols, width = len(vocabulary), options.embedding
-    encoder = nn.Embedding(symbols, width)
+    encoder = Embedding(symbols, width)
     if in_parts(options):
         model = make_model(options, encoder, width, symbols, symbol_nats)
         between = model.truncated.core.cores[:-1]

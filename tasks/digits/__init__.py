@@ -29,7 +29,7 @@ from dnirnn.config.task import Figure, Task, TaskOptions, steps_per_update
 from dnirnn.data import Batch, Stream, images
 from dnirnn.data.images import Images
 from dnirnn.groups import OptionGroup
-from dnirnn.model import SequenceModel
+from dnirnn.model import SequenceModel, in_float32
 from dnirnn.options import changed, choice, option
 from dnirnn.tasks.digits.parts import NOT_ASKED, in_networks
 from dnirnn.training.trainer import Trainer
@@ -240,7 +240,7 @@ def answer_nats(logits: Tensor, y: Tensor, period: int) -> Tensor:
     """The nats [T, B] of both counts together; 0 where none is asked."""
     nats = [
         F.cross_entropy(predicted.flatten(0, 1), asked, ignore_index=NOT_ASKED, reduction="none")
-        for predicted, asked in zip(divide(logits, period), y.flatten(0, 1).unbind(-1))
+        for predicted, asked in zip(divide(in_float32(logits), period), y.flatten(0, 1).unbind(-1))
     ]
     return sum(nats).view(y.shape[:2])
 

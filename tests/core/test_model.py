@@ -9,7 +9,7 @@ from torch import nn
 
 from dnirnn import LSTM, Truncated, ZeroGradient
 from dnirnn.data import Batch, TextStream
-from dnirnn.model import SequenceModel, bit_nats, measure, symbol_nats
+from dnirnn.model import SequenceModel, bit_nats, measure, squared_error, symbol_nats
 
 
 def batch_of(steps=9, rows=4, **flags) -> Batch:
@@ -32,6 +32,24 @@ def test_nats_are_those_of_plain_torch(truncation):
     nats, _, (cut,) = model(batch, model.initial_state(4))
     torch.testing.assert_close(nats, nats_in_plain_torch(model, batch))
     assert len(cut.end) == -(-9 // truncation)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("loss", [symbol_nats, bit_nats, squared_error])
+def test_a_loss_is_in_float32_whatever_the_outputs_are(device, loss, dtype):
+    """Autocast on a GPU would leave log-probabilities in 16 bits: one in 256 of each lost."""
+    torch.manual_seed(0)
+    outputs = (3 * torch.randn(5, 4, 6)).to(dtype)
+    y = torch.randint(6, (5, 4)) if loss is symbol_nats else torch.rand(5, 4, 6).round()
+    outputs.requires_grad_()
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        nats = loss(outputs, y)
+    wide = outputs.detach().double().requires_grad_()
+    expected = loss(wide, y if loss is symbol_nats else y.double())
+    torch.testing.assert_close(nats.double(), expected.detach(), rtol=1e-5, atol=1e-5)
+    nats.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(outputs.grad.double(), wide.grad, rtol=2**-8, atol=1e-6)
 
 
 def test_the_state_of_one_batch_goes_on_in_the_next():

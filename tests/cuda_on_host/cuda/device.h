@@ -217,13 +217,18 @@ inline uint32_t given_by(int from, uint32_t given) {
   return found;
 }
 
-inline bool any_of_warp(bool said) {
-  bool any = false;
+inline uint32_t which_of_warp(bool said) {
+  uint32_t which = 0;
   Warp& warp = this_block().warps[thread() / 32];
   warp.given[thread() % 32] = said;
   grid->meet(warp.here, 32);
-  for (uint32_t one : warp.given) any |= one != 0;
+  for (int i = 0; i < 32; i++) which |= uint32_t(warp.given[i] != 0) << i;
   grid->meet(warp.done, 32);
+  return which;
+}
+
+inline bool any_of_warp(bool said) {
+  const bool any = which_of_warp(said) != 0;
   if (any) grid->yield();
   return any;
 }
@@ -317,26 +322,25 @@ int64_t clusters_at_once(int, size_t, void (*)(Parameters...)) {
   return 2 * multiprocessors() / kCluster;
 }
 
+// The blocks first to first + count - 1, at once.
 template <typename... Parameters, typename... Arguments>
-void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_st*,
-                    void (*kernel)(Parameters...), Arguments... arguments) {
-  if (blocks > 2 * multiprocessors()) Grid::die("more blocks than run at once");
+void run_blocks(int64_t first, int64_t count, int threads, size_t shared_bytes,
+                void (*kernel)(Parameters...), Arguments... arguments) {
   Grid all;
   grid = &all;
-  grids_started++;
   all.kernel = [&] { kernel(arguments...); };
-  all.blocks.resize(blocks);
-  all.clusters.resize(blocks / kCluster);
-  for (Block& one : all.blocks) {
-    one.shared.assign(shared_bytes / 4, NAN);
-    one.warps.resize(threads / 32);
+  all.blocks.resize(first + count);
+  all.clusters.resize((first + count) / kCluster);
+  for (int64_t i = first; i < first + count; i++) {
+    all.blocks[i].shared.assign((shared_bytes + 3) / 4, NAN);
+    all.blocks[i].warps.resize(threads / 32);
   }
-  all.fibers.resize(blocks * threads);
-  all.ready.resize(blocks * threads / 32);
+  all.fibers.resize(count * threads);
+  all.ready.resize(count * threads / 32);
   constexpr size_t kStack = 64 << 10;
   for (size_t i = 0; i < all.fibers.size(); i++) {
     Fiber& fiber = all.fibers[i];
-    fiber.block = i / threads;
+    fiber.block = first + i / threads;
     fiber.thread = i % threads;
     fiber.warp = i / 32;
     fiber.stack.reset(new char[kStack]);
@@ -351,6 +355,20 @@ void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_s
     all.go_on(&fiber);
   }
   all.run();
+}
+
+template <typename... Parameters, typename... Arguments>
+void start_blocks(int64_t blocks, int threads, size_t shared_bytes, CUstream_st*,
+                  void (*kernel)(Parameters...), Arguments... arguments) {
+  for (int64_t i = blocks; i-- > 0;) run_blocks(i, 1, threads, shared_bytes, kernel, arguments...);
+}
+
+template <typename... Parameters, typename... Arguments>
+void start_together(int64_t blocks, int threads, size_t shared_bytes, CUstream_st*,
+                    void (*kernel)(Parameters...), Arguments... arguments) {
+  if (blocks > 2 * multiprocessors()) Grid::die("more blocks than run at once");
+  grids_started++;
+  run_blocks(0, blocks, threads, shared_bytes, kernel, arguments...);
 }
 
 template <typename... Parameters, typename... Arguments>
