@@ -10,18 +10,19 @@ from torch.nn import functional as F
 from dnirnn import ops
 from dnirnn.checks import check_sizes
 
-FEW = 1024  # symbols: each is looked for among all rows
+FEW = 128  # symbols: each is looked for among all rows
 
 
 class Embedding(nn.Embedding):
     """torch.nn.Embedding: E[x] of symbols x [...], [..., embedding_dim].
 
-    On a GPU, for at most 1,024 symbols, the gradient of E[v] is summed over the rows of v in one
+    On a GPU, for at most 128 symbols, the gradient of E[v] is summed over the rows of v in one
     order, so that it is the same bit for bit from call to call, in one short kernel.
 
-    Takes what torch.nn.Embedding takes, all but the sizes by name, and its state_dict. With ``padding_idx``, ``max_norm``,
-    ``scale_grad_by_freq`` or ``sparse`` it is that module throughout. Raises TypeError or ValueError
-    for sizes that are not integers of at least 1.
+    Takes what torch.nn.Embedding takes, all but the sizes by name, and its state_dict. With
+    ``padding_idx``, ``max_norm``, ``scale_grad_by_freq`` or ``sparse`` it is that module throughout.
+
+    Raises TypeError or ValueError for sizes that are not integers of at least 1.
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, **options: Any):

@@ -1,5 +1,6 @@
 """The fused operators: typed wrappers, shapes for tracing, and what is built."""
 
+import functools
 import importlib.util
 import json
 import warnings
@@ -102,6 +103,7 @@ def sums_by_symbol(weight: Tensor) -> bool:
     )
 
 
+@functools.cache
 def has_kernel(name: str, device_type: str) -> bool:
     """Whether an operator is built for "cpu" or "cuda". Some exist only where there is CUDA."""
     try:
