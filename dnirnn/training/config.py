@@ -161,7 +161,8 @@ class TrainerConfig(Training):
         with a schedule, which keeps its own rates.
     average: what an exponential moving average of the core's parameters keeps of itself in an update
         (see Average): it is evaluated, and kept as the best. None: there is none.
-    evaluate_every, log_every: updates. An evaluation also ends the run; None: only then.
+    evaluate_every, log_every: updates. An evaluation also ends the run; None: only then. Where they are
+        counted in symbols, the defaults are 500,000 and 25,600.
     fidelity_every, horizon_every: updates between two measurements of the estimator, of the horizon;
         None: none.
     truncation_bound: the largest relative bias of an update's gradient, for a truncation that follows
@@ -170,7 +171,7 @@ class TrainerConfig(Training):
     longest_truncation, truncation_every: of that.
     truncation_plan, chunks_plan: the truncations and the chunks an update that follow the first ones, in
         equal shares of the budget (see dnirnn.training.plan). evaluate_every, log_every, fidelity_every
-        and horizon_every are then counted in symbols. (): they stay.
+        and horizon_every are then counted in symbols too. (): they stay.
     checkpoint_every, checkpoint_seconds: updates, seconds of wall clock, from one checkpoint to the
         next; an evaluation that is the best so far and the run's end make one too.
     patience: evaluations without a better one after which the run ends.
@@ -229,6 +230,11 @@ class TrainerConfig(Training):
                 warnings.warn(f"TrainerConfig's {old} is now {new}", DeprecationWarning, stacklevel=2)
                 values[new] = values.pop(old)
         values = by_name_of_now(values, warn=True)
+        plans = values.get("truncation_plan"), values.get("chunks_plan")
+        if any(plans) or values.get("truncation_bound") is not None:
+            for field in dataclasses.fields(Training):
+                if field.name in ("evaluate_every", "log_every"):
+                    values.setdefault(field.name, field.default)
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, values.pop(field.name, field.default))
         for name in values:

@@ -9,6 +9,7 @@ from dnirnn import TrueGradient
 from dnirnn.commands import fidelity
 from dnirnn.commands.cli import main
 from dnirnn.interface import backward
+from dnirnn.training.config import TrainerConfig
 from dnirnn.training.trainer import Interrupted
 
 PLANNED = dict(truncation_plan=(5, 2), chunks_plan=(3,), updates=12)
@@ -73,6 +74,17 @@ def test_what_is_due_is_due_by_symbols(tmp_path):
     expected = [now for before, now in zip([0, *every], every) if now // 40 > before // 40]
     # The end of a run has a row of its own.
     assert symbols(40) == sorted({*expected, every[-1]})
+
+
+@pytest.mark.parametrize(
+    "counted", [dict(truncation_plan=(4,)), dict(chunks_plan=(2,)), dict(truncation_bound=0.1)]
+)
+def test_what_is_counted_in_symbols_has_defaults_in_symbols(counted):
+    plain, config = TrainerConfig(updates=9), TrainerConfig(updates=9, **counted)
+    assert (plain.evaluate_every, plain.log_every) == (1000, 100)
+    assert (config.evaluate_every, config.log_every) == (500_000, 25_600)
+    given = TrainerConfig(updates=9, evaluate_every=70, log_every=30, **counted)
+    assert (given.evaluate_every, given.log_every) == (70, 30)
 
 
 @pytest.mark.parametrize("at", [3, 5, 7, 10])
