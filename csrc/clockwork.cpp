@@ -116,16 +116,16 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
       const Tensor& kept_in = m + 1 < M ? in : x;
       const at::TensorList w = weights.slice(4 * m, 4);
       if (lstm) {
-        auto [told, sent, synthetic, h_kept, c_kept, gates, between] =
+        auto [found, sent, synthetic, h_kept, c_kept, gates, between] =
             call_forward(in, states[m], std::nullopt, w, {}, T, 0, std::nullopt);
-        output = told;
+        output = found;
         states[m] = sent.select(0, 0);
         saved.insert(saved.end(), {kept_in, h_kept, c_kept, gates, between});
       } else {
         // Of `said`, not of the state: that the caller may change before the backward pass.
         const Tensor start = module.before(said).select(0, 0);
-        auto [told, gates] = call_forward(in, start, w[0], w[1], w[2], w[3], false);
-        output = told;
+        auto [found, gates] = call_forward(in, start, w[0], w[1], w[2], w[3], false);
+        output = found;
         states[m] = cast(output.select(0, module.count - 1), state.scalar_type());
         saved.insert(saved.end(), {kept_in, start, output, gates});
       }

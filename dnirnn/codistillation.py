@@ -26,7 +26,7 @@ PIECE = 2**22  # bytes of a value: the store takes 8 MiB at most
 
 
 def worker_of_environment() -> tuple[int, int]:
-    """(which worker this process is, how many there are), as torchrun says it.
+    """(which worker this process is, how many there are), as torchrun sets them.
 
     Raises ValueError where it was not started by torchrun, or alone.
     """

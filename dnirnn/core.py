@@ -35,7 +35,7 @@ class Core(OldWays, nn.Module, abc.ABC):
     The state is one tensor [B, S], whatever the core is made of: a stack concatenates the states of
     its parts along the last dimension.
 
-    A core that adds to the loss itself (a price for what it does) says so by :meth:`charge`.
+    A core that adds to the loss itself (a price for what it does) does it by :meth:`charge`.
 
     Called as ``core(x, state)``, its parameters are its attributes at that moment, whatever put them
     there (pruning, a parametrisation, ``torch.func.functional_call``), and its hooks run; so they do
@@ -45,7 +45,7 @@ class Core(OldWays, nn.Module, abc.ABC):
     call returned the steps behind it, for as long as nobody changes it.
 
     reads_t: whether ``step`` itself reads t; its parts say so themselves. Where one does, a state
-        that does not know the time, without t0, is taken to be at 0 with a warning. None, not said:
+        that does not know the time, without t0, is taken to be at 0 with a warning. None, not known:
         without one.
     takes_times: whether it has a clock of its own, which the times of events can be given to: t0 may
         then be a float tensor [T, B], the time of every step (which a reset does not set back), and t
@@ -272,7 +272,7 @@ def first_parameter(module: nn.Module, otherwise: Tensor) -> Tensor:
 
 
 def reads_t(core: Core) -> bool | None:
-    """Whether the core, or a part of it, reads t; None where one does not say."""
+    """Whether the core, or a part of it, reads t; None where one's is None."""
     if core.reads_t or not core._modules:
         return core.reads_t
     answers = {getattr(part, "reads_t", False) for part in core.modules()}
@@ -318,7 +318,7 @@ def known_t(core: Core, state: Tensor) -> int | Tensor:
 def keep_t(
     core: Core, ended: Tensor, t0: int | Tensor, reset: Tensor | None, steps: int
 ) -> Tensor:
-    # After times of events nothing says when the next one comes.
+    # After times of events it is not known when the next one comes.
     unknown = reads_t(core) is False or are_times(t0)
     return ended if unknown else with_t(ended, advance(t0, reset, steps))
 

@@ -127,7 +127,7 @@ class Distillation:
         """(q [T, B, V], the states after it) of inputs x [T, B] that go on from ``states`` at step t.
 
         q is None, and a state what it was, where no teacher is asked. Raises ValueError where teachers
-        say different numbers of symbols.
+        predict different numbers of symbols.
         """
         total: Any = None
         after: list[Tensor] = []

@@ -24,7 +24,7 @@ def fidelity(
         relative_error = sqrt(sum (g - G)^2 / sum G^2)
 
     once against G at the estimator's own discount, which is the fixed point of its targets (what
-    it would say had it learned them perfectly), and once, as cosine_1, norm_ratio_1 and
+    it would predict had it learned them perfectly), and once, as cosine_1, norm_ratio_1 and
     relative_error_1, against G at discount 1: the gradient of all the loss that comes. The first
     say whether the estimator has learned its task, the others whether the task is the right one.
 

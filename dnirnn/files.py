@@ -1,4 +1,4 @@
-"""Files that are written, and what to say where they can't be."""
+"""Files that are written, and the errors where they can't be."""
 
 import errno
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ class StorageError(ValueError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError into a StorageError that says what could not be written, and why."""
+    """Turns an OSError into a StorageError that names what could not be written, and why."""
     try:
         yield
     except OSError as error:

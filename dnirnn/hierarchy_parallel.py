@@ -180,7 +180,7 @@ class HierarchyParallel(nn.Module):
             side.meet(self.update, 0)
 
     def close(self) -> None:
-        """Settles, and says goodbye to the other rank."""
+        """Waits until all messages have arrived, and tells the other rank that this one ends."""
         self.settle()
         for line in self.lines:
             line.say_bye()

@@ -91,7 +91,7 @@ class Config:
     """A frozen dataclass of options, each checked against its type and bounds as it is made.
 
     A subclass that is given a ``name`` enters the registry of its kind under it; the first line of
-    its docstring is what --help says of it.
+    its docstring is what --help shows of it.
     """
 
     name: ClassVar[str] = ""

@@ -21,9 +21,9 @@ from dnirnn.messages import Neighbour
 class DecoupledParallel(nn.Module):
     """This rank's modules of a network that is cut between the ranks of torch.distributed.
 
-    Rank r reads what rank r - 1 says, h_(r-1), and is one of
+    Rank r reads the output of rank r - 1, h_(r-1), and is one of
 
-        modules[0], cut, ..., modules[-1], cut     what it says goes up, to rank r + 1
+        modules[0], cut, ..., modules[-1], cut     its output goes up, to rank r + 1
         modules[0], cut, ..., modules[-1], loss    the last rank
 
     Every rank calls :meth:`learn` with the same batches in the same order. At batch n it takes what the
@@ -210,7 +210,7 @@ class DecoupledParallel(nn.Module):
         return sum(one.sent_bytes for one in (self.below, self.above) if one is not None)
 
     def close(self) -> None:
-        """Settles, and says goodbye to the neighbours."""
+        """Waits until all messages have arrived, and tells the neighbours that this rank ends."""
         self.settle()
         neighbours = [one for one in (self.below, self.above) if one is not None]
         for one in neighbours:

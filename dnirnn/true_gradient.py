@@ -28,7 +28,7 @@ def true_gradients(
 
     Nothing comes from beyond the call, or from beyond a sequence's end: to look W chunks ahead from
     a state, give a call that goes on for W chunks from there. G_(n+1) is what a perfect estimator
-    of that discount says at sent[n]: the fixed point of the bootstrapped targets.
+    of that discount predicts at sent[n]: the fixed point of the bootstrapped targets.
 
     The chunks of a call are cut from one another, so G is found by iteration, all chunks at once:
     G <- u + discount J' G_next, W - 1 times from G = u, where u_n = dL_n / ds_n and J_n is the

@@ -41,7 +41,7 @@ class Truncated(nn.Module):
     estimator: ``ZeroGradient()`` for plain truncated backpropagation, ``SyntheticGradient(
         core.state_size)`` for a decoupled neural interface. Its state size must be the core's.
     open_cuts: p, from 0 to below 1, for random cuts without a bias; None: every cut is closed. With G
-        what really comes back to a cut and g what the estimator says there, scale included,
+        what really comes back to a cut and g the estimator's prediction there, scale included,
 
             g + (z / p) (G - g),  z = 1 with probability p, else 0
 
@@ -52,7 +52,7 @@ class Truncated(nn.Module):
     overlap: how many steps further back than its chunk the gradient of a call goes: with k1 =
         ``truncation`` and k2 = k1 + overlap it is TBPTT(k1, k2), a chunk a call. A call is then given
         those steps again, before the new ones, with the state before them, and runs them with the
-        parameters as they are now. The losses, and what the estimator says at the end, are those of
+        parameters as they are now. The losses, and the estimator's prediction at the end, are those of
         the new steps; the estimator is fitted at the state that these start from.
 
     Raises TypeError or ValueError naming the argument where one does not fit.
@@ -123,7 +123,7 @@ class Truncated(nn.Module):
 
         x_TBI: inputs [T, B, I].
         state_BS: the state [B, S] to start from, in at least float32. Where it requires a gradient
-            (a learned initial state, what an encoder said), it gets what the first chunk sends back.
+            (a learned initial state, an encoder's output), it gets what the first chunk sends back.
         t0: steps since the sequence's start at the first step, an int or a LongTensor [B]. None: as
             the state knows it, an ``initial_state`` or what the call before returned; it matters to
             cores that read the time alone, which warn where the state does not know, and take 0. Or,

@@ -1,10 +1,10 @@
-"""How much of the true gradient can be told from the state, and from what comes: what estimators could learn.
+"""How much of the true gradient follows from the state, and from what comes: what estimators could learn.
 
 At the boundaries of a trained run's sequences, the exact gradient of the next 40 steps' loss is
 taken (``dnirnn.true_gradients``); then a ridge regression and an MLP are fitted offline to it, and judged
-on states they have not seen: a state that comes up several times is on one side only. They are told
+on states they have not seen: a state that comes up several times is on one side only. They are given
 the state, and the inputs and targets of the next R steps, as ``--context input target --reads R``
-tells an estimator. What they can't say, no estimator can learn online.
+holds for an estimator. What they can't predict, no estimator can learn online.
 
     python examples/predictable_future.py RUN [--data-dir FOLDER] [--batches N] [--length VECTORS] [--reads R ...]
 
@@ -168,7 +168,7 @@ def main() -> None:
         shares = [best(fits, known, true, parts, explained) for fits in (ridges, mlps)]
         cosines = [best(fits, known, directions, parts, cosine) for fits in (ridges, mlps)]
         print(
-            f"told the next {reads} steps: ridge {shares[0]:.3f}, MLP {shares[1]:.3f} of the true gradient;"
+            f"with the next {reads} steps: ridge {shares[0]:.3f}, MLP {shares[1]:.3f} of the true gradient;"
             f" cosine {cosines[0]:.3f}, {cosines[1]:.3f}"
         )
 

@@ -1,4 +1,4 @@
-"""adding: the sum of the two numbers of a sequence that were marked, said at its end.
+"""adding: the sum of the two numbers of a sequence that were marked, asked at its end.
 
 Source: Hochreiter and Schmidhuber, Long Short-Term Memory, Neural Computation 1997, section 5.4; in
 the form that is now usual: all sequences of one length, numbers from 0 to 1, one of them marked in

@@ -63,7 +63,7 @@ class BitStream(DrawnStream):
     ``solved_below``, in bits per predicted bit.
 
     length: N of the next sequences, grown so far.
-    figures: what :meth:`score` says of the largest size whose error fell under ``solved_below``; 0
+    figures: what :meth:`score` finds for the largest size whose error fell under ``solved_below``; 0
         before there is one.
     """
 

@@ -32,7 +32,7 @@ DECAY = "none"  # of the learning rate over the budget
 UNIT, EPOCHS = "steps", "batches of sequences"
 DATA: set[str] = set()  # options of it that `eval` takes
 SYMBOLS, LENGTH = 8, 10  # to choose from, and in a sequence
-BLANK, ASK = 8, 9  # what is read else: nothing, and the request to say them
+BLANK, ASK = 8, 9  # what is read else: nothing, and the request to repeat them
 TESTED = 256  # sequences that an evaluation runs
 
 
@@ -41,7 +41,7 @@ class MemoryOptions(OptionGroup):
     """sequences"""
 
     blanks: int = option(
-        100, "T: steps from the last symbol that is read to the first that is said", "STEPS", at_least=1
+        100, "T: steps from the last symbol that is read to the first that is repeated", "STEPS", at_least=1
     )
 
 

@@ -21,7 +21,7 @@ VALIDATION, TEST = 2**40, 2**40 + 1  # seeds, apart from those of training, whic
 
 
 def outputs_of(model: SequenceModel, batch: Batch) -> Tensor:
-    """What the model says of whole sequences, [T, B, O]: uncut, without dropout or gradients."""
+    """The model's outputs for whole sequences, [T, B, O]: uncut, without dropout or gradients."""
     training = model.training
     model.eval()
     try:

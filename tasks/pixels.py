@@ -1,4 +1,4 @@
-"""pixels: which digit a picture shows, read pixel by pixel or row by row, said at its end.
+"""pixels: which digit a picture shows, read pixel by pixel or row by row, asked at its end.
 
 Source: Le, Jaitly and Hinton, A Simple Way to Initialize Recurrent Networks of Rectified Linear Units,
 2015, arXiv 1504.00941, section 4.2: MNIST as 784 steps, in reading order or in one fixed random order.

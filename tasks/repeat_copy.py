@@ -1,4 +1,4 @@
-"""repeat-copy: read a sequence of random bits, then say it so many times, then that it is over.
+"""repeat-copy: read a sequence of random bits, then write it so many times, then an end marker.
 
 Source: Graves et al., Neural Turing Machines, 2014, section 4.2; the curriculum as in Jaderberg et
 al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017, section 3.2. The steps are
@@ -38,7 +38,7 @@ FIGURES = (
 )
 UNIT, EPOCHS = "vectors to predict", "batches of sequences"
 DATA: set[str] = set()  # options of it that `eval` takes
-TEN = 10  # repeats that the count's channel says as 1
+TEN = 10  # repeats that are 1 in the count's channel
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -63,7 +63,7 @@ Options = RepeatCopyOptions
 
 class RepeatCopyStream(BitStream):
     """Sequences of (R + 1) N + 3 steps: a delimiter, N vectors of random bits, their count of
-    repeats R, then silence: R N steps to say them R times, and one to say that it is over.
+    repeats R, then silence: R N steps to write them R times, and one for the end marker.
 
     x: [T, B, bits + 2]; the last two channels are the delimiter and R / 10. y: [T, B, bits + 1],
     what to predict; the last channel is the end. Only the last R N + 1 steps count. N and R grow by one

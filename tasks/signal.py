@@ -54,7 +54,7 @@ class SignalForm(OptionGroup):
         " one before", "STEPS", many=float, above=0,
     )  # fmt: skip
     uneven: bool = option(
-        False, "sampled at random times, one a step in the mean, which a core that takes times is told"
+        False, "sampled at random times, one a step in the mean, which a core that takes times is given"
     )
     length: int = option(128, "length of a sequence", "STEPS", at_least=2)
 
@@ -181,7 +181,7 @@ def notice(options: SignalOptions) -> str:
     how = "at random times" if options.uneven else "evenly"
     what = f"signal: sines of periods {named(options)}, {how}, {options.length} steps"
     if options.goal == "continue":
-        return f"{what}; the second half said unseen; always saying 0 has a mean squared error of 1"
+        return f"{what}; the second half predicted unseen; always predicting 0 has a mean squared error of 1"
     return f"{what}; which of them are in tune; the best guess is wrong in 0.5"
 
 

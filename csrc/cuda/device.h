@@ -174,7 +174,7 @@ __device__ inline void arrive(unsigned* arrived) {
   }
 }
 
-// What others wrote before they arrived: past the first cache, which is not told of it.
+// What others wrote before they arrived: past the first cache, which does not know of it.
 __device__ inline double load_arrived(const double* from) { return __ldcg(from); }
 
 // Until so many have arrived.

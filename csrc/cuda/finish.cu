@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(Update::kThreads, kBlocks)
   if (good)
     for (int of = thread(); of < u.tensors; of += Update::kThreads) *u.step[of] += 1;
   if (thread() > 0) return;
-  double* row = u.told + 4 * *u.place;
+  double* row = u.figures + 4 * *u.place;
   row[0] = *u.nats;
   row[1] = u.error ? *u.error : 0;
   row[2] = norms[0];

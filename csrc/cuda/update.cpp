@@ -29,7 +29,7 @@ void finish_update(at::TensorList parameters, at::TensorList gradients, at::Tens
                    at::TensorList second, at::TensorList steps, int64_t of_core,
                    at::TensorList rates, at::ArrayRef<double> settings, const Tensor& nats,
                    const std::optional<Tensor>& error, const Tensor& ended, Tensor& state,
-                   Tensor& told, Tensor& place, Tensor& bad) {
+                   Tensor& figures, Tensor& place, Tensor& bad) {
   const auto count = static_cast<int64_t>(parameters.size());
   TORCH_CHECK_VALUE(count > 0 && count <= Update::kMost, "parameters must be 1 to ", Update::kMost,
                     " tensors; got ", count);
@@ -42,8 +42,8 @@ void finish_update(at::TensorList parameters, at::TensorList gradients, at::Tens
   TORCH_CHECK_VALUE(rates.size() == 2 && settings.size() == 14,
                     "rates and settings must be of two parts; got ", rates.size(), " and ",
                     settings.size());
-  TORCH_CHECK_TYPE(told.scalar_type() == at::kDouble && place.scalar_type() == at::kLong,
-                   "told must be float64 and place int64; got ", told.scalar_type(), " and ",
+  TORCH_CHECK_TYPE(figures.scalar_type() == at::kDouble && place.scalar_type() == at::kLong,
+                   "figures must be float64 and place int64; got ", figures.scalar_type(), " and ",
                    place.scalar_type());
   const c10::DeviceGuard device(state.device());
   Update u{};
@@ -80,10 +80,10 @@ void finish_update(at::TensorList parameters, at::TensorList gradients, at::Tens
   u.state_size = state.numel();
   u.state = at_float(state, "state", u.state_size);
   u.ended = at_float(ended, "ended", u.state_size);
-  u.told = told.mutable_data_ptr<double>();
+  u.figures = figures.mutable_data_ptr<double>();
   u.place = place.mutable_data_ptr<int64_t>();
   u.bad = at_float(bad, "bad", 1);
-  const Tensor partial = at::empty({2, blocks_of(u)}, told.options());
+  const Tensor partial = at::empty({2, blocks_of(u)}, figures.options());
   const Tensor arrived = at::zeros({64}, state.options().dtype(at::kInt));
   u.partial = partial.mutable_data_ptr<double>();
   u.arrived = reinterpret_cast<unsigned*>(arrived.mutable_data_ptr<int>());
@@ -98,7 +98,7 @@ TORCH_LIBRARY_FRAGMENT(dnirnn, m) {
   m.def(
       "finish_update(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] first, "
       "Tensor(c!)[] second, Tensor(d!)[] steps, int of_core, Tensor[] rates, float[] settings, "
-      "Tensor nats, Tensor? error, Tensor ended, Tensor(e!) state, Tensor(f!) told, "
+      "Tensor nats, Tensor? error, Tensor ended, Tensor(e!) state, Tensor(f!) figures, "
       "Tensor(g!) place, Tensor(h!) bad) -> ()");
 }
 

@@ -32,7 +32,7 @@ struct Update {
   const float* ended;         // [state_size]: what becomes of the state
   float* state;
   int64_t state_size;
-  double* told;     // [capacity, 4]: nats, error, norms of the core's and the estimator's gradients
+  double* figures;  // [capacity, 4]: nats, error, norms of the core's and the estimator's gradients
   int64_t* place;   // the row to write; moved on
   float* bad;       // 1 from the first update on whose nats or norms are not finite
   double* partial;  // [2, blocks]

@@ -55,7 +55,7 @@ def lstm_cells(
 
     and so is what is held of the last cell's h; on the way back, u counts as u~.
 
-    With ``slope`` the cells are the layers of dnirnn.HMLSTM, whose equations say what a detector does:
+    With ``slope`` the cells are the layers of dnirnn.HMLSTM, whose equations define a detector:
     cell l reads part l - 1, or x, and part l + 1; all but the last have a detector's row behind the 4H
     of their weights, and the bias is inside the normalisation.
 

@@ -33,7 +33,7 @@ from dnirnn.reports import ray_runs
 from dnirnn.training.trainer import Interrupted, NonFinite
 from dnirnn.version import __version__
 
-SIGNALLED = 128  # and the signal's number, as a shell says it: 130 Ctrl-C, 143 SIGTERM
+SIGNALLED = 128  # and the signal's number, as a shell has it: 130 Ctrl-C, 143 SIGTERM
 
 # What a command is for, what takes its arguments, and what it runs.
 COMMANDS = {
@@ -160,7 +160,7 @@ def is_of_memory(error: BaseException) -> bool:
 
 
 def memory_asked(error: BaseException) -> str:
-    """How much memory an allocation that failed asked for, where torch says it."""
+    """How much memory an allocation that failed asked for, where torch's error has it."""
     asked = re.search(r"allocate ([\d.]+ \w*)", str(error)) or re.search(r"(sizes=.*)", str(error))
     if asked is None:
         return "there is not enough memory"

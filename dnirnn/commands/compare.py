@@ -19,7 +19,7 @@ from dnirnn.renamed import by_name_of_now
 from dnirnn.reports.comparison import ARM, others_in, report, word_of
 from dnirnn.reports.runs import Failure, Run, checked, run_missing
 
-# Flags that vary an option, and what they vary it over where nothing at all is said.
+# Flags that vary an option, and what they vary it over where nothing is given.
 SHORT = {
     "cores": ("core", ("lstm",)),
     "truncations": ("truncation", (2, 8, 40)),
@@ -85,14 +85,14 @@ def add_arguments(parent: argparse.ArgumentParser, words: Sequence[str]) -> None
 
 
 def compared(task: str) -> dict[str, Sequence[Any]]:
-    """What a task compares where nothing is said, by option."""
+    """What a task compares by default, by option."""
     known = every_option(TASKS[task].Options)
     usual = {option: values for option, values in SHORT.values() if values and option in known}
     return getattr(TASKS[task], "COMPARED", usual)
 
 
 def shown(kind: type[OptionGroup], words: Sequence[str]) -> list[dict[str, type[Config]]]:
-    """The choices that the words vary, as far as they can be told before they are read."""
+    """The choices that the arguments vary, as far as is seen before they are parsed."""
     names = {name: [value.name] for name, value in kind().choices().items()}
     for name, field in fields_of(kind).items():
         if name in names:

@@ -18,8 +18,8 @@ def add_arguments(parent: argparse.ArgumentParser, words: Sequence[str]) -> None
         nargs="+",
         metavar="RUN",
         help="run folders of trained char-lm or word-lm, on the same symbols: the teachers, whose mean"
-        " prediction is learned beside the text. Where the text is, unless it is said, the first one"
-        " says",
+        " prediction is learned beside the text. Where the text is, unless it is given, is taken from the first one's"
+        " configuration",
     )
     add_out(parent, options)
     add_options(parent, options, [chosen_by(options, words, {})], omit=("teachers", "smoothing"))

@@ -80,7 +80,7 @@ def report(run: Path, weights: str, task: Task, steps: int) -> None:
     own = task.model.truncated.estimator.discount
     for suffix, discount in (("", own), ("_1", 1.0)):
         figures = ", ".join(
-            f"{name.replace('_', ' ')} {said(found[name + suffix])}" for name in FIGURES
+            f"{name.replace('_', ' ')} {shown_as(found[name + suffix])}" for name in FIGURES
         )
         print(f"against the true gradient of {steps} steps at discount {discount:g}: {figures}")
     rows = read_log(run / LOG, "fidelity")
@@ -89,7 +89,7 @@ def report(run: Path, weights: str, task: Task, steps: int) -> None:
         print(run / "fidelity.png")
 
 
-def said(figure: float | None) -> str:
+def shown_as(figure: float | None) -> str:
     return "none" if figure is None else f"{figure:.3f}"
 
 

@@ -229,7 +229,7 @@ def reproduce(recipe: Recipe, folder: Path, jobs: int, command: str) -> list[Fai
     The folder gets a folder for each run, search/ with those of the search for learning rates, and
     what report writes; interrupted, too, on what is done by then. Returns the runs that failed.
 
-    command: what the report says that it was made by.
+    command: the one that the report names as its own.
 
     Raises ValueError, before anything is run, where a run's folder holds another configuration.
     """

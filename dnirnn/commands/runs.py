@@ -60,7 +60,7 @@ def run_plot(arguments: argparse.Namespace) -> int:
 
 
 class Known(NamedTuple):
-    """What a run folder tells: its configuration, and how far it got."""
+    """A run folder's configuration, and how far it got."""
 
     folder: Path
     config: dict

@@ -76,7 +76,7 @@ def add_out(parent: argparse.ArgumentParser, options: type) -> None:
 def chosen_by(
     kind: type[OptionGroup], words: Sequence[str], values: Mapping[str, Any]
 ) -> dict[str, type[Config]]:
-    """What these words choose over these values, told before they are read."""
+    """What these arguments choose over these values, seen before they are parsed."""
     words_of = {name: given_last(words, name) for name in kind().choices()}
     return kinds_of(kind, {**values, **{name: word for name, word in words_of.items() if word}})
 
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     if getattr(arguments, "recipe", None):
         values, lines = read(arguments.task, arguments.recipe)
         print("\n".join(lines), flush=True)
-    # What a file says of one core does not go with another one that the line chooses.
+    # What a file sets of one core does not go with another one that the line chooses.
     options = kind(**values).but(**flags) if values else kind(**flags)
     return start(arguments.task, options, arguments)
 

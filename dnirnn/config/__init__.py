@@ -1,1 +1,1 @@
-"""What a person says of a run: options, and the network and the task that they name."""
+"""The configuration of a run: options, and the network and the task that they name."""

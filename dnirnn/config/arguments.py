@@ -119,7 +119,7 @@ def add_flag(
 
 
 def known_to(registry: Mapping[str, type[Config]] | None) -> str:
-    """What can be chosen, as --help says it."""
+    """What can be chosen, as --help shows it."""
     if registry is None:
         return ""
     kinds = "; ".join(f"{name}, {config.summary()}" for name, config in registry.items())

@@ -1,4 +1,4 @@
-"""What the options of every task say about the network: the core, its cuts, the arithmetic."""
+"""The options of the network that every task has: the core, its cuts, the arithmetic."""
 
 import dataclasses
 from collections.abc import Callable

@@ -25,7 +25,7 @@ class DataParallel(Sharing, name="data"):
 
 @dataclasses.dataclass(frozen=True)
 class DecoupledParallel(Sharing, name="decoupled"):
-    """the parts of the network: each process holds some of those between cuts, steps on what a predictor says, and does not wait for those above it; one process alone holds all"""
+    """the parts of the network: each process holds some of those between cuts, steps on a predictor's output, and does not wait for those above it; one process alone holds all"""
 
     in_parts = True
 

@@ -1,7 +1,7 @@
 """Recipes: options for the best model in given minutes, a file each, which a person can read and change.
 
 A task keeps them in the folder ``recipes`` beside its module, as JSON: its options by name, "task", and
-"recipe", which says what it is for and what was measured:
+"recipe": what it is for and what was measured:
 
     "recipe": {"for": "5 minutes on two cores",
                "measured": {"figures": "1.4712 bits, 1.4420 dynamic", "of": "Penn Treebank, test, 3 seeds",
@@ -32,7 +32,7 @@ def recipes(task: str) -> dict[str, Any]:
 
 
 def read(task: str, name: str) -> tuple[dict[str, Any], list[str]]:
-    """(the options that a recipe gives, lines that say what it is and what to expect of it)."""
+    """(the options that a recipe gives, lines on what it is and what to expect of it)."""
     file = recipes(task)[name]
     known = json.loads(file.read_text())
     values = {key: value for key, value in known.items() if key not in BESIDE}

@@ -55,7 +55,7 @@ class Batch(NamedTuple):
         return Batch(x, y, weight, self.first, self.final, following, label, soft, times, before)
 
     def steps(self, start: int, end: int) -> "Batch":
-        """The steps start to end, as a view, by themselves: nothing is said of what is around them."""
+        """The steps start to end, as a view, by themselves, without what is around them."""
         weight = None if self.weight is None else self.weight[start:end]
         soft = None if self.soft is None else self.soft[start:end]
         times = None if self.times is None else self.times[start:end]

@@ -152,7 +152,7 @@ class PredictorConfig(EstimatorConfig):
         many=str,
         shown="nothing",
     )
-    reads: int = option(1, "of how many coming steps --context tells", "STEPS", at_least=1)
+    reads: int = option(1, "how many coming steps --context holds", "STEPS", at_least=1)
     dense: bool = option(
         False, "fit the predictor at every step, not at the first of a chunk only"
     )

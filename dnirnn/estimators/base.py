@@ -34,7 +34,7 @@ class GradientEstimator(nn.Module, abc.ABC):
     needs_vjp: whether the cut is to have the chunks' vector-Jacobian products, as lambda targets need.
     terminal_target: whether it is taught zero at a state in which a sequence ends.
     needs_context: whether forward and accumulate take a context [..., C] after their states.
-    reads: of how many coming steps the context tells, the next one first.
+    reads: how many coming steps the context holds, the next one first.
     waits: whether Python decides by the values of tensors, or gives it others at every update: then
         no CUDA graph can hold an update of it.
     state_dims: how many last dimensions of a tensor are one state: 1, or 3 of feature maps.

@@ -21,7 +21,7 @@ class Contest(NamedTuple):
 
     figure: what is tested, without its "test_", and is followed on validation on the way.
     options: of every arm. sizes: what differs by budget, "minutes" of training a run among it.
-    data: the folder in --data-dir that it reads, if any. quoted: what the paper says.
+    data: the folder in --data-dir that it reads, if any. quoted: the paper's figures.
     """
 
     title: str

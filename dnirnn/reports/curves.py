@@ -1,4 +1,4 @@
-"""A run's evaluations as a curve, and what curves say at equal data, seconds and updates."""
+"""A run's evaluations as a curve, and curves compared at equal data, seconds and updates."""
 
 from collections.abc import Sequence
 from pathlib import Path

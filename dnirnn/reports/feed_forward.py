@@ -303,7 +303,7 @@ def chain_report(
     lines += [*(f"- {notice}" for notice in notices), ""]
     lines += [
         "Cuts 1, 2 and 3 are above the 1st, 4th and 6th layer: cut 3 is taught by the loss, cut 2 by"
-        " cut 3's predictor, cut 1 by cut 2's. Cosine of what each says with the gradient of"
+        " cut 3's predictor, cut 1 by cut 2's. Cosine of each one's output with the gradient of"
         " backpropagation there, on 1,000 validation images: the mean over a run's measurements (20),"
         " then over seeds. *true*: nothing is cut, the predictors are fitted to the true gradient and"
         " not used: what three predictors with nothing between them and the truth reach. *zero*: cut, and"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from dnirnn.config.registry import TASKS
 
 # The tables to edit: what our best additions change in a task's options, plain DNI's being the
-# paper's (one hidden layer, scale and discount 0.1) unless the budget says else.
+# paper's (one hidden layer, scale and discount 0.1) unless the budget has another.
 SOLVED = dict(estimator="least-squares", scale=1.0, discount=0.9)
 LAMBDA = dict(**SOLVED, trace_decay=0.8)
 # Of an endless text a chunk an update is many updates, and much time between the chunks; this many
@@ -97,7 +97,7 @@ class Arm(NamedTuple):
 
     name: on the command line and in the names of run folders. label: in tables and plots.
     changes: what it changes in its recipe's options.
-    chunks: of an update; None: what the options say.
+    chunks: of an update; None: those of the options.
     truncations: those of its recipe that it is run at; None: all.
     rate_of: the arm whose learning rate it takes; None: one of its own.
     taught_by: the arm whose runs are its teachers: of its own seed, or of every seed.
@@ -256,8 +256,8 @@ ABLATION = (
     DNI,
     Arm("two-layers", "estimator of two hidden layers", dict(estimator_hidden=(128, 128))),
     Arm("dense", "dense targets", dict(dense=True)),
-    Arm("input", "told the next input", dict(context=("input",))),
-    Arm("target", "told the next target", dict(context=("target",))),
+    Arm("input", "with the next input", dict(context=("input",))),
+    Arm("target", "with the next target", dict(context=("target",))),
     Arm("normalised", "normalised targets", dict(normalise=True)),
     Arm("no-terminal", "no target at a sequence's end", dict(no_terminal_target=True)),
     Arm("discount-0", "discount 0", dict(discount=0.0)),

@@ -45,7 +45,7 @@ INSTEAD: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def record(budget: str) -> Recipe:
-    """An arm a recipe, and one on torch.nn.LSTM, each as long as the recipe says."""
+    """An arm a recipe, and one on torch.nn.LSTM, each for the recipe's time."""
     arms = []
     for name in NAMES[budget]:
         values, note = values_of(name, budget)
@@ -116,7 +116,7 @@ def with_dynamic_evaluation(recipe: Recipe, traces: Sequence[Trace]) -> list[str
 
 
 def dynamic(run: Run) -> str:
-    """What ``dnirnn eval RUN --dynamic`` says of a run; kept beside it, since it takes minutes."""
+    """The figures of ``dnirnn eval RUN --dynamic``; kept beside the run, since they take minutes."""
     kept = run.folder / "dynamic.txt"
     if not kept.exists():
         config = read_config(run.folder)

@@ -70,7 +70,7 @@ def report(
 ) -> None:
     """Writes report.md, table.csv, results.csv, log.jsonl and curves.png; prints the first.
 
-    table.csv has what the report's tables say, results.csv a row for each run that is done,
+    table.csv has the values of the report's tables, results.csv a row for each run that is done,
     log.jsonl the runs' logs in one. A run that failed has its place in the tables, and a mark, as
     far as it came; one that was interrupted has not.
     """

@@ -1,4 +1,4 @@
-"""Laws that are tried case by case, and what is said of those that do not hold."""
+"""Laws that are tried case by case, and the report on those that do not hold."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple

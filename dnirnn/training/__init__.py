@@ -1,1 +1,1 @@
-"""One run: the trainer, and its rooms: each file says what it does for a run."""
+"""One run: the trainer, and its rooms: a file for each thing that a run does."""

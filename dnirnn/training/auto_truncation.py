@@ -104,7 +104,7 @@ class AutoTruncation:
         return [math.sqrt(max(0.0, one) / whole) if whole > 0 else math.inf for one in missed]
 
     def row(self, known: dict) -> dict:
-        """What a log's row says of it."""
+        """Its figures for a row of the log."""
         biases = zip(self.truncations, self.biases(known["sums"]))
         return {"truncation": known["truncation"], **{f"bias_{k}": finite(b) for k, b in biases}}
 

@@ -195,7 +195,7 @@ def manifest(contents: dict[str, bytes]) -> bytes:
 
 
 def difference(found: bytes, contents: dict[str, bytes]) -> str:
-    """What a manifest says that the files don't."""
+    """What a manifest has that the files don't."""
     expected = json.loads(manifest(contents))
     try:
         written = json.loads(found)

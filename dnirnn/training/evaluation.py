@@ -16,7 +16,7 @@ class Evaluation:
     """Measures the model of a run, and writes what was found, and the means of training, to its log.
 
     evaluate: called with the model, in eval mode and without gradients, or None (see Trainer).
-    others: likewise, by the kind of row that says what they find.
+    others: likewise, by the kind of the log's row for what they find.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Evaluation:
         return metrics
 
     def measure_beside(self, kind: str) -> None:
-        """Writes what a measurement of that kind says."""
+        """Writes the result of a measurement of that kind."""
         self.write(kind, **self.beside(self.others[kind]))
 
     def beside(self, what: Callable[[SequenceModel], Any] | None) -> Any:

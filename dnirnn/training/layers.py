@@ -16,7 +16,7 @@ from dnirnn.truncated import Truncated
 class Layer(nn.Module):
     """One layer of a model's Deep, cut in time, with the encoder below the first, the readout above the last.
 
-    It reads symbols [T, B], or what the layer below said, and says [T B, O], a row for each step of
+    It reads symbols [T, B], or the outputs of the layer below, and gives [T B, O], a row for each step of
     each sequence; the last one logits [T, B, V]. ``begin`` is given the state that a batch starts from.
     """
 
@@ -56,7 +56,7 @@ def in_layers(trainer: Trainer, staleness: int) -> PartsUpdater:
     """Updates of this process's layers of a model of symbols, the others in processes of their own.
 
     The model's core is a Deep, its estimator a ByPart; its ``cuts`` predict between the layers, a
-    gradient for what a layer says at each step, conditioned on the symbol that is to be predicted there.
+    gradient for a layer's output at each step, conditioned on the symbol that is to be predicted there.
     """
     model, ranks, unit = trainer.model, trainer.ranks, trainer.updater.unit
     core = model.truncated.core

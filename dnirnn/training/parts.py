@@ -12,7 +12,7 @@ from dnirnn.training.trainer import Trainer
 
 
 class Learned(NamedTuple):
-    """What an update of this process's parts tells.
+    """The figures of an update of this process's parts.
 
     nats: of the batch, of the losses that are here. errors: those of the regressions that were done.
     state: [B, S], after the batch; of other processes' parts it may be old.

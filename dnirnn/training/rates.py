@@ -86,7 +86,7 @@ class Rates:
         return [settings(optimizer) for optimizer in self.optimizers], self.schedule_state()
 
     def go_back(self, mark: tuple[list[dict], dict | None]) -> None:
-        """Sets what :meth:`mark` said."""
+        """Sets what :meth:`mark` returned."""
         for optimizer, before in zip(self.optimizers, mark[0]):
             optimizer.param_groups[0].update(before)
         if self.schedule is not None:

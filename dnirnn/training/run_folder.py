@@ -165,7 +165,7 @@ def differing(known: dict, config: dict) -> list[tuple[str, Any, Any]]:
 
 
 def places_of(*configs: dict) -> set[str]:
-    """The keys that say where data is and not what."""
+    """The keys of where data is, which do not tell runs apart."""
     named = (config.get("places", ()) for config in configs)
     return {key for keys in named if isinstance(keys, list) for key in keys}
 

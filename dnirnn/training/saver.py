@@ -240,7 +240,7 @@ class Saver:
     # The result
 
     def write_result(self, result: dict, test: Callable[[], dict] | None) -> dict:
-        """The result with what ``test`` finds; as it was written before, if it says the same."""
+        """The result with what ``test`` finds; as it was written before, if it is the same."""
         known = read_json(self.folder / RESULT)
         if known is not None and {**known, "test": None} == {**result, "test": None}:
             return known

@@ -194,7 +194,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, tree: dict) -> None:
-        """Sets what :meth:`state_dict` said, of a tree that :func:`check_progress` found sound."""
+        """Sets what :meth:`state_dict` returned, of a tree that :func:`check_progress` found sound."""
         if tree["threads"] != torch.get_num_threads():
             warnings.warn(
                 f"this run began with {tree['threads']} threads and goes on with"

@@ -78,7 +78,7 @@ class Trainer:
         counts on it. None: no evaluation.
     test: called once in the same way with the best model when the run is done; goes to the result.
     fidelity, horizon: called with the model on config.fidelity_every and horizon_every, in eval mode;
-        return what a row of that kind says (see dnirnn.fidelity, dnirnn.horizon). They do not change
+        return the figures of a row of that kind (see dnirnn.fidelity, dnirnn.horizon). They do not change
         the training by a bit.
     prepare: called with the model and the stream's epochs before every update, to set in it what
         changes in the course of training (an annealed slope). It must depend on nothing else, so
@@ -174,7 +174,7 @@ class Trainer:
         self.evaluation = Evaluation(training, evaluate, beside)
         parts = training, self.evaluation, self.updater
         self.auto = None if config.truncation_bound is None else AutoTruncation(*parts)
-        self.tells = self.ranks.lockstep or type(stream).observe is not Stream.observe
+        self.needs_bits = self.ranks.lockstep or type(stream).observe is not Stream.observe
         self.interrupted: int | None = None
         self.unagreed = 0.0  # seconds of updates that the ranks don't know of one another
         self.unread: list[Made] = []
@@ -253,7 +253,7 @@ class Trainer:
         self.unagreed += seconds
         self.unread.append(Made(mark, steps, targets, batch.final, seconds))
         # A stream observes every sequence before it begins the next.
-        if self.updater.full or batch.final and self.tells:
+        if self.updater.full or batch.final and self.needs_bits:
             self.look()
         elif self.ranks.lockstep:
             self.agree()
@@ -325,7 +325,7 @@ class Trainer:
         return batch._replace(before=now.before)
 
     def look(self) -> None:
-        """Waits for the updates made so far, and takes down what they tell."""
+        """Waits for the updates made so far, and takes down their figures."""
         if not self.unread:
             return
         began, now = time.perf_counter(), self.progress

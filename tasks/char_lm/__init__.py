@@ -57,7 +57,7 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
         symbols = encode(corpus, vocabulary)
     if options.codistill:
         if options.worker is None:
-            raise ValueError("--codistill needs --worker and --workers, which torchrun says")
+            raise ValueError("--codistill needs --worker and --workers, which torchrun gives")
         symbols["train"] = share_of(symbols["train"], options.worker, options.workers)
     truncations = (chunk_steps(options), *options.truncation_plan)
     chunks = (1 if steps is None else steps // truncations[0], *options.chunks_plan)

@@ -34,7 +34,7 @@ class Evaluation:
     unknown: the symbol that stands for what the training text has not. It is read like all others,
         and scored separately.
     vocabulary: how many symbols there are; of many, fewer steps are read at once.
-    perplexity: also say 2 to the power of the bits, as is the custom of words.
+    perplexity: also give 2 to the power of the bits, as is the custom of words.
     """
 
     def __init__(

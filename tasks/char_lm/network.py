@@ -38,7 +38,7 @@ def restore(config: dict) -> tuple[SequenceModel, Vocabulary | Words]:
 
 
 def figure_of(vocabulary: Vocabulary | Words, bits: float) -> str:
-    """Bits per symbol as they are said: of words by perplexity."""
+    """Bits per symbol as they are printed: of words as perplexity."""
     if isinstance(vocabulary, Words):
         return f"perplexity per word: {2 ** min(bits, 1000.0):.2f} ({bits:.4f} bits)"
     return f"bits per character: {bits:.4f}"

@@ -69,7 +69,7 @@ class TeacherOptions(OptionGroup):
     )
     temperature: float = option(
         2.0,
-        "with --teachers or --codistill: divides their logits and the student's; above 1 they say more of what is"
+        "with --teachers or --codistill: divides their logits and the student's; above 1 they show more of what is"
         " unlikely",
         "NUMBER",
         above=0,
@@ -87,10 +87,10 @@ class TeacherOptions(OptionGroup):
     )
     worker: int | None = option(
         None, "with --codistill: which of them this one is", "NUMBER", at_least=0,
-        shown="as torchrun says",
+        shown="as torchrun sets it",
     )
     workers: int | None = option(
-        None, "with --codistill: how many there are", "NUMBER", at_least=2, shown="as torchrun says"
+        None, "with --codistill: how many there are", "NUMBER", at_least=2, shown="as torchrun sets it"
     )
     smoothing: float = option(
         0.0,
@@ -130,7 +130,7 @@ class ProcessOptions(OptionGroup):
     layer_predictor_hidden: tuple = option(
         (),
         "with --parallel decoupled: widths of the hidden layers of the predictors between layers, which"
-        " are told the symbol that is to be predicted and learn at --lr",
+        " are given the symbol that is to be predicted and learn at --lr",
         "UNITS",
         at_least=1,
         many=int,

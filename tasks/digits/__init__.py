@@ -1,7 +1,7 @@
 """digits: two networks of two rates count what passes by: a stream of pictures of digits.
 
-Network A sees a digit a step and says, every T steps, how many of the last T were odd. Network B
-ticks once every T steps, hears A only, and says, every T of its ticks, how many of the last T * T
+Network A sees a digit a step and answers, every T steps, how many of the last T were odd. Network B
+ticks once every T steps, reads A's messages only, and answers, every T of its ticks, how many of the last T * T
 digits were threes. So A must tell B what A itself is never asked.
 
 Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017, section
@@ -43,7 +43,7 @@ FIGURES = (
 )
 DECAY = "none"  # of the learning rate over the budget
 UNIT, EPOCHS = "digits", "epochs"
-DATA = {"split", "data_dir"}  # what `eval` may be told of it
+DATA = {"split", "data_dir"}  # what `eval` may be given of it
 FOUND = ("pixels", "images_sha256")  # what it adds to a run's configuration
 TRAININGS = ("full", "truncated", "dni")
 COMPARED = {"core": ("lstm",), "training": TRAININGS}
@@ -86,7 +86,7 @@ class CountingOptions(OptionGroup):
     )
     cuts: str | None = option(
         None,
-        "what is cut at each of B's ticks: messages (network A in time, and what the two say to each"
+        "what is cut at each of B's ticks: messages (network A in time, and what the two send to each"
         " other; B is carried back through the T ticks of its own window, as the paper has it; a message is"
         " then discounted at up to T - 1 cuts, so give a --discount near 1) or ticks (B too, whose own next"
         " ticks are predicted)",
@@ -146,7 +146,7 @@ Options = DigitsOptions
 
 
 class DigitStream(Stream):
-    """Sequences of digits drawn at random, and what is to be said of them.
+    """Sequences of digits drawn at random, and their targets.
 
     x: [T, B, P], pixels from 0 to 1. y: [T, B, 2], see :func:`counts`. An epoch is as many digits
     as there are pictures.
@@ -206,7 +206,7 @@ class DigitStream(Stream):
 
 
 def counts(labels: Tensor, period: int) -> Tensor:
-    """What is to be said after each digit: [T, B, 2] for labels [T, B], T a multiple of period^2.
+    """The targets after each digit: [T, B, 2] for labels [T, B], T a multiple of period^2.
 
     First how many of the last ``period`` are odd, then how many of the last period^2 are threes;
     -1 where that is not asked, which is everywhere but at each one's end.
@@ -374,7 +374,7 @@ def resolve(options: DigitsOptions) -> DigitsOptions:
 
 
 def subject(options: DigitsOptions) -> str:
-    """What a run folder's name says of the task."""
+    """The task's part of a run folder's name."""
     return f"{options.digits}{options.period}"
 
 

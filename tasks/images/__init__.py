@@ -1,4 +1,4 @@
-"""images: a feed-forward network that says what a picture shows, cut between its layers.
+"""images: a feed-forward network that classifies pictures, cut between its layers.
 
 Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients, ICML 2017, section
 3.1 (feed-forward networks) and 3.3 (random order, synthetic inputs).

@@ -55,7 +55,7 @@ class Truncation(nn.Module):
 
 
 class ImageModel(nn.Module):
-    """Parts between cuts, and what is said of an image: logits [B, 10].
+    """Parts between cuts, and their output for an image: logits [B, 10].
 
     parts: in order; shape: of an image. through: nothing is cut, and estimators are fitted.
     """

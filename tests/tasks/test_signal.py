@@ -87,7 +87,7 @@ def test_the_constant_predictor_has_the_error_that_the_notice_says():
     batch = SignalStream(options, 2000, 1).next(None)
     found = signal.sums(torch.zeros_like(batch.y), batch)["error"]
     assert float(found.mean()) == pytest.approx(1, abs=0.03)
-    assert "always saying 0 has a mean squared error of 1" in signal.notice(options)
+    assert "always predicting 0 has a mean squared error of 1" in signal.notice(options)
     tuned = SignalOptions(hidden=4, sines=(7.0, 23.0), goal="tuned")
     batch = SignalStream(tuned, 2000, 1).next(None)
     found = signal.sums(torch.ones_like(batch.y), batch)
