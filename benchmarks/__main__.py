@@ -1,7 +1,7 @@
 """make bench: every figure beside what a user would take instead, in one run.
 
 python -m benchmarks [op] [bfloat16] [sample] [step] [cost] [stacks] [ragged] [cuda] [--quick] [--seconds S]
-                     [--out FILE]
+                     [--points POINT ...] [--timelines] [--out FILE]
 """
 
 import argparse
@@ -23,11 +23,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few points, a minute or two")
     parser.add_argument("--seconds", type=float, default=0.7, help="a side and point (default 0.7)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"))
+    parser.add_argument(
+        "--points", nargs="+", metavar="POINT",
+        help="of cuda alone: bfloat16,H,B, the whole step, and bfloat16,H,B,T,CHUNKS[,INPUTS], the operator",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timelines", action="store_true", help="of cuda: the kernels of a whole step, in --out"
+    )
     options = parser.parse_args()
+    try:
+        points = [cuda.point_of(word) for word in options.points or []]
+    except ValueError as error:
+        parser.error(str(error))
+    options.points = points or cuda.points_of(options.quick)
     unknown = set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"parts are {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
-    parts = options.parts or PARTS
+    parts = options.parts or (("cuda",) if points else PARTS)
 
     found: dict[str, object] = {"machine": machine()}
     for name, value in found["machine"].items():
@@ -271,7 +283,7 @@ def bench_cuda(options: argparse.Namespace, keep: Callable[[dict], None]) -> dic
     except ValueError as error:
         print(f"\ncuda: skipped, {error}")
         return None
-    return cuda.report(options.quick, options.seconds, keep)
+    return cuda.report(options.points, options.seconds, keep, options.timelines)
 
 
 if __name__ == "__main__":

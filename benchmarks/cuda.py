@@ -5,7 +5,7 @@ sides, but where the precision says float32. In the whole step bfloat16 is autoc
 state of float32; for the operator alone it is a model of bfloat16 or float16 parameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from benchmarks.cuda_timing import (
     path_of,
     peak_of,
     products_of,
+    timeline,
 )
 from benchmarks.op import INPUT
 from benchmarks.steps import EMBEDDING, SCALE, SYMBOLS, Text, plain_estimator
@@ -243,8 +244,47 @@ def floor_of(
     }
 
 
-def report(quick: bool, seconds: float, keep: Callable[[dict], None]) -> dict:
-    """All of it, printed and kept as it is found."""
+# Of the whole step: precision, H, B. Of the operator: T, chunks and the inputs' size too.
+Point = tuple[str, int, int] | tuple[str, int, int, int, int, int]
+
+
+def points_of(quick: bool) -> list[Point]:
+    batches = BATCH[:2] if quick else BATCH
+    precisions = ("bfloat16", "float16", "tf32") if quick else tuple(PRECISIONS)
+    sizes = [(p, h, b) for p in precisions for h in HIDDEN for b in batches]
+    wide, b, steps = PUBLISHED["hidden"], PUBLISHED["batch"], PUBLISHED["steps"]
+    return [
+        *(size for size in sizes if size[0] != "float16"),
+        *((*size, *shape, INPUT) for size in sizes for shape in SHAPES),
+        *(("bfloat16", wide, b, steps, chunks, PUBLISHED["inputs"])
+          for chunks in ((1, 16, 128) if quick else (1, 8, 16, 32, 64, 128))),
+    ]  # fmt: skip
+
+
+def point_of(word: str) -> Point:
+    """A point as --points has it: bfloat16,512,128 or bfloat16,512,128,40,5[,INPUTS].
+
+    Raises ValueError for another.
+    """
+    precision, *sizes = word.split(",")
+    if precision not in PRECISIONS or len(sizes) not in (2, 4, 5) or not all(map(str.isdecimal, sizes)):
+        raise ValueError(
+            f"--points must be {'|'.join(PRECISIONS)},H,B for the whole step, and ,T,CHUNKS[,INPUTS] further for"
+            f" the operator; got {word!r}"
+        )
+    numbers = [int(size) for size in sizes]
+    if 0 in numbers or len(numbers) > 2 and numbers[2] % numbers[3]:
+        raise ValueError(f"--points must have sizes of at least 1, and CHUNKS must divide T; got {word!r}")
+    return (precision, *numbers, *((INPUT,) if len(numbers) == 4 else ()))
+
+
+def report(
+    points: Sequence[Point], seconds: float, keep: Callable[[dict], None], timelines: bool = False
+) -> dict:
+    """All of these points, printed and kept as they are found: first those of the whole step.
+
+    timelines: also what the device does in one of its steps, kernel by kernel, ours and plain torch's.
+    """
     device = torch.device("cuda", torch.cuda.current_device())
     found = {
         "gpu": torch.cuda.get_device_name(),
@@ -252,8 +292,6 @@ def report(quick: bool, seconds: float, keep: Callable[[dict], None]) -> dict:
         "cudnn": torch.backends.cudnn.version(),
     }
     print("\n{gpu}, CUDA {cuda}, cuDNN {cudnn}".format(**found))
-    batch = BATCH[:2] if quick else BATCH
-    precisions = ("bfloat16", "float16", "tf32") if quick else tuple(PRECISIONS)
     with own_stream(device):
         found["ceilings"] = rates = ceilings()
         print(
@@ -262,35 +300,40 @@ def report(quick: bool, seconds: float, keep: Callable[[dict], None]) -> dict:
             + f", {rates['bytes'] / 1e12:.2f} TB/s, {rates['step'] * 1e6:.2f} us a dependent kernel"
             " in a graph"
         )
+        found["step"], found["op"], found["timeline"] = [], [], {}
         keep(found)
-        print("\nThe whole DNI step, T 8; x: plain torch's time over ours")
-        print(f"{'':9}{'H':>5} {'B':>4} {'ours ms':>8} {'x eager':>8} {'x graph':>8}", end="")
-        print(f" {'ours eager ms':>14} {'chars/s':>12} {'MiB':>6} {'plain MiB':>10}")
-        found["step"] = []
-        for precision in precisions:
-            for h in HIDDEN:
-                for b in batch if precision != "float16" else ():
-                    with products_of(precision):
-                        row = step_point(h, b, precision, seconds)
-                    found["step"].append(row)
-                    keep(found)
-                    print(
-                        f"{precision:9}{h:5} {b:4} {row['ours_ms']:8.3f} {row['vs_eager']:8.2f}"
-                        f" {row['vs_graph']:8.2f} {row['ours_eager_ms']:14.3f}"
-                        f" {row['characters_per_second']:12,.0f} {row['peak_mib']:6.0f}"
-                        f" {row['plain_peak_mib']:10.0f}",
-                        flush=True,
-                    )
+        steps = [point for point in points if len(point) == 3]
+        if steps:
+            print("\nThe whole DNI step, T 8; x: plain torch's time over ours")
+            print(f"{'':9}{'H':>5} {'B':>4} {'ours ms':>8} {'x eager':>8} {'x graph':>8}", end="")
+            print(f" {'ours eager ms':>14} {'chars/s':>12} {'MiB':>6} {'plain MiB':>10}")
+        for precision, h, b in steps:
+            with products_of(precision):
+                row = step_point(h, b, precision, seconds)
+                if timelines:
+                    found["timeline"][f"{precision},{h},{b}"] = timelines_of(h, b, precision)
+            found["step"].append(row)
+            keep(found)
+            print(
+                f"{precision:9}{h:5} {b:4} {row['ours_ms']:8.3f} {row['vs_eager']:8.2f}"
+                f" {row['vs_graph']:8.2f} {row['ours_eager_ms']:14.3f}"
+                f" {row['characters_per_second']:12,.0f} {row['peak_mib']:6.0f}"
+                f" {row['plain_peak_mib']:10.0f}",
+                flush=True,
+            )
+        if len(steps) == len(points):
+            return found
         print("\nThe operator in graphs, milliseconds forward | forward with backward, by path;")
         print("x: cuDNN's time over ours; 5 chunks of 8 over 40")
         print(f"{'':9}{'H':>5} {'B':>4} {'T':>4} {'N':>3} {'auto':>7} {'steps':>7} {'chip':>7}", end="")
         print(f" {'cuDNN':>7} {'x':>5} | {'auto':>7} {'steps':>7} {'chip':>7} {'cuDNN':>7} {'x':>5}", end="")
         print(f" {'of floor':>9}  floor: flops, bytes, steps ms")
-        found["op"] = []
-
-        def measure(precision: str, h: int, b: int, steps: int, chunks: int, inputs: int) -> None:
+        for point in points:
+            if len(point) == 3:
+                continue
+            precision, h, b, length, chunks, inputs = point
             with products_of(precision):
-                row = op_point(h, b, steps, chunks, precision, seconds, rates, inputs)
+                row = op_point(h, b, length, chunks, precision, seconds, rates, inputs)
             found["op"].append(row)
             keep(found)
             sides = (*PATHS, "cudnn")
@@ -300,19 +343,19 @@ def report(quick: bool, seconds: float, keep: Callable[[dict], None]) -> dict:
             )
             floors = [row[f"floor_{of}_ms"] for of in ("flops", "bytes", "steps")]
             print(
-                f"{precision:9}{h:5} {b:4} {steps:4} {chunks:3} {first} {row['forward_vs_cudnn']:5.2f}"
+                f"{precision:9}{h:5} {b:4} {length:4} {chunks:3} {first} {row['forward_vs_cudnn']:5.2f}"
                 f" | {both} {row['vs_cudnn']:5.2f} {row['of_floor']:9.0%}  "
                 + ", ".join(f"{floor:.3f}" for floor in floors),
                 flush=True,
             )
-
-        for precision in precisions:
-            for h in HIDDEN:
-                for b in batch:
-                    for steps, chunks in SHAPES:
-                        measure(precision, h, b, steps, chunks, INPUT)
-        wide, b, steps = PUBLISHED["hidden"], PUBLISHED["batch"], PUBLISHED["steps"]
-        for chunks in (1, 16, 128) if quick else (1, 8, 16, 32, 64, 128):
-            measure("bfloat16", wide, b, steps, chunks, PUBLISHED["inputs"])
-        print(f"published for the last shape on an H100, ms: {PUBLISHED_MS}")
+            if length == PUBLISHED["steps"] and h == PUBLISHED["hidden"]:
+                print(f"published for this shape on an H100, ms: {PUBLISHED_MS}")
     return found
+
+
+def timelines_of(hidden: int, batch: int, precision: str) -> dict[str, list[str]]:
+    """What the device does in one replay of the whole step, ours and plain torch's."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    step = Step(hidden, batch, 8, PRECISIONS[precision], device, True)
+    sides = {"ours": step.ours, "plain": captured(step.plain)}
+    return {name: timeline(call) for name, call in sides.items()}

@@ -70,6 +70,25 @@ def alternate(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def timeline(call: Callable[[], None], calls: int = 3) -> list[str]:
+    """A line a kernel of the last of some calls: microseconds since its first began, how long, which."""
+    for _ in range(calls):
+        call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize()
+    on_device = [event for event in found.events() if event.device_type.name == "CUDA"]
+    on_device.sort(key=lambda event: event.time_range.start)
+    last = on_device[len(on_device) - len(on_device) // calls :]
+    return [
+        f"{event.time_range.start - last[0].time_range.start:8.1f}"
+        f" {event.time_range.end - event.time_range.start:6.1f} {event.name[:150]}"
+        for event in last
+    ]
+
+
 def peak_of(call: Callable[[], None]) -> float:
     """MiB that a call needs at its peak beyond what is there."""
     torch.cuda.synchronize()

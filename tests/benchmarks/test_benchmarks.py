@@ -12,7 +12,7 @@ from strategies import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as main
-from benchmarks import depth, ragged, steps
+from benchmarks import cuda, depth, ragged, steps
 from benchmarks.cuda import Step, floor_of
 from benchmarks.processes import __main__ as processes
 from benchmarks.processes import cases, chars, network, tables
@@ -89,6 +89,24 @@ def test_floors_are_of_their_rates():
     assert wide["flops"] == pytest.approx(24 * 40 * 32 * 256 * 512 / 1e12)
     double = floor_of(256, 32, 40, 5, "float32", {**rates, "bytes": 2e9})
     assert double["bytes"] == pytest.approx(floors["bytes"] / 2)
+
+
+def test_points_of_a_gpu_are_those_of_its_tables_or_those_given():
+    assert cuda.point_of("tf32,256,32") == ("tf32", 256, 32)
+    assert cuda.point_of("bfloat16,512,128,40,5") == ("bfloat16", 512, 128, 40, 5, cuda.INPUT)
+    assert cuda.point_of("bfloat16,768,16,1024,128,768") in cuda.points_of(quick=True)
+    quick, whole = cuda.points_of(quick=True), cuda.points_of(quick=False)
+    assert set(quick) < set(whole) and len(set(whole)) == len(whole)
+
+
+@pytest.mark.parametrize(
+    "word", ["", "int8,256,32", "tf32,256", "tf32,256,32,8", "tf32,0,32", "tf32,8,4,40,7", "tf32,a,32"]
+)
+def test_a_point_that_is_none_is_named(word, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--points", word])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert f"got {word!r}" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure on")

@@ -238,6 +238,8 @@ def test_the_benchmark_measures(gpu, precision):
     with own_stream(find_device(gpu)):
         row = cuda.step_point(32, 4, precision, 0.01)
         assert row["ours_ms"] > 0 and row["vs_graph"] > 0
+        lines = cuda.timelines_of(32, 4, precision)
+        assert len(lines["ours"]) < len(lines["plain"]) and "finish_kernel" in lines["ours"][-1]
         rates = {precision: 1e12, "bytes": 1e12, "step": 1e-6}
         row = cuda.op_point(32, 4, 10, 5, precision, 0.01, rates)
         assert row["vs_cudnn"] > 0 and 0 < row["of_floor"]
