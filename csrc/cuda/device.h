@@ -51,16 +51,14 @@ struct Math<double> {
   __device__ static double tanh(double x) { return ::tanh(x); }
 };
 
-// This thread's place in a kernel that was started by for_each.
-__device__ inline int index() { return static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); }
-
-// Starts kernel(arguments...) on at least `count` threads that do not wait for each other.
-template <typename... Parameters, typename... Arguments>
-void for_each(int64_t count, CUstream_st* stream, void (*kernel)(Parameters...),
-              Arguments... arguments) {
-  constexpr int kThreads = 256;
-  const auto blocks = static_cast<unsigned>((count + kThreads - 1) / kThreads);
-  kernel<<<blocks, kThreads, 0, stream>>>(arguments...);
+// This thread's place in a kernel that was started by for_each, which asks for it before all else: such
+// a kernel is begun while the one before it still runs, and waits here until that is done.
+__device__ inline int index() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+  return static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
 }
 
 // Blocks of threads that work together. Those of start_together, all of them running at once, may
@@ -263,6 +261,25 @@ bool compiled_for(int version, void (*kernel)(Parameters...)) {
     return found.ptxVersion >= version;
   cudaGetLastError();  // as of a GPU that there is no code for
   return false;
+}
+
+// Starts kernel(arguments...) on at least `count` threads that do not wait for each other.
+template <typename... Parameters, typename... Arguments>
+void for_each(int64_t count, CUstream_st* stream, void (*kernel)(Parameters...),
+              Arguments... arguments) {
+  constexpr int kThreads = 256;
+  static const bool waits = compiled_for(90, kernel);  // as are all of them or none
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>((count + kThreads - 1) / kThreads));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = waits && has_clusters() ? 1 : 0;
+  void* pointers[] = {&arguments...};
+  cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), pointers);
 }
 
 // How many blocks run at once.
