@@ -157,9 +157,10 @@ def bench_step(options: argparse.Namespace, rates: dict[int, float]) -> list[dic
     print("\nThe whole training step of a character model, T 8, estimator one hidden layer of H")
     print("ratios: plain torch's time over ours; DNI and BPTT: ours over ours")
     print("floor: what the estimator's products at brgemm's rate, and its Adam alone, add to BPTT")
+    print("x looked up: the embedding looked up at once, over its rows as the operator's table (lazy)")
     print(f"{'H':>5} {'B':>4} {'ours ms':>8} {'x strong':>9} {'x usual':>8}", end="")
     print(f" {'DNI/BPTT':>9} {'floor':>6} {'width H/4':>10} {'floor':>6}", end="")
-    print(f" {'chars/s of BPTT 40':>19} {'5 chunks':>9}")
+    print(f" {'chars/s of BPTT 40':>19} {'5 chunks':>9} {'x looked up: DNI':>17} {'BPTT':>5}")
     rows = []
     for hidden in (256,) if options.quick else STEP_HIDDEN:
         for batch in (32,) if options.quick else STEP_BATCH:
@@ -172,6 +173,8 @@ def bench_step(options: argparse.Namespace, rates: dict[int, float]) -> list[dic
                     "dni_quarter": steps.ours(hidden, batch, STEP_LENGTH, hidden // 4),
                     "bptt": steps.ours(hidden, batch, STEP_LENGTH, None),
                     "bptt_40": steps.ours(hidden, batch, 40, None),
+                    "dni_looked_up": steps.ours(hidden, batch, STEP_LENGTH, hidden, lazy=False),
+                    "bptt_looked_up": steps.ours(hidden, batch, STEP_LENGTH, None, lazy=False),
                     "dni_5_chunks": steps.ours(hidden, batch, STEP_LENGTH, hidden, 5),
                     "plain_bptt": steps.plain_truncated(hidden, batch, STEP_LENGTH),
                     "plain_strong": steps.plain_strong(hidden, batch, STEP_LENGTH, hidden),
@@ -195,6 +198,8 @@ def bench_step(options: argparse.Namespace, rates: dict[int, float]) -> list[dic
                 "dni_over_bptt": times["dni"] / times["bptt"],
                 "quarter_over_bptt": times["dni_quarter"] / times["bptt"],
                 **{f"{name}_floor": floor for name, floor in floors.items()},
+                "lazy_dni": times["dni_looked_up"] / times["dni"],
+                "lazy_bptt": times["bptt_looked_up"] / times["bptt"],
                 "rate_of_bptt_40": times["bptt_40"] / 5 / times["dni"],
                 "rate_of_bptt_40_5_chunks": times["bptt_40"] / times["dni_5_chunks"],
             }
@@ -204,7 +209,8 @@ def bench_step(options: argparse.Namespace, rates: dict[int, float]) -> list[dic
                 f" {row['vs_usual']:8.2f} {row['dni_over_bptt']:9.2f}"
                 f" {said['dni']:>6} {row['quarter_over_bptt']:10.2f}"
                 f" {said['quarter']:>6} {row['rate_of_bptt_40']:19.2f}"
-                f" {row['rate_of_bptt_40_5_chunks']:9.2f}",
+                f" {row['rate_of_bptt_40_5_chunks']:9.2f}"
+                f" {row['lazy_dni']:17.2f} {row['lazy_bptt']:5.2f}",
                 flush=True,
             )
     return rows

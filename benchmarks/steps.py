@@ -36,10 +36,16 @@ def data(batch: int, steps: int) -> tuple[Tensor, Tensor]:
     return symbols[:-1], symbols[1:]
 
 
-def ours(hidden: int, batch: int, steps: int, width: int | None, chunks: int = 1) -> Callable:
-    """dnirnn: an update of ``chunks`` chunks of ``steps``; width None: no estimator."""
+def ours(
+    hidden: int, batch: int, steps: int, width: int | None, chunks: int = 1, lazy: bool = True
+) -> Callable:
+    """dnirnn: an update of ``chunks`` chunks of ``steps``; width None: no estimator.
+
+    lazy: the operator reads the embedding's rows as a table; else it multiplies what is looked up.
+    """
     torch.manual_seed(0)
-    text, core = Text(hidden), dnirnn.LSTM(EMBEDDING, hidden)
+    text, core = Text(hidden, dnirnn.Embedding), dnirnn.LSTM(EMBEDDING, hidden)
+    look_up = text.embedding.lazy if lazy else text.embedding
     estimator = dnirnn.ZeroGradient()
     if width is not None:
         estimator = dnirnn.SyntheticGradient(core.state_size, (width,), SCALE, SCALE)
@@ -51,7 +57,7 @@ def ours(hidden: int, batch: int, steps: int, width: int | None, chunks: int = 1
 
     def step() -> None:
         nonlocal state
-        outputs, state, interfaces = model(text.embedding(x), state)
+        outputs, state, interfaces = model(look_up(x), state)
         dnirnn.backward(text.loss(outputs, y), interfaces, 1 / y.numel())
         nn.utils.clip_grad_norm_(fitted, 1.0, foreach=True)
         for optimizer in optimizers:

@@ -10,15 +10,27 @@
 
 namespace dnirnn {
 
+// Whether x is symbols [T, B], whose products with w_ih are rows of a table in its place.
+inline bool is_symbols(const at::Tensor& x) { return x.scalar_type() == at::kLong; }
+
+// The dtype of inputs and outputs: x's, or, of symbols, the table's.
+inline at::ScalarType dtype_of(const at::Tensor& x, at::TensorList weights) {
+  return is_symbols(x) && !weights.empty() ? weights[0].scalar_type() : x.scalar_type();
+}
+
+// Of symbols I is 0: there is no product with an input.
 inline Sizes sizes_of(const at::Tensor& x, at::TensorList weights, int64_t truncation) {
-  TORCH_CHECK_VALUE(x.dim() == 3 && x.size(0) > 0 && x.size(1) > 0,
-                    "x must be [T, B, I] with T and B at least 1; got ", x.sizes());
+  const bool symbols = is_symbols(x);
+  TORCH_CHECK_VALUE(x.dim() == (symbols ? 2 : 3) && x.size(0) > 0 && x.size(1) > 0,
+                    "x must be [T, B, I], or int64 [T, B], with T and B at least 1; got ",
+                    x.sizes());
   TORCH_CHECK_VALUE(truncation >= 1, "truncation must be at least 1 step; got ", truncation);
   TORCH_CHECK_VALUE(!weights.empty() && weights.size() % 4 == 0,
                     "weights must be w_ih, w_hh, b_ih, b_hh for each layer; got ", weights.size(),
                     " tensors");
   Sizes s{};
-  s.T = x.size(0), s.B = x.size(1), s.I = x.size(2);
+  s.T = x.size(0), s.B = x.size(1), s.I = symbols ? 0 : x.size(2);
+  const at::ScalarType dtype = dtype_of(x, weights);
   s.L = static_cast<int64_t>(weights.size()) / 4;
   TORCH_CHECK_VALUE(weights[1].dim() == 2, "weights[1] (w_hh) must be [4 H, H]; got ",
                     weights[1].sizes());
@@ -28,17 +40,19 @@ inline Sizes sizes_of(const at::Tensor& x, at::TensorList weights, int64_t trunc
   s.N = (s.T + s.K - 1) / s.K;
   for (int64_t i = 0; i < 4 * s.L; i++) {
     const at::Tensor& w = weights[i];
-    const bool matrix = i % 4 < 2;
+    const bool matrix = i % 4 < 2, table = symbols && i == 0;
+    TORCH_CHECK_VALUE(!table || (w.dim() == 2 && w.size(1) == 4 * s.H),
+                      "weights[0], the table of symbols, must be [V, ", 4 * s.H, "]; got ",
+                      w.sizes());
     const int64_t columns = i % 4 == 1 ? s.H : s.input(i / 4);
-    TORCH_CHECK_VALUE(
-        w.dim() == (matrix ? 2 : 1) && w.size(0) == 4 * s.H && (!matrix || w.size(1) == columns),
-        "weights[", i, "] must be [", 4 * s.H, matrix ? ", " : "",
-        matrix ? std::to_string(columns) : "", "]; got ", w.sizes());
+    TORCH_CHECK_VALUE(table || (w.dim() == (matrix ? 2 : 1) && w.size(0) == 4 * s.H &&
+                                (!matrix || w.size(1) == columns)),
+                      "weights[", i, "] must be [", 4 * s.H, matrix ? ", " : "",
+                      matrix ? std::to_string(columns) : "", "]; got ", w.sizes());
     TORCH_CHECK_TYPE(
-        w.scalar_type() == x.scalar_type() ||
-            (w.scalar_type() == at::kFloat &&
-             (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf)),
-        "weights[", i, "] is ", w.scalar_type(), ", x is ", x.scalar_type(),
+        w.scalar_type() == dtype ||
+            (w.scalar_type() == at::kFloat && (dtype == at::kBFloat16 || dtype == at::kHalf)),
+        "weights[", i, "] is ", w.scalar_type(), ", x is ", dtype,
         ": they must have one dtype, or the weights be float32 beside an x of 16 bits");
     TORCH_CHECK_VALUE(w.device() == x.device(), "weights[", i, "] is on ", w.device(), ", x on ",
                       x.device(), ": they must be on one device");
@@ -51,14 +65,15 @@ inline at::ScalarType state_type(at::ScalarType x) {
   return x == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+// weights: where x may be symbols.
 inline void check_state(const Sizes& s, const at::Tensor& x, const at::Tensor& state,
                         const std::optional<at::Tensor>& probe,
-                        const std::optional<at::Tensor>& reset) {
+                        const std::optional<at::Tensor>& reset, at::TensorList weights = {}) {
+  const at::ScalarType dtype = dtype_of(x, weights);
   TORCH_CHECK_VALUE(state.dim() == 2 && state.size(0) == s.B && state.size(1) == s.S,
                     "state must be [", s.B, ", ", s.S, "]; got ", state.sizes());
-  TORCH_CHECK_TYPE(state.scalar_type() == state_type(x.scalar_type()), "state must be ",
-                   state_type(x.scalar_type()), " for an x of ", x.scalar_type(), "; got ",
-                   state.scalar_type());
+  TORCH_CHECK_TYPE(state.scalar_type() == state_type(dtype), "state must be ", state_type(dtype),
+                   " for an x of ", dtype, "; got ", state.scalar_type());
   TORCH_CHECK_VALUE(state.device() == x.device(), "state is on ", state.device(), ", x on ",
                     x.device(), ": they must be on one device");
   if (probe) {

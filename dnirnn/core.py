@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dnirnn.checks import check_sizes, shown
 from dnirnn.deprecated import OldWays, by_old_way
+from dnirnn.embedding import Embedded
 from dnirnn.options import Config, Registry, flag, key_value, option
 from dnirnn.scanned import scanned
 from dnirnn.unroll import Chunks, Unrolled, advance, are_times, check_t0, in_chunks
@@ -76,6 +77,10 @@ class Core(OldWays, nn.Module, abc.ABC):
             return scanned(self, x_TBI, state_BS, t0, reset)
         output, ended = super().__call__(x_TBI, state_BS, t0, reset)
         return output, keep_t(self, ended, t0, reset, x_TBI.shape[0])
+
+    def takes_embedded(self, x: Embedded, reset: Tensor | None) -> bool:
+        """Whether ``unroll`` takes the rows of an embedding before they are looked up."""
+        return False
 
     def exports_whole(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
         """Whether ``forward`` is one graph for every length; else torch.export takes a scan of ``step``."""
@@ -225,7 +230,8 @@ def check_inputs(
     """(T, B), or a ValueError or TypeError that names what does not fit."""
     check_state_is_one(core, state)
     for name, value in (("x", x), ("reset", reset)):
-        if not isinstance(value, Tensor) and not (name == "reset" and value is None):
+        known = isinstance(value, (Tensor, Embedded) if name == "x" else Tensor)
+        if not known and not (name == "reset" and value is None):
             kind = "a bool tensor [T, B] or None" if name == "reset" else "a tensor"
             raise TypeError(f"{name} must be {kind}; got {type(value).__name__}")
     if x.dim() != 3 or x.shape[2] != core.input_size or 0 in x.shape[:2]:

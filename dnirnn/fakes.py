@@ -26,7 +26,8 @@ def register() -> None:
 
 def sizes(x: Tensor, weights: list[Tensor], truncation: int) -> tuple[int, ...]:
     """(T, B, I, H, L, K, N) of a call."""
-    steps, batch, inputs = x.shape
+    steps, batch = x.shape[:2]
+    inputs = x.shape[2] if x.dim() == 3 else 0  # of symbols
     length, chunks = cut(steps, truncation)
     return steps, batch, inputs, weights[1].shape[1], len(weights) // 4, length, chunks
 
@@ -44,14 +45,15 @@ def lstm_tbptt(x, state, probe, weights, estimator, truncation, scale, reset):
     sent = state.new_empty(chunks, *state.shape)
     kept = (length, chunks, batch)
     on_gpu = x.device.type == "cuda"
+    narrow = x if x.is_floating_point() else weights[0]
     return (
-        x.new_empty(steps, batch, hidden),
+        narrow.new_empty(steps, batch, hidden),
         sent,
         torch.empty_like(sent) if estimator else state.new_empty(0),
-        x.new_empty(layers, *kept, hidden),
+        narrow.new_empty(layers, *kept, hidden),
         state.new_empty(layers, *kept, hidden),
-        (state if on_gpu else x).new_empty(layers, *kept, 4, hidden),
-        x.new_empty(layers - 1, *(kept if on_gpu else (steps, batch)), hidden),
+        (state if on_gpu else narrow).new_empty(layers, *kept, 4, hidden),
+        narrow.new_empty(layers - 1, *(kept if on_gpu else (steps, batch)), hidden),
     )
 
 
@@ -75,7 +77,7 @@ def lstm_tbptt_backward(
     size = 2 * layers * hidden
     wanted = weights if with_grad_weights else []
     return (
-        x.new_empty(steps if with_grad_x else 0, batch, inputs),
+        h.new_empty(steps if with_grad_x else 0, batch, inputs),
         c.new_empty(batch if with_grad_state else 0, size),
         c.new_empty(probe_rows, batch, size),
         [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in wanted],

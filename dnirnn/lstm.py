@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from dnirnn import ops
 from dnirnn.checks import check_sizes, check_tensors
 from dnirnn.core import Core, between_resets, resets_to
+from dnirnn.embedding import Embedded
 from dnirnn.from_torch import NAMES, refuse_options
 from dnirnn.unroll import Chunks, Unrolled
 from dnirnn.weight_drop import LayeredConfig
@@ -134,7 +135,13 @@ class LSTM(Core):
         # The operator keeps what a step starts from after a reset, not what arrived there.
         if not self.fused_for(x_TBI, reset) or (chunks.dense and reset is not None):
             return super().unroll(x_TBI, state_BS, probe, chunks, estimator)
-        given = (x_TBI, state_BS, probe, self.weights)
+        if isinstance(x_TBI, Embedded):
+            # Row v: what the input weights make of symbol v.
+            w_ih, *others = self.weights
+            x, weights = x_TBI.symbols, [F.linear(x_TBI.weight, w_ih), *others]
+        else:
+            x, weights = x_TBI, self.weights
+        given = (x, state_BS, probe, weights)
         if chunks.dense:
             return Unrolled(*ops.lstm_dense(*given, chunks.truncation))
         if chunks.vjp:
@@ -144,6 +151,9 @@ class LSTM(Core):
         scale = estimator.scale if estimator is not None and emitted else 0.0
         output, end, synthetic = ops.lstm_tbptt(*given, emitted, chunks.truncation, scale, reset)
         return Unrolled(output, end, synthetic=synthetic if emitted else None)
+
+    def takes_embedded(self, x: Embedded, reset: Tensor | None) -> bool:
+        return ops.takes_symbols(x.weight, x.symbols) and self.fused_for(x, reset)
 
     def exports_whole(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
         return self.fused_for(x_TBI, reset)

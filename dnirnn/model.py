@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from dnirnn.checks import check_probabilities
 from dnirnn.data import Batch, Stream
 from dnirnn.deprecated import deprecated
+from dnirnn.embedding import Embedding
 from dnirnn.interface import Interface
 from dnirnn.truncated import Truncated
 
@@ -122,11 +123,15 @@ class SequenceModel(nn.Module):
                     f" {self.truncated.overlap}"
                 )
             x, overlap = torch.cat([batch.before, x]), len(batch.before)
-        encoded = self.encoder(x)
+        asks, drops = self.truncated.estimator.needs_context, self.dropout.training and self.dropout.p
         context = None
-        if self.truncated.estimator.needs_context:
-            context = self.context(batch, encoded[overlap:])
-        inputs = self.dropout(encoded)
+        if isinstance(self.encoder, Embedding) and not (asks or drops):
+            inputs = self.encoder.lazy(x)
+        else:
+            encoded = self.encoder(x)
+            if asks:
+                context = self.context(batch, encoded[overlap:])
+            inputs = self.dropout(encoded)
         outputs, state, interfaces = self.truncated(
             inputs, state, self.clock(batch, t0), batch.final, context=context, overlap=overlap
         )

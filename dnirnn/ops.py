@@ -76,6 +76,15 @@ def fused_for(x: Tensor) -> bool:
     return dtype in DTYPES[kind]
 
 
+def takes_symbols(weight: Tensor, symbols: Tensor) -> bool:
+    """Whether lstm_tbptt is to run on a table's rows, of inputs that are rows of ``weight``.
+
+    Not of more symbols than half the steps and rows: the table would cost what it saves.
+    """
+    few = 2 * len(weight) <= symbols.numel()
+    return few and weight.device.type == "cpu" == symbols.device.type and fused_for(weight)
+
+
 def in_transform() -> bool:
     """Whether a transform of torch.func (vmap, grad, jvp) is at work."""
     return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
@@ -150,7 +159,8 @@ def lstm_tbptt(
     torch, for one chunk: ``output, (h, c) = torch.nn.LSTM(I, H, L)(x, (h, c))``.
 
     x: inputs [T, B, I], float32, float64 or bfloat16; on a GPU float16 too. Under autocast it is
-        cast.
+        cast. On the CPU also symbols, int64 [T, B]: weights[0] is then a table [V, 4H] of that dtype,
+        whose row x is what the product of the input and w_ih would be.
     state: [B, 2 L H], h_0, c_0, h_1, c_1, ...; float32 where x has 16 bits, else x's dtype.
     probe: None; or [N, B, S], added to the state that chunk n starts from; or [T, B, S], added to
         the state that step t starts from. Its gradient is the future gradient of those states: the
@@ -270,7 +280,7 @@ def gated_lstm(
 def autocast(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Both as autocast would have them; float32 weights beside 16 bits the operator casts."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
+    if not torch.is_autocast_enabled(kind) or not x.is_floating_point():
         return x, weights
     dtype = torch.get_autocast_dtype(kind)
     if dtype in DTYPES.get(kind, ()) and dtype.itemsize == 2:

@@ -15,10 +15,12 @@ from dnirnn.core import (
     charging,
     check_core,
     check_inputs,
+    has_hooks,
     keep_t,
     known_t,
     unroll,
 )
+from dnirnn.embedding import Embedded
 from dnirnn.estimators import GradientEstimator, ZeroGradient
 from dnirnn.interface import Interface, asked, guard, make_probe
 from dnirnn.unroll import Chunks, Unrolled, advance, are_times, check_t0
@@ -111,7 +113,7 @@ class Truncated(nn.Module):
 
     def forward(
         self,
-        x_TBI: Tensor,
+        x_TBI: Tensor | Embedded,
         state_BS: Tensor,
         t0: int | Tensor | None = None,
         final: bool | Tensor = False,
@@ -121,7 +123,7 @@ class Truncated(nn.Module):
     ) -> tuple[Tensor, Tensor, list[Interface]]:
         """Runs N = ceil(T / K) chunks, the last one short if need be.
 
-        x_TBI: inputs [T, B, I].
+        x_TBI: inputs [T, B, I]; or what :meth:`dnirnn.Embedding.lazy` returned.
         state_BS: the state [B, S] to start from, in at least float32. Where it requires a gradient
             (a learned initial state, an encoder's output), it gets what the first chunk sends back.
         t0: steps since the sequence's start at the first step, an int or a LongTensor [B]. None: as
@@ -148,6 +150,8 @@ class Truncated(nn.Module):
 
         Raises TypeError or ValueError naming the argument that does not fit.
         """
+        if isinstance(x_TBI, Embedded) and not self.takes_embedded(x_TBI, reset):
+            x_TBI = x_TBI.dense()
         if torch.compiler.is_dynamo_compiling():
             if torch.is_grad_enabled() and not isinstance(self.estimator, ZeroGradient):
                 torch._dynamo.graph_break(msg=COMPILED)
@@ -159,6 +163,14 @@ class Truncated(nn.Module):
         if cut.probe is not None:
             guard(output, cut.probe)
         return output, state, [cut._replace(charge=sum(charges)) if charges else cut]
+
+    def takes_embedded(self, x: Embedded, reset: Tensor | None) -> bool:
+        """Whether the core takes the symbols as they are."""
+        core, estimator = self.core, self.estimator
+        if torch.compiler.is_compiling() or has_hooks(core) or self.overlap or self.open_cuts is not None:
+            return False
+        apart = torch.is_grad_enabled() and (estimator.dense or estimator.needs_vjp)
+        return not apart and core.takes_embedded(x, reset)
 
     def next_overlap(self, steps: int) -> int:
         """How many of the last steps the next call is given again, after one of so many in all."""

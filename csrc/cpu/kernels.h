@@ -54,7 +54,10 @@ struct CellForward {
   T* h_sent;          // h', as the state that a chunk ends in
   T* c_next;          // c', stride `next`
   const T* products;  // [M][4 W]: x P_x, where it was computed before, or null
-  int64_t width;      // H
+  // Or rows of a table [V][4 H], from the unit's first cell on, one for each of M symbols; else null.
+  const T* table;
+  const int64_t* symbols;
+  int64_t width;  // H
   int64_t next;
   int64_t lanes;  // how many cells of the unit exist
   bool round;     // h' is rounded to bfloat16 in output (and in h_next where round_next)
@@ -166,7 +169,7 @@ struct Kernels {
   void (*put_weights)(int64_t first, int64_t count, const T* from, int64_t stride, int64_t columns,
                       E* panel, int64_t wide);
   // The cell of one unit on bias + x P_x + h P_h, for M rows. The panel [K_x + K_h][4 W]; K_x is 0
-  // where cell.products holds x P_x.
+  // where cell.products holds x P_x, or cell.table its rows.
   void (*cell_forward)(int64_t m, const Rows<E>& x, const Rows<E>& h, const E* panel, const T* bias,
                        const CellForward<E>& cell);
   // The same for one row, on the weights as they lie: w [4 H, K], from the unit's first row on.

@@ -352,6 +352,14 @@ void cell_forward_tile(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* p
       for (int v = 0; v < 4; v++) acc[r][v] += load(from + (r * 4 + v) * W<T>);
     }
   }
+  if (cell.table) {
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++) {
+      const Wide<T>* from = cell.table + cell.symbols[m + r] * 4 * cell.width;
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; v++) acc[r][v] += load(from + v * cell.width, cell.lanes);
+    }
+  }
   multiply<T, R, 4>(acc, from_row(x, m), panel, 4);
   constexpr int64_t rows = Multiplied<T>::rows;
   const T* panel_h = panel + (x.depth + rows - 1) / rows * rows * 4 * W<T>;
@@ -401,6 +409,7 @@ void cell_forward_direct(const Rows<T>& x, const Rows<T>& h, const Wide<T>* w_ih
       const int64_t at = gate * W<T> + lane, row = gate * cell.width + lane;
       sums[at] = bias[at] + dot(x.data, w_ih + row * x.depth, x.depth) +
                  dot(h.data, w_hh + row * h.depth, h.depth);
+      if (cell.table) sums[at] += cell.table[cell.symbols[0] * 4 * cell.width + row];
     }
   }
   finish_cell<T>({load(sums), load(sums + W<T>), load(sums + 2 * W<T>), load(sums + 3 * W<T>)}, 0,

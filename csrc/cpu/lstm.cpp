@@ -107,6 +107,7 @@ struct Forward {
   Sizes s;
   const Kernels<E>& kernel;
   const E* x;
+  const int64_t* symbols;  // [T, B] in x's place, and then w_ih of layer 0 is a table; or null
   const T *state, *probe;  // probe may be null
   bool probe_every_step;
   const bool* reset;  // may be null
@@ -192,7 +193,8 @@ struct Forward {
     E* out = layer_output(layer) + t * s.B * s.H;
     T* end = sent + n * s.B * s.S + layer * 2 * s.H;
     const int64_t after = last ? 0 : kept.row(layer, k + 1, n) * s.H;
-    const int64_t ahead = steps_of_x(s);
+    const bool table = layer == 0 && symbols;
+    const int64_t ahead = table ? 0 : steps_of_x(s);
     const Rows<E> rows_x{in, I, W, ahead ? 0 : I}, rows_h{kept.h + row * s.H, s.H, W, s.H};
     for (int64_t u = u0; u < u1; u++) {
       const int64_t j = u * W;
@@ -208,6 +210,10 @@ struct Forward {
       cell.lanes = std::min(W, s.H - j);
       cell.round = round;
       cell.round_next = round && !last && !probe_every_step;
+      if (table) {
+        cell.table = w.w_ih + j;
+        cell.symbols = symbols + t * s.B;
+      }
       const T* bias = biases + u * 4 * W;
       if (direct(s)) {
         kernel.cell_forward_direct(rows_x, rows_h, w.w_ih + j * I, w.w_hh + j * s.H, bias, cell);
@@ -240,6 +246,8 @@ struct Backward {
   const E* grad_output;  // null where there is none
   const T* grad_sent;    // likewise
   const E *x, *between;
+  const int64_t* symbols;  // in x's place, or null
+  int64_t table_rows;
   const bool* reset;
   Histories<E> kept;
   std::vector<Layer<T>> layers;
@@ -289,6 +297,7 @@ struct Backward {
         back(me, layer, k, low, j0, j1);
       }
       if (!grads.empty()) weight_gradients(me, layer, low, high, high == s.K);
+      if (!grads.empty() && layer == 0 && symbols) table_gradient(low, high, high == s.K, u0, u1);
       // The cells of the layer below read all of `below`, and its products write over what
       // this layer's cells read: only after the barrier.
       if (below) input_gradient(me, layer, low, high, below);
@@ -417,6 +426,31 @@ struct Backward {
     }
   }
 
+  // Adds to the rows of the table, for units [u0, u1), what their symbols' steps [low, high) give.
+  void table_gradient(int64_t low, int64_t high, bool first, int64_t u0, int64_t u1) const {
+    const int64_t W = kernel.lanes;
+    for (int64_t u = u0; u < u1; u++) {
+      const int64_t lanes = std::min(W, s.H - u * W);
+      for (int64_t gate = 0; gate < 4; gate++) {
+        T* to = const_cast<T*>(grads[0].w_ih) + gate * s.H + u * W;
+        for (int64_t v = 0; first && v < table_rows; v++)
+          std::fill_n(to + v * 4 * s.H, lanes, T(0));
+        const E* from = d_gates + (u * 4 + gate) * block();
+        for (int64_t k = low; k < high; k++) {
+          for (int64_t n = 0; n < s.N; n++, from += s.B * W) {
+            if (n >= s.chunks(k)) continue;
+            const int64_t* symbol = symbols + (n * s.K + k) * s.B;
+            for (int64_t b = 0; b < s.B; b++) {
+              T* sums = to + symbol[b] * 4 * s.H;
+              for (int64_t lane = 0; lane < lanes; lane++)
+                sums[lane] += widened(from[b * W + lane]);
+            }
+          }
+        }
+      }
+    }
+  }
+
   // Columns of what steps [low, high) were given, x or h, as a panel of rows [k][n][b].
   void pack_inputs(int64_t layer, int64_t low, int64_t high, bool of_x, int64_t column,
                    int64_t columns, int64_t wide, E* panel) const {
@@ -489,8 +523,10 @@ ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
                       double scale, const OptionalTensor& reset) {
   using T = Wide<E>;
   const auto type = c10::CppTypeToScalarType<T>::value, narrow = type_of<E>();
+  const auto dtype = dtype_of(x, weights);
   const auto options = x.options().dtype(type), narrow_options = x.options().dtype(narrow);
-  const Tensor x_in = x.to(narrow).contiguous(), state_in = state.contiguous();
+  const bool symbols = is_symbols(x);
+  const Tensor x_in = (symbols ? x : x.to(narrow)).contiguous(), state_in = state.contiguous();
   const Tensor probe_in = probe ? probe->contiguous() : Tensor();
   const Tensor reset_in = reset ? reset->contiguous() : Tensor();
   const std::vector<Tensor> held = dense(weights, type);
@@ -517,12 +553,13 @@ ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
   const int64_t ahead = Forward<E>::steps_of_x(s);
   const Forward<E> pass{s,
                         kernel,
-                        read<E>(x_in),
+                        symbols ? nullptr : read<E>(x_in),
+                        symbols ? x_in.const_data_ptr<int64_t>() : nullptr,
                         state_in.const_data_ptr<T>(),
                         probe ? probe_in.const_data_ptr<T>() : nullptr,
                         probe && s.N != s.T && probe_in.size(0) == s.T,
                         reset ? reset_in.const_data_ptr<bool>() : nullptr,
-                        x.scalar_type() != narrow,
+                        dtype != narrow,
                         layers_of<T>(held),
                         write<E>(output),
                         write<E>(between),
@@ -534,7 +571,6 @@ ForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
   run_team(threads, [&](const Member& me) { pass.run(me); });
 
   Tensor synthetic = estimator.empty() ? at::empty({0}, options) : predict(sent, estimator, scale);
-  const auto dtype = x.scalar_type();
   return {output.to(dtype), sent, synthetic, h.to(dtype), c, gates.to(dtype), between.to(dtype)};
 }
 
@@ -552,7 +588,8 @@ BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
   const auto in = [](const Tensor& tensor, at::ScalarType dtype) {
     return tensor.to(dtype).contiguous();
   };
-  const Tensor x_in = in(x, narrow), h_in = in(h, narrow), c_in = in(c, type),
+  const bool symbols = is_symbols(x);
+  const Tensor x_in = in(x, symbols ? at::kLong : narrow), h_in = in(h, narrow), c_in = in(c, type),
                gates_in = in(gates, narrow), between_in = in(between, narrow);
   const Tensor out_in = present(grad_output) ? in(*grad_output, narrow) : Tensor();
   const Tensor sent_in = present(grad_sent) ? in(*grad_sent, type) : Tensor();
@@ -582,8 +619,10 @@ BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
                          kernel,
                          out_in.defined() ? read<E>(out_in) : nullptr,
                          sent_in.defined() ? sent_in.const_data_ptr<T>() : nullptr,
-                         read<E>(x_in),
+                         symbols ? nullptr : read<E>(x_in),
                          read<E>(between_in),
+                         symbols ? x_in.const_data_ptr<int64_t>() : nullptr,
+                         symbols ? weights[0].size(0) : 0,
                          reset ? reset_in.const_data_ptr<bool>() : nullptr,
                          {const_cast<E*>(read<E>(h_in)), const_cast<T*>(c_in.const_data_ptr<T>()),
                           const_cast<E*>(read<E>(gates_in)), s},
@@ -605,14 +644,14 @@ BackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
   run_team(threads, [&](const Member& me) { pass.run(me); });
 
   for (size_t i = 0; i < grads.size(); i++) grads[i] = grads[i].to(weights[i].scalar_type());
-  return {grad_x.to(x.scalar_type()), grad_state, grad_probe, grads};
+  return {grad_x.to(h.scalar_type()), grad_state, grad_probe, grads};
 }
 
-// Calls `pass` with a value of what tensors like x are computed in.
+// Calls `pass` with a value of what inputs and outputs of this dtype are computed in.
 template <typename F>
-auto with_element(const Tensor& x, const F& pass) {
-  if (x.scalar_type() == at::kDouble) return pass(double{});
-  if (x.scalar_type() == at::kBFloat16 && multiplies_bfloat16()) return pass(bfloat16{});
+auto with_element(at::ScalarType dtype, const F& pass) {
+  if (dtype == at::kDouble) return pass(double{});
+  if (dtype == at::kBFloat16 && multiplies_bfloat16()) return pass(bfloat16{});
   return pass(float{});
 }
 
@@ -620,14 +659,25 @@ bool supported(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kBFloat16;
 }
 
+void check_symbols(const Tensor& x, at::TensorList weights) {
+  if (!is_symbols(x)) return;
+  const Tensor rows = x.contiguous();
+  const int64_t *from = rows.const_data_ptr<int64_t>(), count = weights[0].size(0);
+  const auto wrong = std::find_if(from, from + rows.numel(),
+                                  [&](int64_t symbol) { return symbol < 0 || symbol >= count; });
+  TORCH_CHECK_INDEX(wrong == from + rows.numel(), "x must be symbols from 0 to ", count - 1,
+                    "; got ", *wrong);
+}
+
 ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTensor& probe,
                          at::TensorList weights, at::TensorList estimator, int64_t truncation,
                          double scale, const OptionalTensor& reset) {
   const Sizes s = sizes_of(x, weights, truncation);
-  check_state(s, x, state, probe, reset);
-  TORCH_CHECK_TYPE(supported(x.scalar_type()), "x must be float32, float64 or bfloat16; got ",
-                   x.scalar_type());
-  return with_element(x, [&](auto e) {
+  check_state(s, x, state, probe, reset, weights);
+  const at::ScalarType dtype = dtype_of(x, weights);
+  TORCH_CHECK_TYPE(supported(dtype), "x must be float32, float64 or bfloat16; got ", dtype);
+  check_symbols(x, weights);
+  return with_element(dtype, [&](auto e) {
     return forward<decltype(e)>(s, x, state, probe, weights, estimator, scale, reset);
   });
 }
@@ -653,7 +703,8 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
   check("reset", present(reset), {s.T, s.B});
   TORCH_CHECK_VALUE(probe_rows == 0 || probe_rows == s.N || probe_rows == s.T,
                     "probe_rows must be 0, ", s.N, " chunks or ", s.T, " steps; got ", probe_rows);
-  return with_element(x, [&](auto e) {
+  check_symbols(x, weights);
+  return with_element(dtype_of(x, weights), [&](auto e) {
     return backward<decltype(e)>(s, grad_output, grad_sent, x, h, c, gates, between, weights, reset,
                                  probe_rows, with_grad_x, with_grad_state, with_grad_weights);
   });

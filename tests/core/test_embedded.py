@@ -1,0 +1,169 @@
+"""What an embedding looks up lazily gives what it looks up at once: outputs, gradients, targets."""
+
+import pytest
+import torch
+from strategies import assert_close
+from torch import nn
+from torch.nn.utils import prune
+
+import dnirnn
+from dnirnn import (
+    LSTM,
+    Deep,
+    Embedding,
+    SyntheticGradient,
+    TrueGradient,
+    Truncated,
+    ZeroGradient,
+    ops,
+)
+from dnirnn.config.network import BFloat16Model
+from dnirnn.data import Batch
+from dnirnn.embedding import Embedded
+from dnirnn.model import SequenceModel, symbol_nats
+
+SYMBOLS, WIDTH, STEPS, ROWS = 6, 3, 10, 4
+CORES = {
+    "lstm": lambda: LSTM(WIDTH, 5),
+    "two layers": lambda: LSTM(WIDTH, 5, 2),
+    "gru": lambda: dnirnn.GRU(WIDTH, 5),
+    "deep": lambda: Deep([LSTM(WIDTH, 5), LSTM(5, 4)]),
+    "pruned": lambda: pruned(LSTM(WIDTH, 5)),
+}
+ESTIMATORS = {
+    "none": lambda size: ZeroGradient(),
+    "dni": lambda size: SyntheticGradient(size, (7,), 0.5, 0.5),
+    "dense": lambda size: SyntheticGradient(size, (), 0.5, 0.5, dense=True),
+    "lambda": lambda size: SyntheticGradient(size, (), 0.5, 0.5, trace_decay=0.7),
+    "true": lambda size: TrueGradient(),
+}
+
+
+def pruned(core: LSTM) -> LSTM:
+    prune.random_unstructured(core, "weight_ih_l0", 0.5)
+    return core
+
+
+def made(core, estimator, **options):
+    torch.manual_seed(0)
+    cut = Truncated(CORES[core](), 4, ZeroGradient(), **options)
+    cut.estimator = ESTIMATORS[estimator](cut.core.state_size)
+    for parameter in cut.estimator.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return nn.ModuleDict({"embedding": Embedding(SYMBOLS, WIDTH), "cut": cut}).double()
+
+
+def run(module, x, lazily: bool, **given):
+    module.zero_grad()
+    inputs = module["embedding"].lazy(x) if lazily else module["embedding"](x)
+    assert isinstance(inputs, Embedded) == lazily
+    state = torch.linspace(-1, 1, ROWS * module["cut"].core.state_size).double().view(ROWS, -1)
+    output, ended, cuts = module["cut"](inputs, state, **given)
+    dnirnn.backward(output.square().sum(), cuts, 1.0)
+    return [output.detach(), ended, *(p.grad for p in module.parameters() if p.grad is not None)]
+
+
+def drawn():
+    return torch.randint(SYMBOLS, (STEPS, ROWS), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("core", CORES)
+def test_it_is_what_is_looked_up(core, estimator):
+    module, x = made(core, estimator), drawn()
+    reset = torch.zeros(STEPS, ROWS, dtype=torch.bool)
+    reset[5, 2] = True
+    for given in (dict(), dict(reset=reset, final=True)):
+        assert_close(run(module, x, True, **given), run(module, x, False, **given), 1e-11)
+
+
+@pytest.mark.parametrize("options", [dict(overlap=2), dict(open_cuts=0.5)], ids=str)
+def test_overlaps_and_open_cuts_look_it_up(options):
+    module, x = made("lstm", "none", **options), drawn()
+    module["cut"].truncation = 20 if "overlap" in options else 4
+    found = []
+    for lazily in (True, False):
+        torch.manual_seed(3)
+        found.append(run(module, x, lazily))
+    assert_close(*found, 1e-11)
+
+
+def test_a_hook_of_the_core_sees_a_tensor():
+    module, seen = made("lstm", "dni"), []
+    module["cut"].core.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    run(module, drawn(), True)
+    assert seen and all(isinstance(one, torch.Tensor) for one in seen)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The dtypes of x in the operator's calls."""
+    seen, call = [], ops.lstm_tbptt
+    monkeypatch.setattr(
+        ops, "lstm_tbptt", lambda x, *rest: (seen.append(x.dtype), call(x, *rest))[1]
+    )
+    return seen
+
+
+@pytest.mark.skipif(not ops.built, reason="it is the fused operator that takes symbols")
+def test_the_operator_takes_the_symbols_where_there_are_more_of_them_than_rows_of_the_table(taken):
+    module = made("lstm", "dni")
+    run(module, drawn(), True)
+    run(module, drawn()[:2], True)  # 8 symbols: a table of 6 costs more than it saves
+    with torch.no_grad():
+        module["cut"](module["embedding"].lazy(drawn()), torch.zeros(ROWS, 10).double())
+    assert taken == [torch.int64, torch.float64, torch.int64]
+
+
+def models(kind=SequenceModel, dropout=0.0, estimator="dni"):
+    found = []
+    for embedding in (Embedding, nn.Embedding):
+        torch.manual_seed(0)
+        cut = Truncated(LSTM(WIDTH, 5), 4, ESTIMATORS[estimator](10))
+        found.append(kind(embedding(SYMBOLS, WIDTH), cut, nn.Linear(5, SYMBOLS), symbol_nats, dropout))
+    found[1].load_state_dict(found[0].state_dict())
+    return found
+
+
+def gradients(model):
+    symbols = drawn()
+    torch.manual_seed(4)
+    nats, _, cuts = model(Batch(symbols, symbols.roll(1, 0)), model.initial_state(ROWS))
+    dnirnn.backward(nats.sum(), cuts, 1.0)
+    return [nats.detach(), *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_model_is_that_of_torchs_embedding(dropout, taken):
+    ours, theirs = models(dropout=dropout)
+    assert_close(gradients(ours), gradients(theirs), 1e-5)
+    if ops.built:
+        assert taken[0] == (torch.float32 if dropout else torch.int64)
+    ours.eval()
+    gradients(ours)
+    assert not ops.built or taken[-1] == torch.int64
+
+
+def test_in_bfloat16_too(taken):
+    ours, theirs = models(BFloat16Model)
+    assert_close(gradients(ours), gradients(theirs), 3e-2, 1e-2)
+    assert not ops.built or taken[0] == torch.int64
+
+
+@pytest.mark.parametrize(
+    "options", [dict(padding_idx=1), dict(max_norm=1.0), dict(sparse=True)], ids=str
+)
+def test_with_an_option_of_torchs_it_is_looked_up_at_once(options):
+    assert isinstance(Embedding(SYMBOLS, WIDTH, **options).lazy(drawn()), torch.Tensor)
+
+
+def test_a_hook_of_the_embedding_runs():
+    embedding, seen = Embedding(SYMBOLS, WIDTH), []
+    embedding.register_forward_hook(lambda *given: seen.append(given))
+    assert isinstance(embedding.lazy(drawn()), torch.Tensor) and len(seen) == 1
+
+
+def test_inputs_of_another_width_are_named():
+    cut = Truncated(LSTM(WIDTH + 1, 5), 4, ZeroGradient())
+    with pytest.raises(ValueError, match=r"x must be \[T, B, 4\]"):
+        cut(Embedding(SYMBOLS, WIDTH).lazy(drawn()), torch.zeros(ROWS, 10))
