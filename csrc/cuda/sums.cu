@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kSumWarps* kLanes, 2) by_symbol_kernel(BySymbo
     const bool mine = from + lane < p.rows && p.symbols[from + lane] == symbol;
     const uint32_t found = which_of_warp(mine);
     if (found == 0) continue;
-    constexpr int kAtOnce = 8;
+    constexpr int kAtOnce = 32 / sizeof(S);
     for (int first = 0; first < kLanes; first += kAtOnce) {
       S values[kAtOnce];
 #pragma unroll
