@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dnirnn.checks import check_flags, check_probabilities, shown
-from dnirnn.core import Core, CoreConfig, resets_to, step, unroll, with_t
+from dnirnn.core import Core, CoreConfig, has_hooks, resets_to, step, unroll, with_t
+from dnirnn.embedding import Embedded
 from dnirnn.from_torch import FromTorch
 from dnirnn.lstm import LSTM
 from dnirnn.masks import Masks, draw_masks
@@ -162,6 +163,11 @@ class Deep(Core):
 
         start = torch.cat([layer.start for layer in layers], 2) if chunks.dense else None
         return Unrolled(output, end, start, vjp if chunks.vjp else None)
+
+    def takes_embedded(self, x: Embedded, reset: Tensor | None) -> bool:
+        first = self.cores[0]
+        alone = not self.skip and not has_hooks(first) and resets_to(self, Deep, reset)
+        return alone and first.takes_embedded(x, reset)
 
     def exports_whole(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
         return resets_to(self, Deep, reset)

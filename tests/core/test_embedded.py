@@ -115,6 +115,17 @@ def test_the_operator_takes_the_symbols_where_there_are_more_of_them_than_rows_o
     assert taken == [torch.int64, torch.float64, torch.int64]
 
 
+@pytest.mark.skipif(not ops.built, reason="it is the fused operator that takes symbols")
+def test_the_first_layer_of_a_deep_core_takes_them(taken):
+    run(made("deep", "dni"), drawn(), True)
+    assert taken == [torch.int64, torch.float64]
+    taken.clear()
+    module = made("deep", "dni")
+    module["cut"].core.cores[0].register_forward_pre_hook(lambda *_: None)
+    run(module, drawn(), True)
+    assert torch.int64 not in taken
+
+
 def models(kind=SequenceModel, dropout=0.0, estimator="dni"):
     found = []
     for embedding in (Embedding, nn.Embedding):
