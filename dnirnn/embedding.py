@@ -37,8 +37,9 @@ class Embedding(nn.Embedding):
 
         At once where that would not be the same: with an option of torch's, or hooks.
         """
+        names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         alike = self.is_plain() and type(self).forward is Embedding.forward
-        alike = alike and not (self._forward_hooks or self._forward_pre_hooks)
+        alike = alike and not any(getattr(self, name) for name in names)
         alike = alike and x.dtype == torch.int64 and x.dim() == 2
         return Embedded(self.weight, x) if alike else self(x)
 

@@ -103,13 +103,10 @@ def gated_for(x: Tensor) -> bool:
 
 def sums_by_symbol(weight: Tensor) -> bool:
     """Whether embedding_backward runs on tensors like ``weight``."""
+    if torch.compiler.is_compiling() or in_transform_or_forward_mode():
+        return False
     kind = weight.device.type
-    return (
-        has_kernel("embedding_backward", kind)
-        and weight.dtype in DTYPES[kind]
-        and not torch.compiler.is_compiling()
-        and not in_transform_or_forward_mode()
-    )
+    return has_kernel("embedding_backward", kind) and weight.dtype in DTYPES[kind]
 
 
 @functools.cache

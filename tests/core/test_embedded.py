@@ -168,10 +168,27 @@ def test_with_an_option_of_torchs_it_is_looked_up_at_once(options):
     assert isinstance(Embedding(SYMBOLS, WIDTH, **options).lazy(drawn()), torch.Tensor)
 
 
-def test_a_hook_of_the_embedding_runs():
+@pytest.mark.parametrize(
+    "register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
+)
+def test_a_hook_of_the_embedding_runs(register):
     embedding, seen = Embedding(SYMBOLS, WIDTH), []
-    embedding.register_forward_hook(lambda *given: seen.append(given))
-    assert isinstance(embedding.lazy(drawn()), torch.Tensor) and len(seen) == 1
+    getattr(embedding, register)(lambda *given: seen.append(given))
+    embedding.lazy(drawn()).sum().backward()
+    assert len(seen) == 1
+
+
+def test_it_compiles_whole():
+    module = made("lstm", "none")
+    expected = run(module, drawn(), True)[0]
+
+    def forward(x):
+        state = torch.linspace(-1, 1, ROWS * 10).double().view(ROWS, -1)
+        return module["cut"](module["embedding"].lazy(x), state)[0]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(forward, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(drawn()).detach(), expected, 1e-11)
 
 
 def test_inputs_of_another_width_are_named():
