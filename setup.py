@@ -80,7 +80,7 @@ def extensions() -> list:
         )
         return []
     openmp = [] if platform.system() == "Darwin" else ["-fopenmp"]
-    # -g0: Python's own -g takes compile time, and makes the module ten times as large.
+    # -g0: Python's own -g takes compile time, and makes a module of 50 MB of one of 2.
     flags = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *openmp]
     toolkit = cuda_toolkit()
     if toolkit:
