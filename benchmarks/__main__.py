@@ -36,10 +36,12 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     options.points = points or cuda.points_of(options.quick)
+    if (points or options.timelines) and options.parts and "cuda" not in options.parts:
+        parser.error(f"--points and --timelines are of cuda; got {' '.join(options.parts)}")
     unknown = set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"parts are {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
-    parts = options.parts or (("cuda",) if points else PARTS)
+    parts = options.parts or (("cuda",) if points or options.timelines else PARTS)
 
     found: dict[str, object] = {"machine": machine()}
     for name, value in found["machine"].items():

@@ -230,8 +230,7 @@ def check_inputs(
     """(T, B), or a ValueError or TypeError that names what does not fit."""
     check_state_is_one(core, state)
     for name, value in (("x", x), ("reset", reset)):
-        known = isinstance(value, (Tensor, Embedded) if name == "x" else Tensor)
-        if not known and not (name == "reset" and value is None):
+        if not isinstance(value, (Tensor, Embedded)) and not (name == "reset" and value is None):
             kind = "a bool tensor [T, B] or None" if name == "reset" else "a tensor"
             raise TypeError(f"{name} must be {kind}; got {type(value).__name__}")
     if x.dim() != 3 or x.shape[2] != core.input_size or 0 in x.shape[:2]:

@@ -1,4 +1,4 @@
-"""Embedding: torch's, with a faster gradient of few symbols on a GPU."""
+"""Embedding: torch's, looked up lazily by an LSTM on the CPU, with a gradient of its own on a GPU."""
 
 from typing import Any
 
@@ -73,6 +73,12 @@ class Embedded:
 
     def is_floating_point(self) -> bool:
         return self.weight.is_floating_point()
+
+    def __repr__(self) -> str:
+        return "rows of a lazy embedding, which a Truncated takes: give a core itself embedding(x)"
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"no {name} of {self!r}")
 
     def dense(self) -> Tensor:
         """[T, B, D]."""

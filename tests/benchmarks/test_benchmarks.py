@@ -109,6 +109,14 @@ def test_a_point_that_is_none_is_named(word, monkeypatch, capsys):
     assert f"got {word!r}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--points", "tf32,256,32"], ["--timelines"]], ids=str)
+def test_what_is_of_a_gpu_goes_with_no_other_part(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "op", *words])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert "are of cuda; got op" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure on")
 def test_without_a_gpu_its_part_is_skipped_in_a_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "cuda", "--out", str(tmp_path / "out.json")])

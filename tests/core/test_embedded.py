@@ -28,6 +28,7 @@ CORES = {
     "two layers": lambda: LSTM(WIDTH, 5, 2),
     "gru": lambda: dnirnn.GRU(WIDTH, 5),
     "deep": lambda: Deep([LSTM(WIDTH, 5), LSTM(5, 4)]),
+    "deep, inputs to every layer": lambda: Deep([LSTM(WIDTH, 5), LSTM(5 + WIDTH, 4)], skip=True),
     "pruned": lambda: pruned(LSTM(WIDTH, 5)),
 }
 ESTIMATORS = {
@@ -153,6 +154,31 @@ def test_a_model_is_that_of_torchs_embedding(dropout, taken):
     ours.eval()
     gradients(ours)
     assert not ops.built or taken[-1] == torch.int64
+
+
+def test_an_estimator_that_is_given_the_next_input_has_it_looked_up(taken):
+    found = models()
+    for model in found:
+        torch.manual_seed(2)
+        model.truncated.estimator = SyntheticGradient(10, (), 0.5, 0.5, context_size=WIDTH)
+        nn.init.normal_(model.truncated.estimator.layers[0].weight, std=0.1)
+    kept = []
+    for model in found:
+        symbols = drawn()
+        batch = Batch(symbols, symbols.roll(1, 0), final=True)
+        nats, _, cuts = model(batch, model.initial_state(ROWS))
+        dnirnn.backward(nats.sum(), cuts, 1.0)
+        kept.append([nats.detach(), *(p.grad for p in model.parameters())])
+    assert_close(*kept, 1e-5)
+    assert torch.int64 not in taken
+
+
+@pytest.mark.parametrize(
+    "core", [LSTM(WIDTH, 5), Deep([LSTM(WIDTH, 5)]), dnirnn.FromTorch(nn.GRU(WIDTH, 5))], ids=repr
+)
+def test_a_core_itself_is_given_what_is_looked_up(core):
+    with pytest.raises((RuntimeError, AttributeError), match=r"give a core itself embedding\(x\)"):
+        core(Embedding(SYMBOLS, WIDTH).lazy(drawn()), torch.zeros(ROWS, core.state_size))
 
 
 def test_in_bfloat16_too(taken):

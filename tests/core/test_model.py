@@ -44,6 +44,7 @@ def test_a_loss_is_in_float32_whatever_the_outputs_are(device, loss, dtype):
     outputs.requires_grad_()
     with torch.autocast(torch.device(device).type, torch.bfloat16):
         nats = loss(outputs, y)
+    assert nats.dtype == loss(outputs, y).dtype == torch.float32
     wide = outputs.detach().double().requires_grad_()
     expected = loss(wide, y if loss is symbol_nats else y.double())
     torch.testing.assert_close(nats.double(), expected.detach(), rtol=1e-5, atol=1e-5)
