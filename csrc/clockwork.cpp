@@ -1,8 +1,8 @@
 // A clockwork of modules, for every device: each module runs over its own ticks on the operator of
-// its cell, the slowest first, so that what it said is there when the faster ones read it.
+// its cell, the slowest first, so that its outputs are there when the faster ones read them.
 //
-// Letters: T steps, B batch, I input, M modules of n units, H = M n, the fastest first. `said`
-// [T + 1, B, H] is what the modules said before each step, and after the last one.
+// Letters: T steps, B batch, I input, M modules of n units, H = M n, the fastest first. `outputs`
+// [T + 1, B, H] are the modules' before each step, and after the last one.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -22,8 +22,8 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// One module: the steps at which it ticks, and what of `said` [T + 1, B, H], or of its gradient, is
-// the module's. Rows up to `first` hold what it said before the call, then `period` rows each tick,
+// One module: the steps at which it ticks, and what of `outputs` [T + 1, B, H], or of their gradient,
+// is the module's. Rows up to `first` hold its output before the call, then `period` rows each tick,
 // maybe fewer the last. The views are made by their strides: each other way takes several.
 struct Module {
   int64_t m, period, T, B, H, n;
@@ -35,37 +35,37 @@ struct Module {
     count = (T - first + period - 1) / period;
     whole = (T - first) / period;
   }
-  Tensor rows(const Tensor& said, int64_t from, int64_t count, int64_t step, int64_t column,
+  Tensor rows(const Tensor& outputs, int64_t from, int64_t count, int64_t step, int64_t column,
               int64_t columns) const {
-    return said.as_strided({count, B, columns}, {step * B * H, H, 1}, from * B * H + column);
+    return outputs.as_strided({count, B, columns}, {step * B * H, H, 1}, from * B * H + column);
   }
-  // What the slower modules said before each of its ticks.
-  Tensor heard(const Tensor& said) const {
-    return rows(said, first, count, period, (m + 1) * n, H - (m + 1) * n);
+  // The slower modules' outputs before each of its ticks.
+  Tensor of_slower(const Tensor& outputs) const {
+    return rows(outputs, first, count, period, (m + 1) * n, H - (m + 1) * n);
   }
-  Tensor before(const Tensor& said) const { return rows(said, 0, first + 1, 1, m * n, n); }
-  Tensor held(const Tensor& said) const {
-    return said.as_strided({whole, period, B, n}, {period * B * H, B * H, H, 1},
+  Tensor before(const Tensor& outputs) const { return rows(outputs, 0, first + 1, 1, m * n, n); }
+  Tensor held(const Tensor& outputs) const {
+    return outputs.as_strided({whole, period, B, n}, {period * B * H, B * H, H, 1},
                            (first + 1) * B * H + m * n);
   }
-  Tensor rest(const Tensor& said) const {
+  Tensor rest(const Tensor& outputs) const {
     const int64_t from = first + 1 + whole * period;
-    return rows(said, from, T + 1 - from, 1, m * n, n);
+    return rows(outputs, from, T + 1 - from, 1, m * n, n);
   }
   // Of a tensor that has a row a step, those of the ticks.
   Tensor ticks(const Tensor& x) const { return x.slice(0, first, T, period); }
 
-  void hold(const Tensor& said, const Tensor& output) const {
-    if (whole) held(said).copy_(output.slice(0, 0, whole).unsqueeze(1));
-    if (whole < count) rest(said).copy_(output.select(0, whole));
+  void hold(const Tensor& outputs, const Tensor& output) const {
+    if (whole) held(outputs).copy_(output.slice(0, 0, whole).unsqueeze(1));
+    if (whole < count) rest(outputs).copy_(output.select(0, whole));
   }
   // What comes back to each tick from the rows that hold it: [count, B, n].
-  Tensor sum(const Tensor& grad_said) const {
-    if (period == 1) return rows(grad_said, 1, T, 1, m * n, n).clone(at::MemoryFormat::Contiguous);
-    if (whole == count) return held(grad_said).sum(1);
-    Tensor sums = at::empty({count, B, n}, grad_said.options());
-    if (whole) sums.slice(0, 0, whole).copy_(held(grad_said).sum(1));
-    sums.select(0, whole).copy_(rest(grad_said).sum(0));
+  Tensor sum(const Tensor& grad_outputs) const {
+    if (period == 1) return rows(grad_outputs, 1, T, 1, m * n, n).clone(at::MemoryFormat::Contiguous);
+    if (whole == count) return held(grad_outputs).sum(1);
+    Tensor sums = at::empty({count, B, n}, grad_outputs.options());
+    if (whole) sums.slice(0, 0, whole).copy_(held(grad_outputs).sum(1));
+    sums.select(0, whole).copy_(rest(grad_outputs).sum(0));
     return sums;
   }
 };
@@ -75,7 +75,7 @@ Tensor cast(const Tensor& tensor, at::ScalarType type) {
 }
 
 // What was saved of a module that ticked, behind the weights of all: its input (of the slowest,
-// which hears nobody, x itself, so that a change of x is noticed), then, of an LSTM, h, c, gates,
+// which reads no other, x itself, so that a change of x is noticed), then, of an LSTM, h, c, gates,
 // between; of a plain layer, what it started from, its output, an empty history.
 constexpr int64_t saved_of(bool lstm) { return lstm ? 5 : 4; }
 
@@ -104,15 +104,15 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
     check(x, state, weights, periods, lstm);
     at::AutoDispatchBelowADInplaceOrView below;
     const int64_t T = x.size(0), B = x.size(1), M = periods.size(), n = weights[1].size(1);
-    const Tensor said = at::empty({T + 1, B, M * n}, x.options());
+    const Tensor outputs = at::empty({T + 1, B, M * n}, x.options());
     std::vector<Tensor> states = state.chunk(M, 1);
     variable_list saved(weights.begin(), weights.end());
     for (int64_t m = M - 1; m >= 0; m--) {
       const Module module(m, periods, t0, T, B, n);
-      module.before(said).copy_(states[m].narrow(1, 0, n));
+      module.before(outputs).copy_(states[m].narrow(1, 0, n));
       if (!module.count) continue;
       Tensor in = module.ticks(x), output;
-      if (m + 1 < M) in = at::cat({in, module.heard(said)}, 2);
+      if (m + 1 < M) in = at::cat({in, module.of_slower(outputs)}, 2);
       const Tensor& kept_in = m + 1 < M ? in : x;
       const at::TensorList w = weights.slice(4 * m, 4);
       if (lstm) {
@@ -122,14 +122,14 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
         states[m] = sent.select(0, 0);
         saved.insert(saved.end(), {kept_in, h_kept, c_kept, gates, between});
       } else {
-        // Of `said`, not of the state: that the caller may change before the backward pass.
-        const Tensor start = module.before(said).select(0, 0);
+        // Of `outputs`, not of the state: that the caller may change before the backward pass.
+        const Tensor start = module.before(outputs).select(0, 0);
         auto [found, gates] = call_forward(in, start, w[0], w[1], w[2], w[3], false);
         output = found;
         states[m] = cast(output.select(0, module.count - 1), state.scalar_type());
         saved.insert(saved.end(), {kept_in, start, output, gates});
       }
-      module.hold(said, output);
+      module.hold(outputs, output);
     }
     ctx->save_for_backward(std::move(saved));
     ctx->set_materialize_grads(false);
@@ -140,7 +140,7 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
     ctx->saved_data["grad_x"] = x.requires_grad();
     ctx->saved_data["grad_state"] = state.requires_grad();
     ctx->saved_data["state"] = state.scalar_type();
-    return {said.slice(0, 1), at::cat(states, 1)};
+    return {outputs.slice(0, 1), at::cat(states, 1)};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -161,9 +161,9 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
     if (!grads[0].defined() && !grads[1].defined()) return result;
 
     const auto options = saved[0].options();
-    const Tensor grad_said = at::empty({T + 1, B, M * n}, options);
-    grad_said.slice(0, 0, grads[0].defined() ? 1 : T + 1).zero_();
-    if (grads[0].defined()) grad_said.slice(0, 1).copy_(grads[0]);
+    const Tensor grad_outputs = at::empty({T + 1, B, M * n}, options);
+    grad_outputs.slice(0, 0, grads[0].defined() ? 1 : T + 1).zero_();
+    if (grads[0].defined()) grad_outputs.slice(0, 1).copy_(grads[0]);
     const Tensor grad_x = with_grad_x ? at::zeros(sizes, options) : Tensor();
     std::vector<Tensor> grad_states(M), grad_lasts(M);
     if (grads[1].defined()) grad_lasts = grads[1].chunk(M, 1);
@@ -176,7 +176,7 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
         behind -= saved_of(lstm);
         const Tensor* kept = &saved[behind];
         const at::TensorList w(&saved[4 * m], 4);
-        const Tensor grad = module.sum(grad_said);
+        const Tensor grad = module.sum(grad_outputs);
         const Tensor in = m + 1 < M ? kept[0] : module.ticks(kept[0]);
         const bool with_grad_in = with_grad_x || m + 1 < M;
         Tensor grad_in;
@@ -198,13 +198,13 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
           std::copy_n(of_weights, 4, result.begin() + 2 + 4 * m);
         }
         if (with_grad_x) module.ticks(grad_x).add_(grad_in.slice(2, 0, I));
-        if (m + 1 < M) module.heard(grad_said).add_(grad_in.slice(2, I));
+        if (m + 1 < M) module.of_slower(grad_outputs).add_(grad_in.slice(2, I));
       } else if (with_grad_state) {
         grad_states[m] = last.defined()
                              ? last.clone()
                              : at::zeros({B, lstm ? 2 * n : n}, options.dtype(state_type));
       }
-      if (with_grad_state) grad_states[m].narrow(1, 0, n).add_(module.before(grad_said).sum(0));
+      if (with_grad_state) grad_states[m].narrow(1, 0, n).add_(module.before(grad_outputs).sum(0));
     }
     result[0] = grad_x;
     if (with_grad_state) result[1] = at::cat(grad_states, 1);

@@ -42,8 +42,8 @@ class Decoupled(nn.Module):
     loss: loss(output, y), the mean over rows.
     optimizers: one a module, of its parameters; estimator_optimizers likewise, one an estimator.
         None where there is nothing to step. The same one may stand for several.
-    synthetic_inputs: one a cut, from the first module's input to what the module below the cut will
-        say of it; fitted to what that said, with half the squared error, summed over features,
+    synthetic_inputs: one a cut, from the first module's input to the output that the module below the
+        cut will have; fitted to that output, with half the squared error, summed over features,
         meaned over rows. Then every module but the first reads these, of the batch at hand: not
         with "lockstep". synthetic_input_optimizers: theirs.
 
@@ -166,13 +166,13 @@ class Decoupled(nn.Module):
         """One module's turn: (the loss, the error of the estimator below), each where there is one."""
         given, below = x, None
         if i > 0:
-            heard = self.sent[i - 1]
+            received = self.sent[i - 1]
             if self.synthetic_inputs is not None:
                 with torch.no_grad():
-                    heard = Sent(self.synthetic_inputs[i - 1](x), y, context)
-            if heard is None:
+                    received = Sent(self.synthetic_inputs[i - 1](x), y, context)
+            if received is None:
                 return None, None
-            h, y, context = heard
+            h, y, context = received
             estimator = self.estimators[i - 1]
             # What is sent back to the input of this turn is caught; nothing is below it.
             given, below = cut(h, estimator, context_for(estimator, context), through=True)

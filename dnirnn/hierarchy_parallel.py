@@ -37,7 +37,7 @@ class HierarchyParallel(nn.Module):
     and what another predicts for its message: at a_n, of the slow network's loss; at b_n, of the fast one's.
     The gradient that comes back to a_n goes down and that to b_n up, each to its own a or b, by the
     number. Where d is 1 or more the fast network never waits for the slow one's tick. Which b a
-    tick reads is the model's to say, not the messages': no run depends on how fast they are but in when
+    tick reads depends on the model, not on the messages: no run depends on how fast they are but in when
     estimators are fitted, and with ``staleness`` = 0 not in that either: it is one process to the bit.
 
     core: its period and delay count.

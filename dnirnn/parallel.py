@@ -27,7 +27,7 @@ class DecoupledParallel(nn.Module):
         modules[0], cut, ..., modules[-1], loss    the last rank
 
     Every rank calls :meth:`learn` with the same batches in the same order. At batch n it takes what the
-    rank below said of batch n; sends what it says itself up; each of its modules steps right after its
+    rank below sent of batch n; sends its own output up; each of its modules steps right after its
     own forward pass, along what the estimator above it predicts (see :class:`dnirnn.Decoupled`); and
     sends the gradient that comes back to its input down, as the target of the estimator there. It
     waits for no target: one that comes later is met by the activations it belongs to, which are kept

@@ -710,10 +710,10 @@ void lstm_row_forward(const LstmRowForward<T>& row) {
       store(row.h_next + j, fresh, lanes);
       sum += real<T>(fresh, lanes);
     } else {
-      const Vec<T> h = load(row.h + j, lanes), said = o * M::tanh(fresh);
+      const Vec<T> h = load(row.h + j, lanes), output = o * M::tanh(fresh);
       store(row.h_next + j,
-            with.shares ? shares.copy * h + shares.rest() * said
-                        : blend(with.open_h ? with.open_h + j : nullptr, said, h, lanes),
+            with.shares ? shares.copy * h + shares.rest() * output
+                        : blend(with.open_h ? with.open_h + j : nullptr, output, h, lanes),
             lanes);
     }
   }

@@ -114,11 +114,15 @@ __device__ inline void store_for_others(void* to, uint32_t word) {
 // that no arithmetic gives.
 constexpr uint32_t kUnsent = 0xffffffff;
 
-// Bit i: whether thread i of the warp says so. All of them ask.
-__device__ inline uint32_t which_of_warp(bool said) { return __ballot_sync(0xffffffff, said); }
+// Bit i: the condition of thread i of the warp. All of them call it.
+__device__ inline uint32_t which_of_warp(bool condition) {
+  return __ballot_sync(0xffffffff, condition);
+}
 
-// Whether one of a warp's threads says so. All of them ask.
-__device__ inline bool any_of_warp(bool said) { return __any_sync(0xffffffff, said); }
+// Whether the condition holds in one of a warp's threads. All of them call it.
+__device__ inline bool any_of_warp(bool condition) {
+  return __any_sync(0xffffffff, condition);
+}
 
 // What thread 2 i + 1 of a warp gives, to thread 2 i, and the other way round. All of them ask.
 __device__ inline uint32_t of_neighbor(uint32_t given) {

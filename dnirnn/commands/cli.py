@@ -155,8 +155,8 @@ def print_anything() -> None:
 
 def is_of_memory(error: BaseException) -> bool:
     """Whether torch or Python could not have the memory that it asked for."""
-    said = ("allocate memory", "out of memory", "Storage size calculation overflowed")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+    messages = ("allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(message in str(error) for message in messages)
 
 
 def memory_asked(error: BaseException) -> str:

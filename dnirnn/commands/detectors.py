@@ -123,7 +123,7 @@ def shares(text: str, found: Tensor) -> str:
     """A line a layer: how often it detects, and how well that finds what stands between two words.
 
     Its recall is how much of the spaces and line ends it detects, its precision how much of what it
-    detects are such; detections that know nothing have the precision said first, of all characters.
+    detects are such; detections that know nothing have the precision given first, of all characters.
     """
     between = torch.tensor([one.isspace() or one == "_" for one in text])  # Penn Treebank has _
     lines = [f"spaces and line ends are {between.double().mean():.1%} of the characters"]

@@ -71,7 +71,7 @@ def check_in_parts(options: OptionGroup, core: str | None = None) -> None:
 
 
 def parts_of(core: Core) -> list[tuple[Core | None, int]]:
-    """(a core, how much of the state is its own) of each part; None: no core, but what is heard."""
+    """(a core, how much of the state is its own) of each part; None: no core, but messages received."""
     if isinstance(core, Deep):
         return list(zip(core.cores, core.sizes))
     if isinstance(core, Hierarchy):

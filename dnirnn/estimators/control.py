@@ -16,7 +16,7 @@ class Control(GradientEstimator):
     It predicts g_b at the state of row b of a batch of B. Injected, times its scale, is
 
         another-row: g_(b - 1), the one before it, cyclically: right in size and in all that the rows
-            share, and wrong in what this row says
+            share, and wrong in what is this row's own
         noise: |g_b| e / |e|, with e normal, from torch's global generator: right in norm alone
 
     Its targets are what they are without a control. What training gains over a control is due to

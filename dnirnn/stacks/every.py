@@ -153,11 +153,11 @@ class EveryConfig(CoreConfig, name="every"):
 
     every: int = option(4, "steps from one tick of the slower LSTM to the next", "STEPS", at_least=1)
     gather: str = option(
-        "last", "what it hears of the steps since its last tick: the last, their mean, all",
+        "last", "what it reads of the steps since its last tick: the last, their mean, all",
         choices=("last", "mean", "concat"),
     )  # fmt: skip
 
     def build(self, input_size: int) -> Core:
-        heard = self.hidden * (self.every if self.gather == "concat" else 1)
-        slow = Every(LSTM(heard, self.hidden), self.every, self.gather)
+        width = self.hidden * (self.every if self.gather == "concat" else 1)
+        slow = Every(LSTM(width, self.hidden), self.every, self.gather)
         return Deep([LSTM(input_size, self.hidden), slow], residual=True)

@@ -33,7 +33,7 @@ class HMLSTM(Fused):
         UPDATE   z_{t-1}^l = 0, z_t^{l-1} = 1:   c_t = f c_{t-1} + i g,  h_t = o tanh(c_t)
         FLUSH    z_{t-1}^l = 1:                  c_t = i g,              h_t = o tanh(c_t)
 
-    A detector speaks at every step, after a COPY too. Its gradient is straight-through: that of
+    A detector has an output at every step, after a COPY too. Its gradient is straight-through: that of
     z~, as if it had not been rounded. What the layers do with it is differentiated in the form
 
         copy = (1 - z_{t-1}^l) (1 - z_t^{l-1}),  keep = (1 - z_{t-1}^l) z_t^{l-1}

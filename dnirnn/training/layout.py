@@ -2,7 +2,7 @@
 
 from dnirnn.renamed import by_name_of_now
 
-# 1 (said nowhere in the file) had the options of every core and estimator, and null for a default
+# 1 (which the file does not name) had the options of every core and estimator, and null for a default
 # that depended on which it was. 2 has the options of those that are chosen.
 LAYOUT = 2
 BY_CHOICE = ("layers", "scale", "discount", "trace_decay")

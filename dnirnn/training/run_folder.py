@@ -57,7 +57,7 @@ def check_owner(
     What the run has changed in its history, and may change now, may differ.
     """
     there = tree.get("config")
-    if there is None:  # made before checkpoints said whose they are
+    if there is None:  # made before checkpoints named their run
         return
     rows = [by_name_of_now(row.get("changed", {})) for row in history(folder)]
     changed = {*may_change, *(key for row in rows for key in row)}

@@ -90,16 +90,16 @@ class Trainer:
         here on.
     restart: a run that the folder holds is moved aside, to FOLDER.before-1 or so, and this one
         begins anew.
-    device: cpu, cuda or cuda:N, where the model is moved to (None: where it is) and the stream is
-        told to make its batches. No part of the configuration: a run goes on on another device, if
+    device: cpu, cuda or cuda:N, where the model is moved to (None: where it is) and the stream's
+        batches are made. No part of the configuration: a run goes on on another device, if
         not to the bit.
     graphs: whether updates on a CUDA device are captured in CUDA graphs and replayed. What changes
         from update to update must then be tensors of the model that stay in place (``prepare``).
     ranks: the processes that train it together (see dnirnn.distributed), all with these arguments:
         each takes its rows of the batch; the first one has the folder. None: this process alone.
 
-    On a CUDA device with Adam or AdamW the host does not wait for the updates: it reads what they
-    told when it logs, evaluates or saves, and where a sequence ends. With other optimizers it looks
+    On a CUDA device with Adam or AdamW the host does not wait for the updates: it reads their
+    figures when it logs, evaluates or saves, and where a sequence ends. With other optimizers it looks
     at every update before it is made, and nothing is captured.
 
     The folder: config.json (run_config), log.jsonl, checkpoints/update-00001234/ (the last two),

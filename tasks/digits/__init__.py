@@ -8,7 +8,7 @@ Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients,
 3.2. Of the task's details the paper leaves some open; here a sequence is a number of windows of
 T * T digits, and the state starts anew with it, so that both networks can know where a window ends.
 What is cut there, and with --cuts messages here, is A in time and the messages; only that of a window's
-last tick is heard by B in the same chunk, and learns from B uncut.
+last tick is read by B in the same chunk, and learns from B uncut.
 """
 
 import dataclasses
@@ -94,7 +94,7 @@ class CountingOptions(OptionGroup):
         shown="messages; ticks with --parallel decoupled",
     )
     message_delay: int | None = option(
-        None, "ticks of B that A hears its word late, so that it need not wait for one", "TICKS",
+        None, "ticks of B that its message reaches A late, so that A need not wait for one", "TICKS",
         at_least=0, shown="0; 1 with --parallel decoupled",
     )  # fmt: skip
     parallel: Sharing = choice(
