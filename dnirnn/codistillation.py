@@ -121,6 +121,8 @@ class Copies(Distillation):
     model: the worker's own, whose like the others are. others: their numbers. The rest as there.
     """
 
+    fixed = False
+
     def __init__(
         self,
         model: nn.Module,

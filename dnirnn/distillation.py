@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnirnn.checks import check_instances, check_knobs, check_positive, shown
+from dnirnn.checks import check_instances, check_knobs, check_positive, check_sizes, shown
 from dnirnn.data import Batch, Stream
 from dnirnn.model import SequenceModel, symbol_nats
 
@@ -71,7 +71,7 @@ class Distillation:
 
     In a loop of your own:
 
-        distillation = dnirnn.Distillation(teachers, weight=0.5, temperature=2.0)
+        distillation = dnirnn.Distillation(teachers, weight=0.5, temperature=1.0)
         states = distillation.initial_state(B)
         soft, states = distillation.soft(x, states, t)
         loss = distillation(logits, y, soft).mean()
@@ -86,7 +86,11 @@ class Distillation:
 
     Raises ValueError for no teacher, a weight or a temperature outside its range; TypeError for a
     teacher that can't be asked.
+
+    fixed: whether the teachers predict the same whenever they are asked.
     """
+
+    fixed = True
 
     def __init__(
         self, teachers: Sequence[SequenceModel], weight: float = 0.5, temperature: float = 1.0
@@ -169,19 +173,57 @@ class Distillation:
         return (1 - self.weight) * nats + self.weight * self.temperature**2 * divergence
 
 
-class DistilledStream(Stream):
-    """A stream whose batches carry what the teachers of a distillation predict (``Batch.soft``).
+WINDOW = 64  # steps that teachers are asked at once along a text that is kept
 
-    The teachers' states are carried as the student's is: they begin anew where the sequences do, and
-    are part of the stream's state_dict.
+
+class Kept:
+    """What teachers predict along a sequence that a stream repeats: asked once, then looked up.
+
+    They are asked in windows of their own, so that what they predict does not depend on the lengths of
+    updates; kept in float16, to 2^-11 of a probability or 2^-25.
     """
 
     def __init__(self, stream: Stream, distillation: Distillation):
+        self.stream, self.distillation = stream.from_start(), distillation
+        self.states, self.known = distillation.initial_state(stream.batch_size), 0
+        self.predictions: Tensor | None = None
+
+    def steps(self, start: int, end: int) -> Tensor:
+        """The predictions [end - start, B, V] of the steps from start to end, in float32."""
+        while self.known < end:
+            x = self.stream.next(WINDOW).x.to(self.states[0].device)
+            soft, self.states = self.distillation.soft(x, self.states, self.known)
+            assert soft is not None  # these teachers are always asked
+            if self.predictions is None:
+                shape = (self.stream.repeats, *soft.shape[1:])
+                self.predictions = soft.new_empty(shape, dtype=torch.float16)
+            self.predictions[self.known : self.known + len(x)] = soft
+            self.known += len(x)
+        assert self.predictions is not None
+        return self.predictions[start:end].float()
+
+
+class DistilledStream(Stream):
+    """A stream whose batches carry what the teachers of a distillation predict (``Batch.soft``).
+
+    Where every epoch is the same sequence (a text), the teachers are asked in the first one, and what
+    they predicted is kept; a run that is resumed asks them again, from the sequence's start. Else their
+    states are carried as the student's is: they begin anew where the sequences do, and are part of the
+    stream's state_dict.
+
+    memory: bytes that the kept predictions may take, two a symbol of the vocabulary and step; where
+        they need more, the teachers are asked at every step instead. 0: always.
+    """
+
+    def __init__(self, stream: Stream, distillation: Distillation, memory: int = 2**30):
         check_instances(Stream, stream=stream)
         check_instances(Distillation, distillation=distillation)
-        self.stream, self.distillation = stream, distillation
+        check_sizes(0, memory=memory)
+        self.stream, self.distillation, self.memory = stream, distillation, memory
         self.batch_size, self.unbroken = stream.batch_size, stream.unbroken
         self.states: States | None = None
+        self.kept: Kept | None = None
+        self.keeps: bool | None = None  # not known yet
         self.t = 0
 
     @property
@@ -192,16 +234,35 @@ class DistilledStream(Stream):
         batch = self.stream.next(steps)
         if not self.distillation.weight:
             return batch
-        if batch.first or self.states is None:
-            self.states, self.t = self.distillation.initial_state(self.batch_size), 0
+        if batch.first:
+            self.t = 0
+        start, self.t = self.t, self.t + len(batch.x)
+        if self.keeps is None:
+            self.keeps = self.can_keep(batch.x[:1])
+        if self.keeps:
+            self.kept = self.kept or Kept(self.stream, self.distillation)
+            return batch._replace(soft=self.kept.steps(start, self.t))
+        if start == 0 or self.states is None:
+            self.states = self.distillation.initial_state(self.batch_size)
         x = batch.x.to(self.states[0].device)
-        soft, self.states = self.distillation.soft(x, self.states, self.t)
-        self.t += len(batch.x)
+        soft, self.states = self.distillation.soft(x, self.states, start)
         return batch._replace(soft=soft)
+
+    def can_keep(self, x: Tensor) -> bool:
+        """Whether the predictions can be kept, and fit the memory. x: inputs [1, B] of a step."""
+        states = self.distillation.initial_state(self.batch_size)
+        # Teachers without a state predict the same at every step: there is nothing to keep.
+        steps, fixed = self.stream.repeats, self.distillation.fixed
+        if steps is None or not fixed or not any(state.numel() for state in states):
+            return False
+        soft, _ = self.distillation.soft(x.to(states[0].device), states)
+        assert soft is not None
+        return 2 * steps * soft.numel() <= self.memory
 
     def to(self, device: torch.device) -> None:
         self.stream.to(device)
         self.distillation.to(device)
+        self.kept = None
 
     def observe(self, bits: float) -> None:
         self.stream.observe(bits)

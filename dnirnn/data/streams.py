@@ -113,11 +113,14 @@ class Stream(abc.ABC):
     epochs: how often everything there is was seen, a float; for an endless task, sequences begun.
     unbroken: a sequence goes on over many updates, so that a mask drawn for one of them (weight
         drop, zoneout) would be the only one for long: a trainer draws another each update.
+    repeats: the steps of its one sequence, where every epoch is that sequence again, in the same rows;
+        None: it is not.
     """
 
     batch_size: int
     epochs: float
     unbroken: bool = False
+    repeats: int | None = None
 
     @abc.abstractmethod
     def next(self, steps: int | None) -> Batch:
@@ -139,6 +142,13 @@ class Stream(abc.ABC):
 
     def observe(self, bits: float) -> None:
         """Told the mean bits per target of every sequence that ends; a curriculum may react."""
+
+    def from_start(self) -> "Stream":
+        """Another stream of the sequence that this one repeats, at its start.
+
+        Raises NotImplementedError where ``repeats`` is None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not repeat one sequence")
 
     def share(self, rank: int, ranks: int) -> "Stream":
         """The rows of one of several processes, in order; its state_dict is that of the whole stream.
@@ -235,7 +245,7 @@ class TextStream(Stream):
         self.symbols, self.batch_size, self.first_input = symbols, batch_size, first_input
         shortest, self.long_rows = divmod(len(symbols), batch_size)
         self.first_row, self.uneven = 0, self.long_rows > 0
-        self.steps = shortest + self.uneven
+        self.steps = self.repeats = shortest + self.uneven
         row = torch.arange(batch_size, device=symbols.device)
         self.start = row * shortest + row.clamp(max=self.long_rows)
         self.laid_out, self.block = range(0), self.start
@@ -276,6 +286,11 @@ class TextStream(Stream):
         first = start - self.laid_out.start
         block = self.block[first : first + end - start + 1]
         return Batch(block[:-1], block[1:], weight)
+
+    def from_start(self) -> "TextStream":
+        other = copy.copy(self)
+        other.position = other.epoch = 0
+        return other
 
     def share(self, rank: int, ranks: int) -> "TextStream":
         rows, own = rows_of_rank(self.batch_size, rank, ranks), copy.copy(self)

@@ -13,7 +13,7 @@ from dnirnn.config.task import Figure, Task, chunk_steps, steps_per_update
 from dnirnn.data import Stream, TextStream, Vocabulary, Words
 from dnirnn.data.corpus import SPLITS, Corpus, builtin, cached, compact, penn_treebank, pieces
 from dnirnn.model import SequenceModel
-from dnirnn.tasks.char_lm.evaluation import Evaluation, evaluate, load_corpus
+from dnirnn.tasks.char_lm.evaluation import Evaluation, evaluate, learned_from, load_corpus
 from dnirnn.tasks.char_lm.network import make, restore
 from dnirnn.tasks.char_lm.options import CharLMOptions, WordLMOptions, resolve
 from dnirnn.tasks.char_lm.sampling import sample
@@ -55,6 +55,7 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
         symbols = cached(corpus, vocabulary, fingerprint, options.quiet)
     else:
         symbols = encode(corpus, vocabulary)
+    symbols["train"] = learned_from(symbols["train"], options.train_share)
     if options.codistill:
         if options.worker is None:
             raise ValueError("--codistill needs --worker and --workers, which torchrun gives")
@@ -78,6 +79,8 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
         "corpus_sha256": fingerprint,
     }
     notice = corpus.describe(symbols)
+    if options.train_share < 1:
+        notice += f"; of the training text the first {options.train_share:.3g} alone"
     if vocabulary.unknown is not None:
         notice += f"; {unit}s that are not in the training text are one unknown symbol, scored separately"
     distillation = distillation_of(options, vocabulary, model)

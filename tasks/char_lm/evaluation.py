@@ -140,6 +140,8 @@ def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
             )
         wanted = SPLITS if config.get("dynamic") else (split,)
         splits = {name: compact(corpus.splits[name], vocabulary) for name in wanted}
+        if "train" in splits:
+            splits["train"] = learned_from(splits["train"], options_of(config).train_share)
     if "text" in config:
         name = Path(config["text"]).name
         symbols, notes = read_text(vocabulary, config["text"])
@@ -156,6 +158,11 @@ def evaluate(config: dict, model: SequenceModel, split: str) -> list[str]:
     if config.get("dynamic"):
         lines += dynamic_lines(config, model, vocabulary, splits, symbols, name)
     return [*lines, *notes]
+
+
+def learned_from(symbols: Tensor, share: float) -> Tensor:
+    """The part of a training text that a run learns from (--train-share)."""
+    return symbols[: round(share * len(symbols))]
 
 
 def read_text(vocabulary: Vocabulary | Words, path: str) -> tuple[Tensor, list[str]]:

@@ -38,6 +38,10 @@ class TextOptions(OptionGroup):
         None, "with a text file: test from this file", "FILE", shown="a part of the text",
         place=True,
     )
+    train_share: float = option(
+        1.0, "how much of the training text is learned from, from its start: 0.1, its first tenth",
+        "FRACTION", above=0, at_most=1,
+    )  # fmt: skip
     embedding: int = option(
         64, "size of the vector that stands for a character", "UNITS", at_least=1
     )
@@ -68,9 +72,9 @@ class TeacherOptions(OptionGroup):
         at_most=1,
     )
     temperature: float = option(
-        2.0,
+        1.0,
         "with --teachers or --codistill: divides their logits and the student's; above 1 they show more of what is"
-        " unlikely",
+        " unlikely, which on Penn Treebank's characters does not help",
         "NUMBER",
         above=0,
     )
@@ -103,14 +107,14 @@ class TeacherOptions(OptionGroup):
     def __post_init__(self) -> None:
         super().__post_init__()
         both, one = ("teacher_weight", "temperature"), ("exchange_every", "burn_in", "worker", "workers")
-        for names, there, company in (
+        for names, there, required in (
             (both, self.teachers or self.codistill, "--teachers or --codistill"),
             (one, self.codistill, "--codistill"),
         ):
             for name in names:
                 value = getattr(self, name)
                 if not there and value != getattr(TeacherOptions, name):
-                    raise ValueError(f"{flag(name)} goes with {company} only; got {value}")
+                    raise ValueError(f"{flag(name)} goes with {required} only; got {value}")
         if bool(self.teachers) + self.codistill + bool(self.smoothing) > 1:
             raise ValueError("--teachers, --codistill and --smoothing are one or the other")
         if (self.worker is None) != (self.workers is None) or (
@@ -163,7 +167,7 @@ class CharLMOptions(
                             ("codistill", self.codistill)):  # fmt: skip
             if given:
                 raise ValueError(
-                    f"{flag(name)} does not go with --parallel decoupled, where a layer hears the one"
+                    f"{flag(name)} does not go with --parallel decoupled, where a layer reads the one"
                     " below it alone"
                 )
 

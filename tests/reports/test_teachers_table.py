@@ -35,10 +35,10 @@ def small(table: str, text: str, **changes):
 def test_teachers_are_trained_first_and_each_student_has_its_own(made, text, tmp_path):
     recipe = small("distill", text, seeds=(0, 1))
     code, begun = made(recipe)
-    assert code == 0 and len(begun) == 10
-    taught = {"distilled", "ensemble"}
-    order = [name.split("-")[0] in taught for name in begun]
-    assert order == sorted(order) and sum(order) == 4
+    assert code == 0 and len(begun) == 14
+    taught = ("distilled", "twentieth-distilled", "twentieth-ensemble")
+    order = [name.startswith(taught) for name in begun]
+    assert order == sorted(order) and sum(order) == 6
     folder = tmp_path / "out"
 
     def teachers_of(name):
@@ -47,13 +47,18 @@ def test_teachers_are_trained_first_and_each_student_has_its_own(made, text, tmp
 
     for seed in (0, 1):
         assert teachers_of(f"distilled-T3-cosine-seed{seed}") == [f"teacher-T3-cosine-seed{seed}"]
-        assert teachers_of(f"ensemble-T3-cosine-seed{seed}") == [
+        assert teachers_of(f"twentieth-ensemble-T3-cosine-seed{seed}") == [
             "teacher-T3-cosine-seed0", "teacher-T3-cosine-seed1",
         ]  # fmt: skip
     rows = {row["arm"]: row for row in csv.DictReader((folder / "table.csv").open()) if row["at"] == "end"}
-    alone, teacher, one = (float(rows[name]["median"]) for name in ("alone", "teacher", "distilled"))
-    share = round(100 * (alone - one) / (alone - teacher))
-    assert f"- taught by one: {share}% ({one:.4f})" in (folder / "report.md").read_text()
+    report, teacher = (folder / "report.md").read_text(), float(rows["teacher"]["median"])
+    for before, after, words in (
+        ("alone", "distilled", "taught by one"),
+        ("twentieth", "twentieth-distilled", "taught by one, on a twentieth of the text"),
+    ):
+        alone, one = (float(rows[name]["median"]) for name in (before, after))
+        share = (alone - one) / (alone - teacher)
+        assert f"- {words}: {share:.0%} ({one:.4f})" in report
     assert made(recipe) == (0, [])  # with their teachers, which are part of what they are
 
 

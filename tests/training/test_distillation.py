@@ -24,6 +24,7 @@ from dnirnn.commands.cli import main
 from dnirnn.distillation import Uniform
 from dnirnn.fidelity import fidelity
 from dnirnn.model import SequenceModel, symbol_nats
+from dnirnn.tasks.char_lm import CharLMOptions, build, load_corpus
 from dnirnn.training.trainer import Interrupted
 
 LIKELY = st.tuples(st.integers(0, 99), st.floats(0.1, 8.0), st.floats(0.0, 1.0))
@@ -160,10 +161,15 @@ def ticking(seed=3) -> SequenceModel:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("source", [small_stream, Recall])
-def test_teachers_states_are_carried_and_begin_anew_with_the_sequences(source):
+@pytest.mark.parametrize(
+    ("source", "memory", "rtol", "atol"),
+    [(small_stream, 2**30, 2**-11, 2**-25), (small_stream, 0, 1e-5, 1e-6), (Recall, 2**30, 1e-5, 1e-6)],
+    ids=["kept", "asked", "drawn"],
+)
+def test_teachers_states_are_carried_and_begin_anew_with_the_sequences(source, memory, rtol, atol):
     teacher = ticking()
-    taught, plain, whole = DistilledStream(source(), Distillation([teacher])), source(), source()
+    taught = DistilledStream(source(), Distillation([teacher]), memory)
+    plain, whole = source(), source()
     for _ in range(3):
         full = whole.next(None)
         state = teacher.initial_state(full.x.shape[1])
@@ -173,7 +179,70 @@ def test_teachers_states_are_carried_and_begin_anew_with_the_sequences(source):
             batch, same = taught.next(4), plain.next(4)
             assert torch.equal(batch.x, same.x) and batch.final == same.final
             parts.append(batch.soft)
-        torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-5, atol=1e-6)
+        found = torch.cat(parts)
+        torch.testing.assert_close(found, expected, rtol=rtol + 1e-5, atol=atol + 1e-7)
+        assert torch.equal(found, found.half()) == (memory > 0 and source is small_stream)
+
+
+class Counted(Distillation):
+    """Counts the steps that its teachers are asked at."""
+
+    asked_at = 0
+
+    def soft(self, x, states, t=0):
+        self.asked_at += len(x)
+        return super().soft(x, states, t)
+
+
+def test_teachers_are_asked_once_of_a_text_that_repeats():
+    made = Counted([ticking()])
+    stream = DistilledStream(small_stream(), made)
+    steps = stream.stream.repeats
+    first = [stream.next(5).soft for _ in range(-(-steps // 5))]
+    assert made.asked_at == steps + 1  # a step, to see how many symbols there are
+    again = [stream.next(5).soft for _ in first]
+    assert made.asked_at == steps + 1 and all(map(torch.equal, first, again))
+
+
+@pytest.mark.parametrize("steps", [1, 7, 64, 1000])
+def test_what_is_kept_does_not_depend_on_the_lengths_of_updates(steps):
+    def epoch(steps):
+        stream, found = DistilledStream(small_stream(), Distillation([ticking()])), []
+        while stream.epochs < 1:
+            found.append(stream.next(steps).soft)
+        return torch.cat(found)
+
+    assert torch.equal(epoch(steps), epoch(3))
+
+
+def test_a_stream_that_goes_on_asks_again_and_finds_the_same():
+    one, other = (DistilledStream(small_stream(), Distillation([ticking()])) for _ in range(2))
+    for _ in range(9):
+        one.next(7)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(one.next(7).soft, other.next(7).soft)
+
+
+def test_teachers_are_asked_at_every_step_where_predictions_need_more_than_the_memory():
+    least = 2 * small_stream().repeats * 4 * SYMBOLS
+    for memory, kept in ((least, True), (least - 1, False)):
+        made = Counted([ticking()])
+        stream = DistilledStream(small_stream(), made, memory)
+        stream.next(2)
+        assert (made.asked_at > 1 + 2) == kept
+    with pytest.raises(ValueError, match="memory must be an int of at least 0; got -1"):
+        DistilledStream(small_stream(), made, -1)
+
+
+def test_what_does_not_repeat_has_no_start_to_go_back_to():
+    assert Recall().repeats is None
+    with pytest.raises(NotImplementedError, match="Recall does not repeat one sequence"):
+        Recall().from_start()
+    stream = small_stream()
+    stream.next(5)
+    again, fresh = stream.from_start(), small_stream()
+    assert torch.equal(again.next(9).x, fresh.next(9).x)
+    assert stream.state_dict() == {"position": 5, "epoch": 0}
 
 
 def test_a_batch_keeps_its_soft_targets_where_it_is_cut_and_joined():
@@ -289,6 +358,27 @@ def test_label_smoothing_is_an_option(runs, tmp_path):
         assert main(["train", "char-lm", *words, *more, "--out", str(tmp_path / out)]) == 0
     smooth, plain = (rows_of(tmp_path / name)[-1]["bits"] for name in ("smooth", "plain"))
     assert smooth != plain
+
+
+def test_a_share_of_the_text_is_its_beginning(runs, tmp_path, capsys):
+    corpus = runs / "tiny.txt"
+    tiny = load_corpus(CharLMOptions(corpus=str(corpus)))
+    given = dict(corpus=str(corpus), hidden=4, batch=2, quiet=True)
+    whole, part = (build(CharLMOptions(**given, train_share=share)) for share in (1.0, 0.25))
+    text = tiny.splits["train"]
+    count = round(0.25 * len(text))
+    assert part.stream.repeats == -(-count // 2)
+    assert "of the training text the first 0.25 alone" in part.notice
+    assert "the first" not in whole.notice and whole.config["vocabulary"] == part.config["vocabulary"]
+    batch = part.stream.next(None)
+    assert batch.count() == count
+    assert torch.equal(batch.y[:, 0], whole.stream.next(None).y[: len(batch.y), 0])
+    words = ["--corpus", str(corpus), *TINY, *SHORT, "--quiet", "--out", str(tmp_path / "run")]
+    for wrong in ("0", "1.5"):
+        refused(capsys, ["train", "char-lm", *words, "--train-share", wrong], "--train-share must be")
+    refused(capsys, ["train", "char-lm", *words, "--train-share", "1e-6"], "has 0 training symbols")
+    assert main(["train", "char-lm", *words, "--train-share", "0.5"]) == 0
+    assert main(["eval", str(tmp_path / "run")]) == 0
 
 
 def test_teachers_that_do_not_fit_are_refused(runs, tmp_path, capsys):
