@@ -1,4 +1,4 @@
-"""Options by the names that they had before: taken for one release, with a warning."""
+"""Options and tensors by the names that they had before: taken for one release."""
 
 import sys
 import warnings
@@ -8,6 +8,18 @@ from typing import Any
 from dnirnn.options import flag
 
 OPTIONS = {"lift": "min_norm", "estimator_lift": "estimator_min_norm", "blend": "ramp"}
+# Of a LeastSquares, in a state_dict.
+TENSORS = {"told_told": "second_moments", "target_told": "target_moments"}
+
+
+def tensors_by_name_of_now(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The same tensors of a state_dict, in their order."""
+
+    def name_of_now(path: str) -> str:
+        module, dot, name = path.rpartition(".")
+        return module + dot + TENSORS.get(name, name)
+
+    return {name_of_now(path): tensor for path, tensor in tensors.items()}
 
 
 def by_name_of_now(values: dict[str, Any], warn: bool = False) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dnirnn.checks import check_flags, check_knobs, check_sizes
 from dnirnn.estimators.auto_scale import PredictorConfig
 from dnirnn.estimators.base import GradientEstimator, Setting
 from dnirnn.options import changed, option
+from dnirnn.renamed import TENSORS
 
 
 class LeastSquares(GradientEstimator):
@@ -91,9 +92,15 @@ class LeastSquares(GradientEstimator):
         features = state_size + context_size
         self.weight = nn.Parameter(torch.zeros(state_size, features, **made), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(state_size, **made), requires_grad=False)
-        self.register_buffer("told_told", torch.zeros(features + 1, features + 1, **made))
-        self.register_buffer("target_told", torch.zeros(state_size, features + 1, **made))
+        self.register_buffer("second_moments", torch.zeros(features + 1, features + 1, **made))
+        self.register_buffer("target_moments", torch.zeros(state_size, features + 1, **made))
         self.register_buffer("fits", torch.zeros((), dtype=torch.int64, device=device))
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        for old, new in TENSORS.items():
+            if prefix + old in state_dict:
+                state_dict[prefix + new] = state_dict.pop(prefix + old)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def weights(self) -> list[Tensor]:
@@ -124,7 +131,7 @@ class LeastSquares(GradientEstimator):
         parts = [entered] if context is None else [entered, context.to(entered.dtype)]
         features = torch.cat([*parts, torch.ones_like(entered[:, :1])], -1)
         counted = features * ((1 - self.forgetting) / rows * weight)[:, None]
-        for kept, left in ((self.told_told, features), (self.target_told, target)):
+        for kept, left in ((self.second_moments, features), (self.target_moments, target)):
             if self.ranks is None:
                 kept.addmm_(left.T, counted, beta=self.forgetting)
             else:
@@ -136,11 +143,11 @@ class LeastSquares(GradientEstimator):
 
     def solve(self) -> None:
         """Sets W and b by A and C as they are; leaves them where the solution is not finite."""
-        regular = self.told_told.clone()
+        regular = self.second_moments.clone()
         diagonal = regular.diagonal()
         diagonal += self.ridge * diagonal.mean()
         factor, _ = torch.linalg.cholesky_ex(regular)
-        found = torch.cholesky_solve(self.target_told.T, factor).T
+        found = torch.cholesky_solve(self.target_moments.T, factor).T
         if found.isfinite().all():
             self.weight.copy_(found[:, :-1])
             self.bias.copy_(found[:, -1])

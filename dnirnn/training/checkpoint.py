@@ -15,6 +15,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from dnirnn.files import writing
+from dnirnn.renamed import tensors_by_name_of_now
 
 FORMAT = 1
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -87,6 +88,8 @@ def load_tree(folder: Path) -> Any:
         tree = unflatten(tensors, state)
         if not isinstance(tree, dict):
             raise TypeError(f"it is {tree!r:.40}")
+        if isinstance(model := tree.get("model"), dict):
+            tree["model"] = tensors_by_name_of_now(model)
         return tree
 
 

@@ -8,12 +8,13 @@ import torch
 from small_runs import make_trainer
 from strategies import assert_close
 
-from dnirnn import LSTM, SyntheticGradient, Truncated, backward
+from dnirnn import LSTM, LeastSquares, SyntheticGradient, Truncated, backward
 from dnirnn.commands.cli import main
 from dnirnn.commands.compare import name_of
 from dnirnn.config.registry import TASKS
 from dnirnn.model import SequenceModel, symbol_nats
-from dnirnn.renamed import OPTIONS
+from dnirnn.renamed import OPTIONS, TENSORS
+from dnirnn.training import checkpoint
 from dnirnn.training.checkpoint import CheckpointError
 from dnirnn.training.config import TrainerConfig
 from dnirnn.training.run_folder import check_owner, differing, read_config
@@ -125,6 +126,26 @@ def test_the_context_of_a_sequence_model():
     with pytest.warns(DeprecationWarning, match=r"SequenceModel's told is called context_of"):
         model = SequenceModel(*parts, told=len)
     assert model.context_of is len
+
+
+def test_the_moments_of_least_squares_in_a_state_dict_and_in_a_checkpoint(tmp_path):
+    def fitted(seed):
+        torch.manual_seed(seed)
+        estimator = LeastSquares(3, solve_every=1)
+        for _ in range(3):
+            estimator.accumulate(torch.randn(9, 3), torch.randn(9, 3))
+        return estimator
+
+    one, other = fitted(0), fitted(1)
+    of_before = {new: old for old, new in TENSORS.items()}
+    older = {of_before.get(name, name): value for name, value in one.state_dict().items()}
+    assert set(older) == {"weight", "bias", "fits", *TENSORS}
+    other.load_state_dict(older)
+    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+    inside = {f"truncated.estimator.{name}": value for name, value in older.items()}
+    checkpoint.save(tmp_path / "update-1", *checkpoint.flatten({"model": inside}))
+    found = checkpoint.load_tree(tmp_path / "update-1")["model"]
+    assert list(found) == [f"truncated.estimator.{name}" for name in one.state_dict()]
 
 
 @pytest.mark.parametrize("old, new", OPTIONS.items())
