@@ -50,11 +50,11 @@ def cuda_toolkit() -> Path | None:
     problem = "no CUDA toolkit found (CUDA_HOME is not set, and there is no nvcc on the PATH)"
     if nvcc and shutil.which(nvcc):
         # nvcc itself says where it lives: the one on the PATH may be a link or a script.
-        said = subprocess.run(
+        dry_run = subprocess.run(
             [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True
         ).stderr
         version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-        found = re.search(r"^#\$ _THERE_=(.*)$", said, re.MULTILINE)
+        found = re.search(r"^#\$ _THERE_=(.*)$", dry_run, re.MULTILINE)
         home = Path(found[1]).parent if found else Path(nvcc).resolve().parent.parent
         release = re.search(r"release (\d+)\.\d+", version)
         if not (home / "include" / "cuda_runtime.h").exists():

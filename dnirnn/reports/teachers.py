@@ -17,19 +17,29 @@ SUMMARIES = {
 ALONE = Arm("alone", "alone", {})
 TAUGHT = dict(teacher_weight=0.5, temperature=1.0)
 SMOOTHED = Arm("smoothing", "label smoothing, 0.1", dict(smoothing=0.1))
-# Of the text alone there is too little, and much of it in what a teacher predicts who read all of it.
+# What a twentieth of the text leaves out, a teacher that has read all of it still predicts.
 TWENTIETH = dict(train_share=0.05)
 ALONE_ON_A_TWENTIETH = Arm("twentieth", "alone, on a twentieth of the text", TWENTIETH)
 TAUGHT_ON_A_TWENTIETH = dict(TWENTIETH, teacher_weight=0.9, temperature=1.0)
-# Units of a student, and of a teacher with four times its parameters (at --embedding 64).
-STUDENT = {"quick": 64, "cpu": 110, "gpu": 700}
-TEACHER = {"quick": 144, "cpu": 256, "gpu": 1450}
-WORKER = {"quick": 64, "cpu": 240, "gpu": 700}
-MINUTES = {"quick": 0.25, "cpu": 3.0, "gpu": 30.0}
+STUDENT = {
+    "quick": dict(hidden=64, minutes=0.25, lr=2e-3),
+    "cpu": dict(hidden=110, minutes=3.0, lr=1e-2),
+    "gpu": dict(hidden=700, minutes=30.0, lr=2e-3),
+}
+# Of four times its parameters, at --embedding 64.
+TEACHER = {
+    "quick": dict(hidden=144, lr=2e-3),
+    "cpu": dict(hidden=256, lr=4e-3),
+    "gpu": dict(hidden=1450, lr=2e-3),
+}
+# The rate is the one that the search of reproduce batch-size found for 256 units in two minutes.
+WORKER = {
+    "quick": dict(hidden=64, minutes=0.25, lr=2e-3),
+    "cpu": dict(hidden=240, minutes=2.0, lr=8e-3),
+    "gpu": dict(hidden=700, minutes=30.0, lr=2e-3),
+}
 SEEDS = {"quick": (0,), "cpu": (0, 1, 2), "gpu": (0, 1, 2)}
 BATCH = {"quick": 16, "cpu": 32, "gpu": 128}
-RATE = {"quick": 2e-3, "cpu": 1e-2, "gpu": 2e-3}
-TEACHER_RATE = {"quick": 2e-3, "cpu": 4e-3, "gpu": 2e-3}
 TEST = "test_bits"
 ANIL = (
     "*quoted*: Anil et al. 2018 (arXiv 1804.03235) have two groups of workers that teach each other reach the"
@@ -41,7 +51,7 @@ ANIL = (
 def distill(budget: str) -> Recipe:
     on_a_twentieth = "on a twentieth of the text"
     arms = (
-        Arm("teacher", "its teacher", dict(hidden=TEACHER[budget], lr=TEACHER_RATE[budget])),
+        Arm("teacher", "its teacher", TEACHER[budget]),
         ALONE,
         Arm("distilled", "taught by one", TAUGHT, taught_by="teacher"),
         ALONE_ON_A_TWENTIETH,
@@ -94,13 +104,12 @@ def codistill(budget: str) -> Recipe:
     )
 
 
-def characters(budget: str, hidden: int):
-    options = TASKS["char-lm"].Options
+def characters(budget: str, sized: dict):
     every = {"quick": 50_000, "cpu": 500_000, "gpu": 5_000_000}[budget]
-    return options(
-        estimator="none", corpus="ptb", hidden=hidden, minutes=MINUTES[budget], batch=BATCH[budget], lr=RATE[budget],
-        evaluate_every=every, device="cuda" if budget == "gpu" else "cpu",
-    )  # fmt: skip
+    device = "cuda" if budget == "gpu" else "cpu"
+    return TASKS["char-lm"].Options(
+        estimator="none", corpus="ptb", batch=BATCH[budget], evaluate_every=every, device=device, **sized
+    )
 
 
 def share_of_the_gap(recipe: Recipe, traces: Sequence[Trace]) -> list[str]:
