@@ -46,7 +46,7 @@ struct Module {
   Tensor before(const Tensor& outputs) const { return rows(outputs, 0, first + 1, 1, m * n, n); }
   Tensor held(const Tensor& outputs) const {
     return outputs.as_strided({whole, period, B, n}, {period * B * H, B * H, H, 1},
-                           (first + 1) * B * H + m * n);
+                              (first + 1) * B * H + m * n);
   }
   Tensor rest(const Tensor& outputs) const {
     const int64_t from = first + 1 + whole * period;
@@ -61,7 +61,8 @@ struct Module {
   }
   // What comes back to each tick from the rows that hold it: [count, B, n].
   Tensor sum(const Tensor& grad_outputs) const {
-    if (period == 1) return rows(grad_outputs, 1, T, 1, m * n, n).clone(at::MemoryFormat::Contiguous);
+    if (period == 1)
+      return rows(grad_outputs, 1, T, 1, m * n, n).clone(at::MemoryFormat::Contiguous);
     if (whole == count) return held(grad_outputs).sum(1);
     Tensor sums = at::empty({count, B, n}, grad_outputs.options());
     if (whole) sums.slice(0, 0, whole).copy_(held(grad_outputs).sum(1));

@@ -121,8 +121,6 @@ class Copies(Distillation):
     model: the worker's own, whose like the others are. others: their numbers. The rest as there.
     """
 
-    fixed = False
-
     def __init__(
         self,
         model: nn.Module,
@@ -131,7 +129,7 @@ class Copies(Distillation):
         temperature: float = 1.0,
         burn_in: int = 0,
     ):
-        super().__init__([like(model) for _ in others], weight, temperature)
+        super().__init__([like(model) for _ in others], weight, temperature, fixed=False)
         self.others, self.burn_in = others, burn_in
         self.update = 0
         # Of each other worker its update and its weights, once there are any.

@@ -4,6 +4,7 @@ Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 
 Towards a teacher who knows nothing it is label smoothing (Szegedy et al. 2016, arXiv 1512.00567).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnirnn.checks import check_instances, check_knobs, check_positive, check_sizes, shown
+from dnirnn.checks import (
+    check_flags,
+    check_instances,
+    check_knobs,
+    check_positive,
+    check_sizes,
+    shown,
+)
 from dnirnn.data import Batch, Stream
 from dnirnn.model import SequenceModel, symbol_nats
 
@@ -83,17 +91,19 @@ class Distillation:
         :class:`Uniform`), whose logits are of the student's symbols. They are put into eval mode and
         asked without gradients, uncut, on the path that their cores have for inference.
     weight: w, in [0, 1]. temperature: t, above 0.
+    fixed: whether the teachers predict the same whenever they are asked, so that it may be kept.
+        Give False where they learn, or draw.
 
     Raises ValueError for no teacher, a weight or a temperature outside its range; TypeError for a
     teacher that can't be asked.
-
-    fixed: whether the teachers predict the same whenever they are asked.
     """
 
-    fixed = True
-
     def __init__(
-        self, teachers: Sequence[SequenceModel], weight: float = 0.5, temperature: float = 1.0
+        self,
+        teachers: Sequence[SequenceModel],
+        weight: float = 0.5,
+        temperature: float = 1.0,
+        fixed: bool = True,
     ):
         if not isinstance(teachers, Sequence):
             raise TypeError(f"teachers must be a list of models; got {shown(teachers)}")
@@ -111,7 +121,8 @@ class Distillation:
         if weight > 1:
             raise ValueError(f"weight must be in [0, 1]; got {weight!r}")
         check_positive(temperature=temperature)
-        self.weight, self.temperature = weight, temperature
+        check_flags(fixed=fixed)
+        self.weight, self.temperature, self.fixed = weight, temperature, fixed
 
     def to(self, device: torch.device) -> None:
         """Moves the teachers."""
@@ -173,46 +184,53 @@ class Distillation:
         return (1 - self.weight) * nats + self.weight * self.temperature**2 * divergence
 
 
-WINDOW = 64  # steps that teachers are asked at once along a text that is kept
+WINDOW = 64  # steps that teachers are asked at once along a text whose predictions are kept
 
 
 class Kept:
-    """What teachers predict along a sequence that a stream repeats: asked once, then looked up.
+    """What teachers predict along a sequence that every epoch repeats: asked once, then looked up.
 
     They are asked in windows of their own, so that what they predict does not depend on the lengths of
-    updates; kept in float16, to 2^-11 of a probability or 2^-25.
+    updates; kept in float16: to a relative 2^-11, or an absolute 2^-25 where that is larger.
     """
 
     def __init__(self, stream: Stream, distillation: Distillation):
         self.stream, self.distillation = stream.from_start(), distillation
-        self.states, self.known = distillation.initial_state(stream.batch_size), 0
+        self.temperature, self.known = distillation.temperature, 0
+        self.states = distillation.initial_state(stream.batch_size)
+        soft, _ = distillation.soft(self.input(stream.from_start().next(1)), self.states)
+        assert stream.epoch_steps is not None and soft is not None
+        self.shape = (stream.epoch_steps, *soft.shape[1:])
+        self.size = 2 * math.prod(self.shape)  # bytes
         self.predictions: Tensor | None = None
+
+    def input(self, batch: Batch) -> Tensor:
+        return batch.x.to(self.states[0].device)
 
     def steps(self, start: int, end: int) -> Tensor:
         """The predictions [end - start, B, V] of the steps from start to end, in float32."""
+        if self.predictions is None:
+            device = self.states[0].device
+            self.predictions = torch.empty(self.shape, dtype=torch.float16, device=device)
         while self.known < end:
-            x = self.stream.next(WINDOW).x.to(self.states[0].device)
+            x = self.input(self.stream.next(WINDOW))
             soft, self.states = self.distillation.soft(x, self.states, self.known)
-            assert soft is not None  # these teachers are always asked
-            if self.predictions is None:
-                shape = (self.stream.repeats, *soft.shape[1:])
-                self.predictions = soft.new_empty(shape, dtype=torch.float16)
             self.predictions[self.known : self.known + len(x)] = soft
             self.known += len(x)
-        assert self.predictions is not None
         return self.predictions[start:end].float()
 
 
 class DistilledStream(Stream):
     """A stream whose batches carry what the teachers of a distillation predict (``Batch.soft``).
 
-    Where every epoch is the same sequence (a text), the teachers are asked in the first one, and what
-    they predicted is kept; a run that is resumed asks them again, from the sequence's start. Else their
-    states are carried as the student's is: they begin anew where the sequences do, and are part of the
-    stream's state_dict.
+    Where every epoch is the same sequence (a text), and the teachers are ``fixed``, they are asked in
+    its first epoch, and what they predicted is kept. A run that is resumed asks them again, up to where
+    it is, when its place is loaded. Else their states are carried as the student's is: they begin anew
+    where the sequences do, and are part of the stream's state_dict.
 
-    memory: bytes that the kept predictions may take, two a symbol of the vocabulary and step; where
-        they need more, the teachers are asked at every step instead. 0: always.
+    memory: bytes that the kept predictions may take, on the teachers' device and in each process: two
+        per step, row and symbol of the vocabulary. Where they need more, the teachers are asked at
+        every step instead. 0: always.
     """
 
     def __init__(self, stream: Stream, distillation: Distillation, memory: int = 2**30):
@@ -223,7 +241,6 @@ class DistilledStream(Stream):
         self.batch_size, self.unbroken = stream.batch_size, stream.unbroken
         self.states: States | None = None
         self.kept: Kept | None = None
-        self.keeps: bool | None = None  # not known yet
         self.t = 0
 
     @property
@@ -231,33 +248,40 @@ class DistilledStream(Stream):
         return self.stream.epochs
 
     def next(self, steps: int | None) -> Batch:
+        kept = self.keep() if self.distillation.weight else None
+        start = self.stream.position if kept is not None else 0
         batch = self.stream.next(steps)
         if not self.distillation.weight:
             return batch
-        if batch.first:
-            self.t = 0
-        start, self.t = self.t, self.t + len(batch.x)
-        if self.keeps is None:
-            self.keeps = self.can_keep(batch.x[:1])
-        if self.keeps:
-            self.kept = self.kept or Kept(self.stream, self.distillation)
-            return batch._replace(soft=self.kept.steps(start, self.t))
-        if start == 0 or self.states is None:
-            self.states = self.distillation.initial_state(self.batch_size)
+        if kept is not None:
+            return batch._replace(soft=kept.steps(start, start + len(batch.x)))
+        if batch.first or self.states is None:
+            self.states, self.t = self.distillation.initial_state(self.batch_size), 0
         x = batch.x.to(self.states[0].device)
-        soft, self.states = self.distillation.soft(x, self.states, start)
+        soft, self.states = self.distillation.soft(x, self.states, self.t)
+        self.t += len(batch.x)
         return batch._replace(soft=soft)
 
-    def can_keep(self, x: Tensor) -> bool:
-        """Whether the predictions can be kept, and fit the memory. x: inputs [1, B] of a step."""
-        states = self.distillation.initial_state(self.batch_size)
-        # Teachers without a state predict the same at every step: there is nothing to keep.
-        steps, fixed = self.stream.repeats, self.distillation.fixed
-        if steps is None or not fixed or not any(state.numel() for state in states):
-            return False
-        soft, _ = self.distillation.soft(x.to(states[0].device), states)
-        assert soft is not None
-        return 2 * steps * soft.numel() <= self.memory
+    def keep(self) -> Kept | None:
+        """Where the predictions are kept; None where they are not, or would not fit the memory."""
+        made, distillation = self.kept, self.distillation
+        # Without a state there is little to save: those teachers are asked each time.
+        if (
+            not self.memory
+            or self.stream.epoch_steps is None
+            or not distillation.fixed
+            or not all(distillation.asked())
+            or not any(state.numel() for state in distillation.initial_state(1))
+        ):
+            return None
+        if made is None or made.temperature != distillation.temperature:
+            self.kept = made = Kept(self.stream, distillation)
+        return made if made.size <= self.memory else None
+
+    def share(self, rank: int, ranks: int) -> Stream:
+        if self.distillation.weight and self.keep() is not None:
+            return DistilledStream(self.stream.share(rank, ranks), self.distillation, self.memory)
+        return super().share(rank, ranks)
 
     def to(self, device: torch.device) -> None:
         self.stream.to(device)
@@ -269,11 +293,21 @@ class DistilledStream(Stream):
 
     def state_dict(self) -> dict:
         states = None if self.states is None else list(self.states)
-        return {"stream": self.stream.state_dict(), "teachers": states, "t": self.t}
+        kept = self.kept is not None and self.kept.predictions is not None
+        return {"stream": self.stream.state_dict(), "teachers": states, "t": self.t, "kept": kept}
 
     def load_state_dict(self, state: dict) -> None:
         self.stream.load_state_dict(state["stream"])
         states, self.t = state["teachers"], state["t"]
+        kept = self.keep() if self.distillation.weight else None
+        if kept is not None:
+            states = None
+            kept.steps(0, self.stream.position)
+        elif self.distillation.weight and state.get("kept"):  # absent in those of before
+            raise ValueError(
+                "memory must hold the predictions, as where this place was saved: the teachers' states"
+                " are not in it"
+            )
         if states is not None:
             device = self.distillation.initial_state(1)[0].device
             states = tuple(one.to(device) for one in states)

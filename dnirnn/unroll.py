@@ -53,7 +53,7 @@ class Chunks(NamedTuple):
             share[:-1] = 1 - 1 / self.open_cuts if len(share) > 1 else 1
             value_NB = share * value_NB
         if self.reset is not None:
-            # A reset at step 0 cuts this call off from the one before, which its `final` knew.
+            # A reset at step 0 cuts this call off from the one before, as that call's `final` already had it.
             starts = self.reset[self.truncation :: self.truncation]
             over = torch.cat([starts, torch.zeros_like(self.reset[:1])])
             value_NB = value_NB.masked_fill(over.view(*over.shape, *rest), 0)

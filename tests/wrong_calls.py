@@ -363,14 +363,15 @@ CALLS = {
     "Distillation": (
         dnirnn.Distillation,
         lambda: dict(teachers=[trainer()["model"]]),
-        dict(teachers=[None, 3, [], [3]], weight=[*AMOUNT, 2], temperature=[0, *AMOUNT]),
+        dict(teachers=[None, 3, [], [3]], weight=[*AMOUNT, 2], temperature=[0, *AMOUNT],
+             fixed=FLAG),
     ),
     "DistilledStream": (
         dnirnn.DistilledStream,
         lambda: dict(
             stream=trainer()["stream"], distillation=dnirnn.Distillation([trainer()["model"]])
         ),
-        dict(stream=[None, 3], distillation=[None, 3]),
+        dict(stream=[None, 3], distillation=[None, 3], memory=COUNT),
     ),
     "DynamicEvaluation": (
         dnirnn.DynamicEvaluation,

@@ -120,9 +120,7 @@ __device__ inline uint32_t which_of_warp(bool condition) {
 }
 
 // Whether the condition holds in one of a warp's threads. All of them call it.
-__device__ inline bool any_of_warp(bool condition) {
-  return __any_sync(0xffffffff, condition);
-}
+__device__ inline bool any_of_warp(bool condition) { return __any_sync(0xffffffff, condition); }
 
 // What thread 2 i + 1 of a warp gives, to thread 2 i, and the other way round. All of them ask.
 __device__ inline uint32_t of_neighbor(uint32_t given) {

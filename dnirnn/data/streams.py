@@ -113,14 +113,15 @@ class Stream(abc.ABC):
     epochs: how often everything there is was seen, a float; for an endless task, sequences begun.
     unbroken: a sequence goes on over many updates, so that a mask drawn for one of them (weight
         drop, zoneout) would be the only one for long: a trainer draws another each update.
-    repeats: the steps of its one sequence, where every epoch is that sequence again, in the same rows;
-        None: it is not.
+    epoch_steps: steps of an epoch, where every epoch is the same sequence in the same rows, and its next
+        batch starts at the sequence's step ``position``; else None.
     """
 
     batch_size: int
     epochs: float
     unbroken: bool = False
-    repeats: int | None = None
+    epoch_steps: int | None = None
+    position: int
 
     @abc.abstractmethod
     def next(self, steps: int | None) -> Batch:
@@ -144,11 +145,11 @@ class Stream(abc.ABC):
         """Told the mean bits per target of every sequence that ends; a curriculum may react."""
 
     def from_start(self) -> "Stream":
-        """Another stream of the sequence that this one repeats, at its start.
+        """Another stream of the same sequence, at its start.
 
-        Raises NotImplementedError where ``repeats`` is None.
+        Raises NotImplementedError where ``epoch_steps`` is None.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not repeat one sequence")
+        raise NotImplementedError(f"the epochs of {type(self).__name__} are not one sequence")
 
     def share(self, rank: int, ranks: int) -> "Stream":
         """The rows of one of several processes, in order; its state_dict is that of the whole stream.
@@ -245,7 +246,7 @@ class TextStream(Stream):
         self.symbols, self.batch_size, self.first_input = symbols, batch_size, first_input
         shortest, self.long_rows = divmod(len(symbols), batch_size)
         self.first_row, self.uneven = 0, self.long_rows > 0
-        self.steps = self.repeats = shortest + self.uneven
+        self.steps = self.epoch_steps = shortest + self.uneven
         row = torch.arange(batch_size, device=symbols.device)
         self.start = row * shortest + row.clamp(max=self.long_rows)
         self.laid_out, self.block = range(0), self.start

@@ -170,8 +170,8 @@ class SyntheticGradient(Layered):
         plain = super().inject(cut)
         if self.ahead is None or len(plain) == 1:
             return plain
-        cut.kept["ahead"], of_ahead = self.look_ahead(cut)
-        return plain + torch.cat([of_ahead, torch.zeros_like(plain[:1])])
+        cut.kept["ahead"], from_ahead = self.look_ahead(cut)
+        return plain + torch.cat([from_ahead, torch.zeros_like(plain[:1])])
 
     def bootstrap(self, cut: Interface) -> Tensor | None:
         if "ahead" not in cut.kept:

@@ -9,6 +9,9 @@ BY_CHOICE = ("layers", "scale", "discount", "trace_decay")
 # The names that a TrainerConfig's fields had, in a configuration made of them alone.
 RENAMED = {"options": "optimizer_options", "estimator_options": "estimator_optimizer_options"}
 
+# The default that the temperature of teachers had, also where there are none: it is refused there now.
+TEMPERATURE_BEFORE = 2.0
+
 # What the runs of a task did before it had an option for it.
 BEFORE = {"digits": {"cuts": "ticks"}}
 
@@ -24,6 +27,12 @@ def upgraded(config: dict) -> dict:
     config = by_name_of_now(config)
     if isinstance(defaults := config.get("defaults"), dict):
         config["defaults"] = by_name_of_now(defaults)
+    taught = config.get("teachers") or config.get("codistill")
+    of_text = config.get("task") in ("char-lm", "word-lm")
+    if of_text and not taught and config.get("temperature") == TEMPERATURE_BEFORE:
+        for place in (config, config.get("defaults")):
+            if isinstance(place, dict):
+                place.pop("temperature", None)
     if version == LAYOUT:
         return config
     if version != 1:

@@ -90,8 +90,8 @@ class Trainer:
         here on.
     restart: a run that the folder holds is moved aside, to FOLDER.before-1 or so, and this one
         begins anew.
-    device: cpu, cuda or cuda:N, where the model is moved to (None: where it is) and the stream's
-        batches are made. No part of the configuration: a run goes on on another device, if
+    device: cpu, cuda or cuda:N, where the model and the batches are moved to (None: where the model
+        is); the stream may make them there. No part of the configuration: a run goes on on another device, if
         not to the bit.
     graphs: whether updates on a CUDA device are captured in CUDA graphs and replayed. What changes
         from update to update must then be tensors of the model that stay in place (``prepare``).

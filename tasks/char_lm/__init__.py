@@ -66,7 +66,7 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
     if count < needed:
         raise ValueError(
             f"corpus {corpus.name} has {count:,} training symbols; {options.batch} sequences of"
-            f" {needed // options.batch} steps need {needed:,} (lower --batch or --truncation)"
+            f" {needed // options.batch} steps need {needed:,} (lower --batch or --truncation{', raise --train-share' * (options.train_share < 1)})"
         )
     newline, unit = int(vocabulary.encode("\n")), vocabulary.unit
     torch.manual_seed(options.seed + 2**32 * (options.worker or 0))
@@ -80,13 +80,13 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
     }
     notice = corpus.describe(symbols)
     if options.train_share < 1:
-        notice += f"; of the training text the first {options.train_share:.3g} alone"
+        notice += f"; trained on the first {options.train_share:.3g} of the training text"
     if vocabulary.unknown is not None:
         notice += f"; {unit}s that are not in the training text are one unknown symbol, scored separately"
     distillation = distillation_of(options, vocabulary, model)
 
-    def taught(stream: TextStream) -> Stream:
-        return stream if distillation is None else DistilledStream(stream, distillation)
+    def taught(stream: TextStream, memory: int = 2**30) -> Stream:
+        return stream if distillation is None else DistilledStream(stream, distillation, memory)
 
     stream = taught(TextStream(symbols["train"], options.batch, newline))
     if options.codistill:
@@ -105,7 +105,7 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
         count if steps is None else options.batch * steps,
         config,
         notice,
-        lambda steps: taught(stretch(symbols["valid"], newline, steps)).next(steps),
+        lambda steps: taught(stretch(symbols["valid"], newline, steps), memory=0).next(steps),
     )
 
 

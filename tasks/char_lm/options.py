@@ -39,7 +39,8 @@ class TextOptions(OptionGroup):
         place=True,
     )
     train_share: float = option(
-        1.0, "how much of the training text is learned from, from its start: 0.1, its first tenth",
+        1.0, "of the training text, how much is learned from, from its start on (0.1: the first tenth); its"
+        " vocabulary is that of all of it",
         "FRACTION", above=0, at_most=1,
     )  # fmt: skip
     embedding: int = option(
@@ -74,7 +75,7 @@ class TeacherOptions(OptionGroup):
     temperature: float = option(
         1.0,
         "with --teachers or --codistill: divides their logits and the student's; above 1 they show more of what is"
-        " unlikely, which on Penn Treebank's characters does not help",
+        " unlikely",
         "NUMBER",
         above=0,
     )

@@ -94,7 +94,7 @@ class CountingOptions(OptionGroup):
         shown="messages; ticks with --parallel decoupled",
     )
     message_delay: int | None = option(
-        None, "ticks of B that its message reaches A late, so that A need not wait for one", "TICKS",
+        None, "ticks of B by which its message reaches A late, so that A need not wait for one", "TICKS",
         at_least=0, shown="0; 1 with --parallel decoupled",
     )  # fmt: skip
     parallel: Sharing = choice(

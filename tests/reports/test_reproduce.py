@@ -53,7 +53,8 @@ def test_every_run_of_every_recipe_can_be_made(table, budget):
     assert len(set(names)) == len(names) and recipe.baseline in recipe.arms
     for column in columns(recipe):
         size = dict(hidden=4) if "parameters" not in column.arm.changes else dict(parameters=20_000)
-        options = options_of(recipe, column, **size, seed=3, lr=0.25)
+        taught = {} if column.arm.taught_by is None else dict(teachers=("teacher",))
+        options = options_of(recipe, column, **size, **taught, seed=3, lr=0.25)
         early = column.decay == "none" and recipe.options.patience is not None
         assert (options.patience is not None) == early
         assert (options.seed, options.lr, options.truncation) == (3, 0.25, column.truncation)

@@ -1,6 +1,8 @@
 """Distillation: the laws of its loss, teachers whose states are carried, runs that learn of runs."""
 
+import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -19,12 +21,21 @@ from small_runs import (
 )
 from torch.nn import functional as F
 
-from dnirnn import Clockwork, Distillation, DistilledStream, Truncated, ZeroGradient, load
+from dnirnn import (
+    Clockwork,
+    Distillation,
+    DistilledStream,
+    Truncated,
+    ZeroGradient,
+    distillation,
+    load,
+)
 from dnirnn.commands.cli import main
 from dnirnn.distillation import Uniform
 from dnirnn.fidelity import fidelity
 from dnirnn.model import SequenceModel, symbol_nats
 from dnirnn.tasks.char_lm import CharLMOptions, build, load_corpus
+from dnirnn.training import checkpoint
 from dnirnn.training.trainer import Interrupted
 
 LIKELY = st.tuples(st.integers(0, 99), st.floats(0.1, 8.0), st.floats(0.0, 1.0))
@@ -194,18 +205,38 @@ class Counted(Distillation):
         return super().soft(x, states, t)
 
 
-def test_teachers_are_asked_once_of_a_text_that_repeats():
+@pytest.fixture
+def short_windows(monkeypatch):
+    """Several windows an epoch: teachers' states and times go from one to the next."""
+    monkeypatch.setattr(distillation, "WINDOW", 7)
+
+
+def whole_epoch(stream):
+    teacher, full = ticking(), stream.next(None)
+    logits, _ = teacher.unroll(full.x, teacher.initial_state(full.x.shape[1]), 0)
+    return torch.softmax(logits, -1).detach()
+
+
+def near(found, expected):
+    torch.testing.assert_close(found, expected, rtol=2**-11 + 1e-5, atol=2**-25 + 1e-7)
+    assert torch.equal(found, found.half().float())
+
+
+def test_teachers_are_asked_once_of_a_text_that_repeats(short_windows):
     made = Counted([ticking()])
     stream = DistilledStream(small_stream(), made)
-    steps = stream.stream.repeats
+    steps = stream.stream.epoch_steps
     first = [stream.next(5).soft for _ in range(-(-steps // 5))]
     assert made.asked_at == steps + 1  # a step, to see how many symbols there are
+    near(torch.cat(first), whole_epoch(small_stream()))
     again = [stream.next(5).soft for _ in first]
     assert made.asked_at == steps + 1 and all(map(torch.equal, first, again))
+    stream.to(torch.device("cpu"))
+    assert torch.equal(stream.next(5).soft, first[0]) and made.asked_at > steps + 1
 
 
-@pytest.mark.parametrize("steps", [1, 7, 64, 1000])
-def test_what_is_kept_does_not_depend_on_the_lengths_of_updates(steps):
+@pytest.mark.parametrize("steps", [1, 7, 16, 1000])
+def test_what_is_kept_does_not_depend_on_the_lengths_of_updates(short_windows, steps):
     def epoch(steps):
         stream, found = DistilledStream(small_stream(), Distillation([ticking()])), []
         while stream.epochs < 1:
@@ -215,28 +246,94 @@ def test_what_is_kept_does_not_depend_on_the_lengths_of_updates(steps):
     assert torch.equal(epoch(steps), epoch(3))
 
 
-def test_a_stream_that_goes_on_asks_again_and_finds_the_same():
-    one, other = (DistilledStream(small_stream(), Distillation([ticking()])) for _ in range(2))
-    for _ in range(9):
+def test_a_stream_that_goes_on_asks_again_and_finds_the_same(short_windows):
+    one, other = (DistilledStream(small_stream(), Counted([ticking()])) for _ in range(2))
+    for _ in range(9):  # into the second epoch
         one.next(7)
-    other.load_state_dict(one.state_dict())
+    place = one.state_dict()
+    assert place["teachers"] is None
+    other.load_state_dict(place)
+    asked_at = other.distillation.asked_at
+    assert asked_at > other.stream.position > 0
     assert torch.equal(one.next(7).soft, other.next(7).soft)
+    small = DistilledStream(small_stream(), Counted([ticking()]), memory=0)
+    with pytest.raises(ValueError, match="memory must hold the predictions, as where this place was saved"):
+        small.load_state_dict(place)
+
+
+def test_a_place_that_a_version_without_kept_predictions_saved(short_windows):
+    one, other = DistilledStream(small_stream(), Counted([ticking()]), memory=0), None
+    for _ in range(3):
+        one.next(5)
+    place = one.state_dict()
+    del place["kept"]
+    other = DistilledStream(small_stream(), Counted([ticking()]))
+    other.load_state_dict(place)
+    near(other.next(6).soft, whole_epoch(small_stream())[15:21])
+    assert other.state_dict()["teachers"] is None
+
+
+@pytest.mark.parametrize("advance", [0, 5, 23])
+def test_predictions_are_of_the_streams_own_steps(short_windows, advance):
+    """Also where it was read before, or beside, or no teacher was asked at first."""
+    expected = whole_epoch(small_stream())
+    inner = small_stream()
+    if advance:
+        inner.next(advance)
+    stream = DistilledStream(inner, Distillation([ticking()]))
+    near(stream.next(3).soft, expected[advance : advance + 3])
+    stream.distillation.weight = 0.0
+    assert stream.next(4).soft is None
+    inner.next(2)
+    stream.distillation.weight = 0.5
+    near(stream.next(3).soft, expected[advance + 9 : advance + 12])
+
+
+def test_the_rows_of_a_rank_are_those_of_the_whole(short_windows):
+    whole = DistilledStream(small_stream(), Distillation([ticking()]))
+    parts = [DistilledStream(small_stream(), Distillation([ticking()])).share(rank, 2) for rank in (0, 1)]
+    for steps in (4, 9, None, 5):
+        expected, found = whole.next(steps), [part.next(steps) for part in parts]
+        torch.testing.assert_close(
+            torch.cat([one.soft for one in found], 1), expected.soft, rtol=2**-10, atol=2**-24
+        )
+        assert torch.equal(torch.cat([one.x for one in found], 1), expected.x)
+    assert parts[0].state_dict() == whole.state_dict()
+
+
+def test_teachers_that_change_are_asked_each_time(short_windows):
+    made = Counted([ticking()], fixed=False)
+    stream = DistilledStream(small_stream(), made)
+    for _ in range(3):
+        stream.next(None)
+    assert made.asked_at == 3 * stream.stream.epoch_steps
+    made = Counted([ticking()])
+    stream = DistilledStream(small_stream(), made)
+    before = stream.next(None).soft
+    made.temperature = 4.0
+    assert not torch.equal(before, stream.next(None).soft)
+    # Label smoothing keeps nothing: it is exact.
+    smooth = DistilledStream(small_stream(), Distillation([Uniform(SYMBOLS)])).next(3).soft
+    assert torch.equal(smooth, torch.full_like(smooth, 1 / SYMBOLS))
+    with pytest.raises(TypeError, match="fixed must be True or False; got 1"):
+        Distillation([ticking()], fixed=1)
 
 
 def test_teachers_are_asked_at_every_step_where_predictions_need_more_than_the_memory():
-    least = 2 * small_stream().repeats * 4 * SYMBOLS
+    least = 2 * small_stream().epoch_steps * 4 * SYMBOLS
     for memory, kept in ((least, True), (least - 1, False)):
         made = Counted([ticking()])
         stream = DistilledStream(small_stream(), made, memory)
-        stream.next(2)
-        assert (made.asked_at > 1 + 2) == kept
+        for _ in range(3):
+            stream.next(2)
+        assert made.asked_at == 1 + (stream.stream.epoch_steps if kept else 3 * 2)
     with pytest.raises(ValueError, match="memory must be an int of at least 0; got -1"):
         DistilledStream(small_stream(), made, -1)
 
 
 def test_what_does_not_repeat_has_no_start_to_go_back_to():
-    assert Recall().repeats is None
-    with pytest.raises(NotImplementedError, match="Recall does not repeat one sequence"):
+    assert Recall().epoch_steps is None
+    with pytest.raises(NotImplementedError, match="the epochs of Recall are not one sequence"):
         Recall().from_start()
     stream = small_stream()
     stream.next(5)
@@ -367,18 +464,41 @@ def test_a_share_of_the_text_is_its_beginning(runs, tmp_path, capsys):
     whole, part = (build(CharLMOptions(**given, train_share=share)) for share in (1.0, 0.25))
     text = tiny.splits["train"]
     count = round(0.25 * len(text))
-    assert part.stream.repeats == -(-count // 2)
-    assert "of the training text the first 0.25 alone" in part.notice
-    assert "the first" not in whole.notice and whole.config["vocabulary"] == part.config["vocabulary"]
+    assert part.stream.epoch_steps == -(-count // 2)
+    assert "trained on the first 0.25 of the training text" in part.notice
+    assert "trained on" not in whole.notice and whole.config["vocabulary"] == part.config["vocabulary"]
     batch = part.stream.next(None)
     assert batch.count() == count
     assert torch.equal(batch.y[:, 0], whole.stream.next(None).y[: len(batch.y), 0])
     words = ["--corpus", str(corpus), *TINY, *SHORT, "--quiet", "--out", str(tmp_path / "run")]
     for wrong in ("0", "1.5"):
         refused(capsys, ["train", "char-lm", *words, "--train-share", wrong], "--train-share must be")
-    refused(capsys, ["train", "char-lm", *words, "--train-share", "1e-6"], "has 0 training symbols")
+    refused(capsys, ["train", "char-lm", *words, "--train-share", "1e-6"], "has 0 training symbols.*raise --train-share")
     assert main(["train", "char-lm", *words, "--train-share", "0.5"]) == 0
     assert main(["eval", str(tmp_path / "run")]) == 0
+
+
+def test_a_run_of_before_has_the_default_temperature_of_before(runs, tmp_path, capsys):
+    words = ["train", "char-lm", "--corpus", str(runs / "tiny.txt"), *TINY, *SHORT, "--quiet"]
+    words = [*words, "--threads", "1", "--decay", "none", "--out", str(tmp_path / "run")]
+    assert main([*words, "--updates", "3"]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["temperature"] == config["defaults"]["temperature"] == 1.0
+    config["temperature"] = config["defaults"]["temperature"] = 2.0
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    for path in tmp_path.glob("run/*/update-*"):
+        tensors, state = checkpoint.load(path)
+        state["config"] = {**state["config"], "temperature": 2.0, "defaults": config["defaults"]}
+        shutil.rmtree(path)
+        checkpoint.save(path, tensors, state)
+    assert load(tmp_path / "run").config.get("temperature", 1.0) == 1.0
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    assert main([*words, "--updates", "5"]) == 0
+    assert main(distil(runs, tmp_path / "taught", "--updates", "2")[:1] + [str(tmp_path / "run")]
+                + distil(runs, tmp_path / "taught", "--updates", "2")[3:]) == 0  # fmt: skip
+    config["temperature"] = 3.0
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    refused(capsys, ["eval", str(tmp_path / "run")], "--temperature goes with --teachers or --codistill")
 
 
 def test_teachers_that_do_not_fit_are_refused(runs, tmp_path, capsys):
