@@ -190,7 +190,7 @@ def bench_step(options: argparse.Namespace, rates: dict[int, float]) -> list[dic
                 if rates[hidden]:
                     products = steps.estimator_flops(hidden, width, batch) / (1e9 * rates[hidden])
                     floors[name] = 1 + (products + times[f"adam_{name}"]) / times["bptt"]
-            said = {name: "" if floor is None else f"{floor:.2f}" for name, floor in floors.items()}
+            shown = {name: "" if floor is None else f"{floor:.2f}" for name, floor in floors.items()}
             row = {
                 "hidden": hidden,
                 "batch": batch,
@@ -209,8 +209,8 @@ def bench_step(options: argparse.Namespace, rates: dict[int, float]) -> list[dic
             print(
                 f"{hidden:5} {batch:4} {row['dni_ms']:8.2f} {row['vs_strong']:9.2f}"
                 f" {row['vs_usual']:8.2f} {row['dni_over_bptt']:9.2f}"
-                f" {said['dni']:>6} {row['quarter_over_bptt']:10.2f}"
-                f" {said['quarter']:>6} {row['rate_of_bptt_40']:19.2f}"
+                f" {shown['dni']:>6} {row['quarter_over_bptt']:10.2f}"
+                f" {shown['quarter']:>6} {row['rate_of_bptt_40']:19.2f}"
                 f" {row['rate_of_bptt_40_5_chunks']:9.2f}"
                 f" {row['lazy_dni']:17.2f} {row['lazy_bptt']:5.2f}",
                 flush=True,
@@ -237,8 +237,8 @@ def bench_cost(options: argparse.Namespace) -> dict:
         print(f"H {row['hidden']}, B {row['batch']}, T {row['steps']}: x{row['ratio']:.3f}")
     counts = (100, 1000) if options.quick else (100, 10_000)
     peaks = {count: cost.memory_of_updates(count) for count in counts}
-    said = ", ".join(f"{count}: {peak / 2**20:.1f} MiB" for count, peak in peaks.items())
-    print(f"peak of a process after so many DNI updates (H 128, B 32, T 8): {said}")
+    shown = ", ".join(f"{count}: {peak / 2**20:.1f} MiB" for count, peak in peaks.items())
+    print(f"peak of a process after so many DNI updates (H 128, B 32, T 8): {shown}")
     return {
         "chunks_side_by_side": side,
         "lines": [one._asdict() for one in lines],

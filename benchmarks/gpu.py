@@ -80,14 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n== {name}", flush=True)
         try:
             check_packages(name)
-            said = STEPS[name](options)
+            outcome = STEPS[name](options)
             state = "done"
         except Skipped as why:
-            said, state = str(why), "skipped"
+            outcome, state = str(why), "skipped"
         except Failed as why:
-            said, state, failed = str(why), "failed", True
-        found[name] = {"state": state, "said": said, "seconds": round(time.monotonic() - began, 1)}
-        print(f"{name}: {state}{f', {said}' if said else ''}", flush=True)
+            outcome, state, failed = str(why), "failed", True
+        found[name] = {"state": state, "outcome": outcome, "seconds": round(time.monotonic() - began, 1)}
+        print(f"{name}: {state}{f', {outcome}' if outcome else ''}", flush=True)
         (options.out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"\nwritten to {options.out}")
     return int(failed)
@@ -178,12 +178,12 @@ def architecture() -> dict[str, str]:
 
 def built_for_cuda() -> str:
     words = "import torch; from dnirnn import ops; print(ops.built_for('cuda'), torch.cuda.is_available())"
-    said = subprocess.run(
+    outcome = subprocess.run(
         [sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True
     ).stdout.split()
-    if said[:1] != ["True"]:
+    if outcome[:1] != ["True"]:
         raise Failed("the extension was built without its CUDA kernels: build.txt says why")
-    if said[1:] != ["True"]:
+    if outcome[1:] != ["True"]:
         raise Failed("torch sees no CUDA device here")
     return "with the CUDA kernels"
 
@@ -196,10 +196,10 @@ def laws(options: argparse.Namespace) -> str:
         workers = max(1, min(8, (os.cpu_count() or 1) // 2))
         words += ["-n", str(workers), "--dist", "worksteal"]
         more = {"OMP_NUM_THREADS": "2"}
-    said = run(words, options.out / "laws.txt", LIMITS["laws"], **more).strip().splitlines()[-1]
-    if " passed" not in said:
-        raise Failed(f"no law was run: {said}")
-    return said
+    outcome = run(words, options.out / "laws.txt", LIMITS["laws"], **more).strip().splitlines()[-1]
+    if " passed" not in outcome:
+        raise Failed(f"no law was run: {outcome}")
+    return outcome
 
 
 def train(options: argparse.Namespace) -> str:

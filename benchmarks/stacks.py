@@ -38,7 +38,7 @@ def cell_of(core: Core) -> nn.Module:
     return cell
 
 
-def said(state: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+def output_of(state: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     return state[0] if isinstance(state, tuple) else state
 
 
@@ -56,7 +56,7 @@ def deep() -> Peer:
         for y in x:
             for l, cell in enumerate(cells):
                 states[l] = cell(y, states[l])
-                y = said(states[l])
+                y = output_of(states[l])
             outputs.append(y)
         return torch.stack(outputs)
 
@@ -73,7 +73,7 @@ def dilated(kind: str) -> Peer:
         for y in x:
             for (cell, _), past in zip(layers, states):
                 past.append(cell(y, past.pop(0)))
-                y = said(past[-1])
+                y = output_of(past[-1])
             outputs.append(y)
         return torch.stack(outputs)
 
@@ -87,11 +87,11 @@ def clockwork(kind: str) -> Peer:
     def loop(x: Tensor) -> Tensor:
         states, outputs = [zeros(cell, x.shape[1]) for cell in cells], []
         for t, x_t in enumerate(x):
-            before = [said(state) for state in states]
+            before = [output_of(state) for state in states]
             for i, (cell, period) in enumerate(zip(cells, core.periods)):
                 if t % period == 0:
                     states[i] = cell(torch.cat([x_t, *before[i + 1 :]], 1), states[i])
-            outputs.append(torch.cat([said(state) for state in states], 1))
+            outputs.append(torch.cat([output_of(state) for state in states], 1))
         return torch.stack(outputs)
 
     return Peer(core, loop, True)

@@ -1,8 +1,8 @@
 """Influence balancing: training with a short window goes the wrong way for ever; without its bias it arrives.
 
-One parameter pushes what is said up at once, and down, twice as much, in the steps that follow. A window of one
+One parameter pushes the output up at once, and down, twice as much, in the steps that follow. A window of one
 step, or of two, sees a push up. Carried back further, cut at random (ARTBP), or with a prediction of what comes,
-training finds theta = -1/2, where what is said is the 1 that is asked for.
+training finds theta = -1/2, where the output is the 1 that is asked for.
 
     python examples/influence_balancing.py [--plot FILE]
 
@@ -20,7 +20,7 @@ from dnirnn import Core, SyntheticGradient, Truncated, ZeroGradient, backward
 
 
 class Influences(Core):
-    """s_i' = (s_i + s_(i+1)) / 2 + w_i theta, of which s_1 is said, with w = (1, -1, -1).
+    """s_i' = (s_i + s_(i+1)) / 2 + w_i theta, of which s_1 is the output, with w = (1, -1, -1).
 
     The first unit moves with theta at once, the others against it and later: in the end s_1 is
     2 theta (1 - 2), against what one step says of it.

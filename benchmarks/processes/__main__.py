@@ -128,12 +128,12 @@ def main(argv: list[str] | None = None) -> None:
     for number, (make, processes, case) in enumerate(cases, 1):
         began = time.monotonic()
         found = measured(make, processes, case)
-        said = {**vars(case), "delay": 1000 * case.delay, "slow": 1000 * case.slow}
-        runs = replaced(runs, said, {**said, **found})
+        described = {**vars(case), "delay": 1000 * case.delay, "slow": 1000 * case.slow}
+        runs = replaced(runs, described, {**described, **found})
         kept.write_text(json.dumps(runs, indent=1))
         (options.out / "table.md").write_text(table(runs))
         rate = found.get("failed") or f"{found['updates_per_second']:.1f} updates/s"
-        where = f"{case.section}, {case.ranks} ranks, link {said['delay']:g} ms, slow {said['slow']:g} ms"
+        where = f"{case.section}, {case.ranks} ranks, link {described['delay']:g} ms, slow {described['slow']:g} ms"
         print(f"{number}/{len(cases)} {where}, {case.way}: {rate} ({time.monotonic() - began:.0f} s)", flush=True)
 
 

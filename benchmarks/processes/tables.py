@@ -16,7 +16,7 @@ def table(runs: list[dict]) -> str:
 
 
 def layers(runs: list[dict], title: str) -> str:
-    """A line each way, link and slow rank; its rate is also said as a share of the floor's."""
+    """A line each way, link and slow rank; its rate is also given as a share of the floor's."""
     if not runs:
         return ""
     lines = [
@@ -27,9 +27,9 @@ def layers(runs: list[dict], title: str) -> str:
     ]
     for run in runs:
         setting = (run["ranks"], run["delay"], run["slow"])
-        said = [f"{value:g}" for value in setting]
+        first_cells = [f"{value:g}" for value in setting]
         if "failed" in run:
-            lines.append(f"| {' | '.join([*said, run['way'], run['failed'], *[''] * 5])} |")
+            lines.append(f"| {' | '.join([*first_cells, run['way'], run['failed'], *[''] * 5])} |")
             continue
         floors = [
             one["updates_per_second"]
@@ -41,7 +41,7 @@ def layers(runs: list[dict], title: str) -> str:
         share = f"{100 * rate / floors[0]:.0f} %" if floors else ""
         half = ["", ""] if right is None else [f"{right[(len(right) - 1) // 2]:.4f}", f"{right[-1]:.4f}"]
         each = (" ".join(f"{value:.2f}" for value in run[name]) for name in ("busy", "mb"))
-        lines.append(f"| {' | '.join([*said, run['way'], f'{rate:.1f}', share, *half, *each])} |")
+        lines.append(f"| {' | '.join([*first_cells, run['way'], f'{rate:.1f}', share, *half, *each])} |")
     return "\n".join(lines)
 
 
@@ -56,9 +56,9 @@ def chars(runs: list[dict]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for run in runs:
-        said = [str(run["steps"]), run["way"]]
+        first_cells = [str(run["steps"]), run["way"]]
         if "failed" in run:
-            lines.append(f"| {' | '.join([*said, run['failed'], '', ''])} |")
+            lines.append(f"| {' | '.join([*first_cells, run['failed'], '', ''])} |")
             continue
         rate = run["updates_per_second"] * run["steps"] * run["batch"]
         known = {
@@ -69,5 +69,5 @@ def chars(runs: list[dict]) -> str:
         kind, _, plain = run["way"].partition(", ")
         others = known.get(f"one, {plain}" if plain else "one"), known.get(f"{kind}, nn.LSTM")
         ratios = ["" if other is None else f"{rate / other:.2f}" for other in others]
-        lines.append(f"| {' | '.join([*said, f'{rate:,.0f}', *ratios])} |")
+        lines.append(f"| {' | '.join([*first_cells, f'{rate:,.0f}', *ratios])} |")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Slow links: every message of every way takes so many seconds longer, by the same means.
 
 A message goes to a line of its own link, which hands it to gloo when its time has come; messages of one
-link overlap on their way, as on a link of a high latency, and arrive in order. Nothing is said of how
+link overlap on their way, as on a link of a high latency, and arrive in order. Nothing is claimed about how
 wide the link is.
 """
 

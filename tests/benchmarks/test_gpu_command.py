@@ -92,8 +92,8 @@ def test_packages_that_are_missing_are_named_with_what_to_do(machine, tmp_path, 
     assert gpu.main(machine.words) == 1
     found = summary(tmp_path)
     assert [name for name in found if found[name]["state"] == "failed"] == ["laws", "sanitizer"]
-    assert "has no hypothesis:" in found["laws"]["said"]
-    assert "pip install --no-index --find-links wheels hypothesis" in found["laws"]["said"]
+    assert "has no hypothesis:" in found["laws"]["outcome"]
+    assert "pip install --no-index --find-links wheels hypothesis" in found["laws"]["outcome"]
 
 
 @pytest.mark.parametrize("words, says", [
