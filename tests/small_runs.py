@@ -15,7 +15,7 @@ import torch
 import torch._dynamo  # torch.optim imports it at its first step: once here, not in every fork
 from torch import nn
 
-from dnirnn import LSTM, LeastSquares, SyntheticGradient, Truncated, ZeroGradient
+from dnirnn import LSTM, Clockwork, LeastSquares, SyntheticGradient, Truncated, ZeroGradient
 from dnirnn.data import Batch, Stream, TextStream
 from dnirnn.model import SequenceModel, measure, symbol_nats
 from dnirnn.training.checkpoint import checkpoints, load
@@ -42,6 +42,16 @@ def make_model(estimator="dni", truncation=3, dropout=0.0, seed=0, hidden=5) -> 
         symbol_nats,
         dropout,
     )
+
+
+def ticking(seed=3) -> SequenceModel:
+    """A teacher whose steps depend on t."""
+    torch.manual_seed(seed)
+    core = Clockwork(4, 6, (1, 2, 4))
+    return SequenceModel(
+        torch.nn.Embedding(SYMBOLS, 4), Truncated(core, 3, ZeroGradient()),
+        torch.nn.Linear(6, SYMBOLS), symbol_nats, 0.3,
+    )  # fmt: skip
 
 
 def text(length=203, seed=1) -> torch.Tensor:
