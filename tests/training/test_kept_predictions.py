@@ -153,3 +153,12 @@ def test_what_does_not_repeat_has_no_start_to_go_back_to():
     again, fresh = stream.from_start(), small_stream()
     assert torch.equal(again.next(9).x, fresh.next(9).x)
     assert stream.state_dict() == {"position": 5, "epoch": 0}
+
+
+def test_of_teachers_who_are_not_asked_there_is_nothing_to_keep():
+    class Silent(Distillation):
+        def asked(self):
+            return [False] * len(self.teachers)
+
+    stream = DistilledStream(small_stream(), Silent([ticking()]))
+    assert stream.next(3).soft is None and stream.kept is None
