@@ -143,6 +143,7 @@ def cifar10(folder: str | Path | None) -> Images:
     """
     if folder is None:
         loaded = from_hub(CIFAR_HUB, "CIFAR-10", "train.parquet and test.parquet")
+        read = {split: unpacked(loaded[split], "img") for split in NAMES}
     else:
         import datasets
 
@@ -154,14 +155,16 @@ def cifar10(folder: str | Path | None) -> Images:
                     f" there is no {path}"
                 )
         try:
-            loaded = {
-                split: datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
+            read = {
+                split: unpacked(
+                    datasets.Dataset.from_parquet(str(path), keep_in_memory=True), "img"
+                )
                 for split, path in files.items()
             }
         except Exception as error:
             # What comes here depends on the versions of datasets and of pyarrow.
             raise ValueError(f"--data-dir {folder} can't be read: {error}") from error
-    return divided({split: unpacked(loaded[split], "img") for split in NAMES}, "CIFAR-10")
+    return divided(read, "CIFAR-10")
 
 
 def from_hub(name: str, images: str, files: str):
@@ -184,7 +187,16 @@ def from_hub(name: str, images: str, files: str):
 
 
 def unpacked(rows, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """(pixels [n, H, W] or [n, H, W, 3], labels [n]) of a split of the hub's."""
+    """(pixels [n, H, W] or [n, H, W, 3], labels [n]) of a split of the hub's.
+
+    A parquet file need not say that its column of {bytes, path} holds pictures; here it is said.
+    """
+    from datasets import Image
+
+    missing = {column, "label"}.difference(rows.column_names)
+    if missing:
+        raise ValueError(f"there is no column {sorted(missing)[0]}; it has {rows.column_names}")
+    rows = rows.cast_column(column, Image())
     return np.stack([np.asarray(image) for image in rows[column]]), np.asarray(rows["label"])
 
 

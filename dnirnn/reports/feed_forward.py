@@ -71,6 +71,7 @@ CHAIN_ARMS: dict[str, dict[str, Any]] = {
     "zero": dict(estimator="zero"),
     "dni": DNI,
     "dni-warm-up": dict(DNI, warm_up=500),
+    "zero-warm-up": dict(DNI, warm_up=500, scale=0.0),  # the control of dni-warm-up
     "cdni": dict(estimator="cdni"),
     "cdni-warm-up": dict(estimator="cdni", warm_up=500),
     "true": dict(estimator="true"),
@@ -307,7 +308,9 @@ def chain_report(
         " backpropagation there, on 1,000 validation images: the mean over a run's measurements (20),"
         " then over seeds. *true*: nothing is cut, the predictors are fitted to the true gradient and"
         " not used: what three predictors with nothing between them and the truth reach. *zero*: cut, and"
-        " nothing sent back: what the layers above the last cut learn alone.",
+        " nothing sent back: what the layers above the last cut learn alone. *warm-up*: the first 500"
+        " updates are backpropagation, by which the predictors are fitted; after them *zero-warm-up* sends"
+        " nothing back.",
         "",
         "| arm | test error, % | cosine at cut 3 | cut 2 | cut 1 |",
         "| --- | --- | --- | --- | --- |",

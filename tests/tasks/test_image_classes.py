@@ -185,8 +185,11 @@ def test_compare(tmp_path, capsys):
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
 
 
-def test_cifar10_is_read_as_the_hub_lays_it_out(tmp_path, monkeypatch):
+@pytest.mark.parametrize("said", [True, False], ids=["images", "plain bytes"])
+def test_cifar10_is_read_as_the_hub_lays_it_out(tmp_path, monkeypatch, said):
+    """Whether the file says that its column of {bytes, path} holds pictures, or not."""
     import datasets
+    import pyarrow.parquet
 
     monkeypatch.setattr(images, "HELD_OUT", 2)
     draw = np.random.default_rng(0)
@@ -194,7 +197,10 @@ def test_cifar10_is_read_as_the_hub_lays_it_out(tmp_path, monkeypatch):
     features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
     for split, found in pixels.items():
         rows = {"img": list(found), "label": list(range(len(found)))}
-        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / f"{split}.parquet")
+        path = tmp_path / f"{split}.parquet"
+        datasets.Dataset.from_dict(rows, features).to_parquet(path)
+        if not said:
+            pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).replace_schema_metadata(), path)
     known = images.cifar10(tmp_path)
     assert known.shape == (3, 4, 4)
     counts = {split: len(labels) for split, (_, labels) in known.splits.items()}
@@ -204,6 +210,9 @@ def test_cifar10_is_read_as_the_hub_lays_it_out(tmp_path, monkeypatch):
     assert torch.equal(x.view(2, 3, 4, 4), torch.tensor(pixels["train"][3:]).permute(0, 3, 1, 2))
     (tmp_path / "train.parquet").write_bytes(b"none")
     with pytest.raises(ValueError, match="--data-dir .* can't be read"):
+        images.cifar10(tmp_path)
+    datasets.Dataset.from_dict({"image": [1], "label": [2]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="no column img; it has .*image"):
         images.cifar10(tmp_path)
 
 
