@@ -1,4 +1,4 @@
-// The autograd formula of lstm_tbptt, for every device: in C++, because a step of a small network
+// The autograd formula of tbptt, for every device: in C++, because a step of a small network
 // takes less time than the same formula registered from Python.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -16,50 +16,20 @@ using OptionalTensor = std::optional<Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-using ForwardResult = LstmForwardResult;
-using BackwardResult = LstmBackwardResult;
-
-ForwardResult call_forward(const Tensor& x, const Tensor& state, const OptionalTensor& probe,
-                           at::TensorList weights, at::TensorList estimator, int64_t truncation,
-                           double scale, const OptionalTensor& reset) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("dnirnn::lstm_tbptt", "")
-          .typed<ForwardResult(const Tensor&, const Tensor&, const OptionalTensor&, at::TensorList,
-                               at::TensorList, int64_t, double, const OptionalTensor&)>();
-  return op.call(x, state, probe, weights, estimator, truncation, scale, reset);
-}
-
-BackwardResult call_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_sent,
-                             const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& gates,
-                             const Tensor& between, at::TensorList weights,
-                             const OptionalTensor& reset, int64_t truncation, int64_t probe_rows,
-                             bool with_grad_x, bool with_grad_state, bool with_grad_weights) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("dnirnn::lstm_tbptt_backward", "")
-          .typed<BackwardResult(const OptionalTensor&, const OptionalTensor&, const Tensor&,
-                                const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                at::TensorList, const OptionalTensor&, int64_t, int64_t, bool, bool,
-                                bool)>();
-  return op.call(grad_output, grad_sent, x, h, c, gates, between, weights, reset, truncation,
-                 probe_rows, with_grad_x, with_grad_state, with_grad_weights);
-}
-
 namespace {
 
 OptionalTensor optional(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-struct LstmTbptt : torch::autograd::Function<LstmTbptt> {
+struct Tbptt : torch::autograd::Function<Tbptt> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& state,
                                const OptionalTensor& probe, at::TensorList weights,
                                at::TensorList estimator, int64_t truncation, double scale,
                                const OptionalTensor& reset) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [output, sent, synthetic, h, c, gates, between] =
-        call_forward(x, state, probe, weights, estimator, truncation, scale, reset);
+        tbptt_op().call(x, state, probe, weights, estimator, truncation, scale, reset);
     variable_list saved{x, h, c, gates, between, reset.value_or(Tensor())};
     saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
@@ -87,7 +57,7 @@ struct LstmTbptt : torch::autograd::Function<LstmTbptt> {
     const size_t rest = ctx->saved_data["estimator"].toInt() + 3;  // and truncation, scale, reset
     variable_list result(3 + weights.size() + rest);
     if (!grads[0].defined() && !grads[1].defined()) return result;
-    auto [grad_x, grad_state, grad_probe, grad_weights] = call_backward(
+    auto [grad_x, grad_state, grad_probe, grad_weights] = tbptt_backward_op().call(
         optional(grads[0]), optional(grads[1]), saved[0], saved[1], saved[2], saved[3], saved[4],
         weights, optional(saved[5]), ctx->saved_data["truncation"].toInt(), probe_rows, with_grad_x,
         with_grad_state, with_grad_weights);
@@ -99,39 +69,38 @@ struct LstmTbptt : torch::autograd::Function<LstmTbptt> {
   }
 };
 
-ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTensor& probe,
-                         at::TensorList weights, at::TensorList estimator, int64_t truncation,
-                         double scale, const OptionalTensor& reset) {
+ForwardResult tbptt(const Tensor& x, const Tensor& state, const OptionalTensor& probe,
+                    at::TensorList weights, at::TensorList estimator, int64_t truncation,
+                    double scale, const OptionalTensor& reset) {
   if (!at::GradMode::is_enabled()) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return call_forward(x, state, probe, weights, estimator, truncation, scale, reset);
+    return tbptt_op().call(x, state, probe, weights, estimator, truncation, scale, reset);
   }
   const variable_list out =
-      LstmTbptt::apply(x, state, probe, weights, estimator, truncation, scale, reset);
+      Tbptt::apply(x, state, probe, weights, estimator, truncation, scale, reset);
   return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
 }
 
-BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
-                                   const OptionalTensor& grad_sent, const Tensor& x,
-                                   const Tensor& h, const Tensor& c, const Tensor& gates,
-                                   const Tensor& between, at::TensorList weights,
-                                   const OptionalTensor& reset, int64_t truncation,
-                                   int64_t probe_rows, bool with_grad_x, bool with_grad_state,
-                                   bool with_grad_weights) {
+BackwardResult tbptt_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_sent,
+                              const Tensor& x, const Tensor& h, const Tensor& c,
+                              const Tensor& gates, const Tensor& between, at::TensorList weights,
+                              const OptionalTensor& reset, int64_t truncation, int64_t probe_rows,
+                              bool with_grad_x, bool with_grad_state, bool with_grad_weights) {
   TORCH_CHECK(!torch::autograd::compute_requires_grad(grad_output.value_or(Tensor()),
                                                       grad_sent.value_or(Tensor()), x, h, c, gates,
                                                       between, weights),
-              "dnirnn::lstm_tbptt has no second derivative: call backward without "
-              "create_graph=True, or use dnirnn.FromTorch(torch.nn.LSTM(...))");
+              "dnirnn::tbptt has no second derivative: call backward without "
+              "create_graph=True, or use dnirnn.FromTorch of torch's module");
   at::AutoDispatchBelowADInplaceOrView below;
-  return call_backward(grad_output, grad_sent, x, h, c, gates, between, weights, reset, truncation,
-                       probe_rows, with_grad_x, with_grad_state, with_grad_weights);
+  return tbptt_backward_op().call(grad_output, grad_sent, x, h, c, gates, between, weights, reset,
+                                  truncation, probe_rows, with_grad_x, with_grad_state,
+                                  with_grad_weights);
 }
 
 }  // namespace
 }  // namespace dnirnn
 
 TORCH_LIBRARY_IMPL(dnirnn, Autograd, m) {
-  m.impl("lstm_tbptt", &dnirnn::lstm_tbptt);
-  m.impl("lstm_tbptt_backward", &dnirnn::lstm_tbptt_backward);
+  m.impl("tbptt", &dnirnn::tbptt);
+  m.impl("tbptt_backward", &dnirnn::tbptt_backward);
 }

@@ -1,5 +1,5 @@
-// A clockwork of modules, for every device: each module runs over its own ticks on the operator of
-// its cell, the slowest first, so that its outputs are there when the faster ones read them.
+// A clockwork of modules, for every device: each module runs over its own ticks on tbptt, the slowest
+// first, so that its outputs are there when the faster ones read them.
 //
 // Letters: T steps, B batch, I input, M modules of n units, H = M n, the fastest first. `outputs`
 // [T + 1, B, H] are the modules' before each step, and after the last one.
@@ -71,18 +71,12 @@ struct Module {
   }
 };
 
-Tensor cast(const Tensor& tensor, at::ScalarType type) {
-  return tensor.scalar_type() == type ? tensor : tensor.to(type);
-}
-
 // What was saved of a module that ticked, behind the weights of all: its input (of the slowest,
-// which reads no other, x itself, so that a change of x is noticed), then, of an LSTM, h, c, gates,
-// between; of a plain layer, what it started from, its output, an empty history.
-constexpr int64_t saved_of(bool lstm) { return lstm ? 5 : 4; }
+// which reads no other, x itself, so that a change of x is noticed), then h, c, gates, between.
+constexpr int64_t kSaved = 5;
 
-// What the cells' operators can't see, or see of one module alone.
-void check(const Tensor& x, const Tensor& state, at::TensorList weights, at::IntArrayRef periods,
-           bool lstm) {
+// What the cells' operator can't see, or sees of one module alone.
+void check(const Tensor& x, const Tensor& state, at::TensorList weights, at::IntArrayRef periods) {
   const int64_t M = periods.size();
   TORCH_CHECK_VALUE(x.dim() == 3 && x.size(0) > 0 && x.size(1) > 0,
                     "x must be [T, B, I] with T and B at least 1; got ", x.sizes());
@@ -93,16 +87,15 @@ void check(const Tensor& x, const Tensor& state, at::TensorList weights, at::Int
                     weights.size(), " tensors");
   TORCH_CHECK_VALUE(weights[1].dim() == 2, "weights[1] (w_hh) must be [G n, n]; got ",
                     weights[1].sizes());
-  const int64_t size = M * weights[1].size(1) * (lstm ? 2 : 1);
+  const int64_t n = weights[1].size(1), size = M * n * (weights[1].size(0) == 4 * n ? 2 : 1);
   TORCH_CHECK_VALUE(state.dim() == 2 && state.size(0) == x.size(1) && state.size(1) == size,
                     "state must be [", x.size(1), ", ", size, "]; got ", state.sizes());
 }
 
 struct Clockwork : torch::autograd::Function<Clockwork> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& state,
-                               at::TensorList weights, at::IntArrayRef periods, int64_t t0,
-                               bool lstm) {
-    check(x, state, weights, periods, lstm);
+                               at::TensorList weights, at::IntArrayRef periods, int64_t t0) {
+    check(x, state, weights, periods);
     at::AutoDispatchBelowADInplaceOrView below;
     const int64_t T = x.size(0), B = x.size(1), M = periods.size(), n = weights[1].size(1);
     const Tensor outputs = at::empty({T + 1, B, M * n}, x.options());
@@ -112,35 +105,24 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
       const Module module(m, periods, t0, T, B, n);
       module.before(outputs).copy_(states[m].narrow(1, 0, n));
       if (!module.count) continue;
-      Tensor in = module.ticks(x), output;
+      Tensor in = module.ticks(x);
       if (m + 1 < M) in = at::cat({in, module.of_slower(outputs)}, 2);
       const Tensor& kept_in = m + 1 < M ? in : x;
-      const at::TensorList w = weights.slice(4 * m, 4);
-      if (lstm) {
-        auto [found, sent, synthetic, h_kept, c_kept, gates, between] =
-            call_forward(in, states[m], std::nullopt, w, {}, T, 0, std::nullopt);
-        output = found;
-        states[m] = sent.select(0, 0);
-        saved.insert(saved.end(), {kept_in, h_kept, c_kept, gates, between});
-      } else {
-        // Of `outputs`, not of the state: that the caller may change before the backward pass.
-        const Tensor start = module.before(outputs).select(0, 0);
-        auto [found, gates] = call_forward(in, start, w[0], w[1], w[2], w[3], false);
-        output = found;
-        states[m] = cast(output.select(0, module.count - 1), state.scalar_type());
-        saved.insert(saved.end(), {kept_in, start, output, gates});
-      }
+      auto [output, sent, synthetic, h, c, gates, between] = tbptt_op().call(
+          in, states[m], std::nullopt, weights.slice(4 * m, 4), {}, T, 0, std::nullopt);
+      states[m] = sent.select(0, 0);
+      saved.insert(saved.end(), {kept_in, h, c, gates, between});
       module.hold(outputs, output);
     }
     ctx->save_for_backward(std::move(saved));
     ctx->set_materialize_grads(false);
     ctx->saved_data["periods"] = periods.vec();
     ctx->saved_data["t0"] = t0;
-    ctx->saved_data["lstm"] = lstm;
     ctx->saved_data["sizes"] = std::vector<int64_t>(x.sizes().vec());
     ctx->saved_data["grad_x"] = x.requires_grad();
     ctx->saved_data["grad_state"] = state.requires_grad();
-    ctx->saved_data["state"] = state.scalar_type();
+    ctx->saved_data["state_type"] = state.scalar_type();
+    ctx->saved_data["state_size"] = state.size(1);
     return {outputs.slice(0, 1), at::cat(states, 1)};
   }
 
@@ -152,13 +134,13 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
     at::AutoDispatchBelowADInplaceOrView below;
     const auto periods = ctx->saved_data["periods"].toIntVector();
     const auto sizes = ctx->saved_data["sizes"].toIntVector();
-    const auto state_type = ctx->saved_data["state"].toScalarType();
-    const bool lstm = ctx->saved_data["lstm"].toBool();
+    const auto state_type = ctx->saved_data["state_type"].toScalarType();
     const bool with_grad_x = ctx->saved_data["grad_x"].toBool();
     const bool with_grad_state = ctx->saved_data["grad_state"].toBool();
     const int64_t T = sizes[0], B = sizes[1], I = sizes[2], t0 = ctx->saved_data["t0"].toInt();
     const int64_t M = periods.size(), n = saved[1].size(1);
-    variable_list result(4 * M + 5);
+    const int64_t size = ctx->saved_data["state_size"].toInt();
+    variable_list result(4 * M + 4);
     if (!grads[0].defined() && !grads[1].defined()) return result;
 
     const auto options = saved[0].options();
@@ -174,36 +156,21 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
       const Module module(m, periods, t0, T, B, n);
       const Tensor& last = grad_lasts[m];
       if (module.count) {
-        behind -= saved_of(lstm);
+        behind -= kSaved;
         const Tensor* kept = &saved[behind];
-        const at::TensorList w(&saved[4 * m], 4);
-        const Tensor grad = module.sum(grad_outputs);
         const Tensor in = m + 1 < M ? kept[0] : module.ticks(kept[0]);
-        const bool with_grad_in = with_grad_x || m + 1 < M;
-        Tensor grad_in;
-        if (lstm) {
-          auto [of_in, of_state, of_probe, of_weights] =
-              call_backward(grad, last.defined() ? std::optional(last.unsqueeze(0)) : std::nullopt,
-                            in, kept[1], kept[2], kept[3], kept[4], w, std::nullopt, T, 0,
-                            with_grad_in, with_grad_state, true);
-          grad_in = of_in;
-          grad_states[m] = of_state;
-          std::copy(of_weights.begin(), of_weights.end(), result.begin() + 2 + 4 * m);
-        } else {
-          if (last.defined()) grad.select(0, module.count - 1).add_(last);
-          auto [of_in, of_h, of_w_ih, of_w_hh, of_b_ih, of_b_hh] =
-              call_backward(grad, in, kept[1], kept[2], kept[3], w[0], w[1], false, with_grad_in);
-          grad_in = of_in;
-          grad_states[m] = cast(of_h, state_type);
-          const Tensor of_weights[] = {of_w_ih, of_w_hh, of_b_ih, of_b_hh};
-          std::copy_n(of_weights, 4, result.begin() + 2 + 4 * m);
-        }
+        auto [grad_in, of_state, of_probe, of_weights] = tbptt_backward_op().call(
+            module.sum(grad_outputs),
+            last.defined() ? std::optional(last.unsqueeze(0)) : std::nullopt, in, kept[1], kept[2],
+            kept[3], kept[4], at::TensorList(&saved[4 * m], 4), std::nullopt, T, 0,
+            with_grad_x || m + 1 < M, with_grad_state, true);
+        grad_states[m] = of_state;
+        std::copy(of_weights.begin(), of_weights.end(), result.begin() + 2 + 4 * m);
         if (with_grad_x) module.ticks(grad_x).add_(grad_in.slice(2, 0, I));
         if (m + 1 < M) module.of_slower(grad_outputs).add_(grad_in.slice(2, I));
       } else if (with_grad_state) {
-        grad_states[m] = last.defined()
-                             ? last.clone()
-                             : at::zeros({B, lstm ? 2 * n : n}, options.dtype(state_type));
+        grad_states[m] =
+            last.defined() ? last.clone() : at::zeros({B, size / M}, options.dtype(state_type));
       }
       if (with_grad_state) grad_states[m].narrow(1, 0, n).add_(module.before(grad_outputs).sum(0));
     }
@@ -214,8 +181,8 @@ struct Clockwork : torch::autograd::Function<Clockwork> {
 };
 
 std::tuple<Tensor, Tensor> clockwork(const Tensor& x, const Tensor& state, at::TensorList weights,
-                                     at::IntArrayRef periods, int64_t t0, bool lstm) {
-  const variable_list out = Clockwork::apply(x, state, weights, periods, t0, lstm);
+                                     at::IntArrayRef periods, int64_t t0) {
+  const variable_list out = Clockwork::apply(x, state, weights, periods, t0);
   return {out[0], out[1]};
 }
 

@@ -5,14 +5,14 @@
 #include "cpu/kernels.h"
 
 TORCH_LIBRARY(dnirnn, m) {
-  // N chunks of K steps: (output, sent, synthetic, and the histories h, c, gates, between).
+  // Layers of one cell (cells.h), N chunks of K steps: (output, sent, synthetic, and the histories h, c, gates, between).
   m.def(
-      "lstm_tbptt(Tensor x, Tensor state, Tensor? probe, Tensor[] weights, Tensor[] estimator, "
+      "tbptt(Tensor x, Tensor state, Tensor? probe, Tensor[] weights, Tensor[] estimator, "
       "int truncation, float scale, Tensor? reset) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   // (grad_x, grad_state, grad_probe, grad_weights), each empty where it is not asked for.
   m.def(
-      "lstm_tbptt_backward(Tensor? grad_output, Tensor? grad_sent, Tensor x, Tensor h, Tensor c, "
+      "tbptt_backward(Tensor? grad_output, Tensor? grad_sent, Tensor x, Tensor h, Tensor c, "
       "Tensor gates, Tensor between, Tensor[] weights, Tensor? reset, int truncation, "
       "int probe_rows, bool with_grad_x, bool with_grad_state, bool with_grad_weights) "
       "-> (Tensor, Tensor, Tensor, Tensor[])");
@@ -46,18 +46,9 @@ TORCH_LIBRARY(dnirnn, m) {
       "Tensor? slope, Tensor? reset, int truncation, bool with_grad_x, bool with_grad_state, bool "
       "with_grad_probe, "
       "bool with_grad_weights) -> (Tensor, Tensor, Tensor, Tensor[], Tensor[], Tensor[])");
-  // One layer, plain or of gated units: (output, the history of gated units, else empty).
-  m.def(
-      "recurrent(Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, "
-      "bool gated) -> (Tensor, Tensor)");
-  // (grad_x, grad_h, grad_w_ih, grad_w_hh, grad_b_ih, grad_b_hh); grad_x is empty where not asked for.
-  m.def(
-      "recurrent_backward(Tensor grad_output, Tensor x, Tensor h, Tensor output, Tensor gates, "
-      "Tensor w_ih, Tensor w_hh, bool gated, bool with_grad_x) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   // Modules of one layer each, by their periods, plain or LSTMs: (output, the state after them).
   m.def(
-      "clockwork(Tensor x, Tensor state, Tensor[] weights, int[] periods, int t0, bool lstm) "
+      "clockwork(Tensor x, Tensor state, Tensor[] weights, int[] periods, int t0) "
       "-> (Tensor, Tensor)");
   // dnirnn.Masks: which of `size` units are kept at each t [T, B]: bool [T, B, size].
   m.def("masks(Tensor t, Tensor seed, int size, int threshold) -> Tensor");
@@ -70,5 +61,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "vector_path", [] { return std::string(dnirnn::cpu::kernels<float>().name); },
       "The vector path in use on this CPU.");
   m.def("multiplies_bfloat16", &dnirnn::cpu::multiplies_bfloat16,
-        "Whether this CPU multiplies bfloat16 numbers itself, for lstm_tbptt.");
+        "Whether this CPU multiplies bfloat16 numbers itself, for tbptt.");
 }

@@ -1,7 +1,7 @@
 // The sizes of one call of the operator, for the host and the device.
 //
-// Letters: T steps, B batch, I input, H hidden, L layers, S = 2 L H state, N chunks, K steps a
-// chunk (the last may be shorter).
+// Letters: T steps, B batch, I input, H hidden, G gates (4 of an LSTM, 3 of a GRU, 1 of a plain layer),
+// L layers, S state (2 L H of an LSTM, else L H), N chunks, K steps a chunk (the last may be shorter).
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 namespace dnirnn {
 
 struct Sizes {
-  int64_t T, B, I, H, L, S, N, K;
+  int64_t T, B, I, H, G, L, S, N, K;
 
   // Steps of chunk n.
   DNIRNN_INLINE int64_t steps(int64_t n) const { return n + 1 < N ? K : T - (N - 1) * K; }

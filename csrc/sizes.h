@@ -18,8 +18,10 @@ inline at::ScalarType dtype_of(const at::Tensor& x, at::TensorList weights) {
   return is_symbols(x) && !weights.empty() ? weights[0].scalar_type() : x.scalar_type();
 }
 
-// Of symbols I is 0: there is no product with an input.
-inline Sizes sizes_of(const at::Tensor& x, at::TensorList weights, int64_t truncation) {
+// Of symbols I is 0: there is no product with an input. The cell is known by the rows of w_hh.
+// lstm: of an operator that has that cell alone.
+inline Sizes sizes_of(const at::Tensor& x, at::TensorList weights, int64_t truncation,
+                      bool lstm = false) {
   const bool symbols = is_symbols(x);
   TORCH_CHECK_VALUE(x.dim() == (symbols ? 2 : 3) && x.size(0) > 0 && x.size(1) > 0,
                     "x must be [T, B, I], or int64 [T, B], with T and B at least 1; got ",
@@ -32,22 +34,26 @@ inline Sizes sizes_of(const at::Tensor& x, at::TensorList weights, int64_t trunc
   s.T = x.size(0), s.B = x.size(1), s.I = symbols ? 0 : x.size(2);
   const at::ScalarType dtype = dtype_of(x, weights);
   s.L = static_cast<int64_t>(weights.size()) / 4;
-  TORCH_CHECK_VALUE(weights[1].dim() == 2, "weights[1] (w_hh) must be [4 H, H]; got ",
-                    weights[1].sizes());
-  s.H = weights[1].size(1);
-  s.S = 2 * s.L * s.H;
+  const at::Tensor& w_hh = weights[1];
+  s.H = w_hh.dim() == 2 ? w_hh.size(1) : 0;
+  s.G = s.H ? w_hh.size(0) / s.H : 0;
+  TORCH_CHECK_VALUE((s.G == 4 || (!lstm && (s.G == 3 || s.G == 1))) && w_hh.size(0) == s.G * s.H,
+                    "weights[1] (w_hh) must be ",
+                    lstm ? "[4 H, H], an LSTM's," : "[G H, H], G = 4 (LSTM), 3 (GRU) or 1 (RNN),",
+                    " with H at least 1; got ", w_hh.sizes());
+  s.S = (s.G == 4 ? 2 : 1) * s.L * s.H;
   s.K = truncation < s.T ? truncation : s.T;
   s.N = (s.T + s.K - 1) / s.K;
   for (int64_t i = 0; i < 4 * s.L; i++) {
     const at::Tensor& w = weights[i];
     const bool matrix = i % 4 < 2, table = symbols && i == 0;
-    TORCH_CHECK_VALUE(!table || (w.dim() == 2 && w.size(1) == 4 * s.H),
-                      "weights[0], the table of symbols, must be [V, ", 4 * s.H, "]; got ",
+    TORCH_CHECK_VALUE(!table || (w.dim() == 2 && w.size(1) == s.G * s.H),
+                      "weights[0], the table of symbols, must be [V, ", s.G * s.H, "]; got ",
                       w.sizes());
     const int64_t columns = i % 4 == 1 ? s.H : s.input(i / 4);
-    TORCH_CHECK_VALUE(table || (w.dim() == (matrix ? 2 : 1) && w.size(0) == 4 * s.H &&
+    TORCH_CHECK_VALUE(table || (w.dim() == (matrix ? 2 : 1) && w.size(0) == s.G * s.H &&
                                 (!matrix || w.size(1) == columns)),
-                      "weights[", i, "] must be [", 4 * s.H, matrix ? ", " : "",
+                      "weights[", i, "] must be [", s.G * s.H, matrix ? ", " : "",
                       matrix ? std::to_string(columns) : "", "]; got ", w.sizes());
     TORCH_CHECK_TYPE(
         w.scalar_type() == dtype ||

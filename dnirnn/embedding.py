@@ -1,4 +1,4 @@
-"""Embedding: torch's, looked up lazily by an LSTM on the CPU, with a gradient of its own on a GPU."""
+"""Embedding: torch's, looked up lazily by fused layers on the CPU, with a gradient of its own on a GPU."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ class Embedding(nn.Embedding):
 class Embedded:
     """E[x], [T, B, D], of symbols x [T, B], before it is looked up.
 
-    What a Truncated takes in the place of a tensor of inputs. An LSTM on the CPU then computes the
+    What a Truncated takes in the place of a tensor of inputs. An LSTM, GRU or RNN on the CPU then computes the
     products of its input weights with all V symbols' rows once a call, and adds to the sums of its
     gates the row of each step's symbol: the same outputs, and the same gradients of E and of the
     weights, to rounding, with V products where there were T B. Any other core gets ``dense()``.

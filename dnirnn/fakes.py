@@ -10,16 +10,14 @@ UNCUT = 2**31 - 1
 def register() -> None:
     """Tells torch of them, once the operators are loaded."""
     for fake in (
-        lstm_tbptt,
-        lstm_tbptt_backward,
+        tbptt,
+        tbptt_backward,
         gated_lstm,
         gated_lstm_backward,
         lstm_cells,
         lstm_cells_backward,
         masks,
         regression,
-        recurrent,
-        recurrent_backward,
     ):
         torch.library.register_fake(f"dnirnn::{fake.__name__}", fake)
 
@@ -40,24 +38,27 @@ def cut(steps: int, truncation: int) -> tuple[int, int]:
     return length, -(-steps // length)
 
 
-def lstm_tbptt(x, state, probe, weights, estimator, truncation, scale, reset):
+def tbptt(x, state, probe, weights, estimator, truncation, scale, reset):
     steps, batch, _, hidden, layers, length, chunks = sizes(x, weights, truncation)
     sent = state.new_empty(chunks, *state.shape)
-    kept = (length, chunks, batch)
+    history = (layers, length, chunks, batch)
     on_gpu = x.device.type == "cuda"
     narrow = x if x.is_floating_point() else weights[0]
+    gates = weights[1].shape[0] // hidden
+    kept = 1 if gates == 1 else 4
+    carried = hidden if gates == 4 or narrow.dtype.itemsize == 2 else 0  # else it is h
     return (
         narrow.new_empty(steps, batch, hidden),
         sent,
         torch.empty_like(sent) if estimator else state.new_empty(0),
-        narrow.new_empty(layers, *kept, hidden),
-        state.new_empty(layers, *kept, hidden),
-        (state if on_gpu else narrow).new_empty(layers, *kept, 4, hidden),
-        narrow.new_empty(layers - 1, *(kept if on_gpu else (steps, batch)), hidden),
+        narrow.new_empty(*history, hidden),
+        state.new_empty(*history, carried),
+        (state if on_gpu else narrow).new_empty(*history, kept, hidden),
+        narrow.new_empty(layers - 1, *(history[1:] if on_gpu else (steps, batch)), hidden),
     )
 
 
-def lstm_tbptt_backward(
+def tbptt_backward(
     grad_output,
     grad_sent,
     x,
@@ -74,7 +75,7 @@ def lstm_tbptt_backward(
     with_grad_weights,
 ):
     steps, batch, inputs, hidden, layers, _, _ = sizes(x, weights, truncation)
-    size = 2 * layers * hidden
+    size = layers * hidden * (2 if weights[1].shape[0] == 4 * hidden else 1)  # an LSTM's
     wanted = weights if with_grad_weights else []
     return (
         h.new_empty(steps if with_grad_x else 0, batch, inputs),
@@ -219,22 +220,3 @@ def masks(t, seed, size, threshold):
 
 def regression(entered, target, estimator):
     return entered.new_empty(()), [torch.empty_like(weight) for weight in estimator]
-
-
-def recurrent(x, h, w_ih, w_hh, b_ih, b_hh, gated):
-    steps, batch = x.shape[:2]
-    held = torch.promote_types(x.dtype, torch.float32)
-    gates = x.new_empty(steps if gated else 0, batch, 4, h.shape[1], dtype=held)
-    return x.new_empty(steps, batch, h.shape[1]), gates
-
-
-def recurrent_backward(grad_output, x, h, output, gates, w_ih, w_hh, gated, with_grad_x):
-    bias = w_ih.new_empty(w_ih.shape[0])
-    return (
-        x.new_empty(x.shape[0] if with_grad_x else 0, *x.shape[1:]),
-        h.new_empty(h.shape),
-        w_ih.new_empty(w_ih.shape),
-        w_hh.new_empty(w_hh.shape),
-        bias,
-        torch.empty_like(bias),
-    )

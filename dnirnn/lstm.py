@@ -6,16 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnirnn import ops
 from dnirnn.checks import check_sizes, check_tensors
-from dnirnn.core import Core, between_resets, resets_to
-from dnirnn.embedding import Embedded
 from dnirnn.from_torch import NAMES, refuse_options
-from dnirnn.unroll import Chunks, Unrolled
+from dnirnn.fused_layers import FusedLayers
 from dnirnn.weight_drop import LayeredConfig
 
 
-class LSTM(Core):
+class LSTM(FusedLayers):
     """A stack of L LSTM layers, with torch.nn.LSTM's equations, parameter names and initialisation.
 
     Each layer, with gates i, f, g, o in this order in the rows of the weights:
@@ -72,7 +69,6 @@ class LSTM(Core):
 
     @property
     def weights(self) -> list[Tensor]:
-        """[weight_ih, weight_hh, bias_ih, bias_hh] of layer 0, then of layer 1, ..."""
         return [getattr(self, name) for name in self.names]
 
     def pack_state(self, h: Tensor, c: Tensor) -> Tensor:
@@ -107,60 +103,6 @@ class LSTM(Core):
             x = h.to(x.dtype)
             state += [h, c]
         return x, torch.cat(state, 1)
-
-    def forward(
-        self, x_TBI: Tensor, state_BS: Tensor, t0: int | Tensor = 0, reset: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        if not ops.fused_for(x_TBI):
-            return super().forward(x_TBI, state_BS, t0, reset)
-        if not resets_to(self, Core, reset):
-            if torch.compiler.is_compiling():  # where resets are is not known there
-                return super().forward(x_TBI, state_BS, t0, reset)
-            initial = self.initial_state(x_TBI.shape[1])
-            return between_resets(self.forward, x_TBI, state_BS, initial, reset)
-        output, sent, _ = ops.lstm_tbptt(
-            x_TBI, state_BS, None, self.weights, [], ops.UNCUT, 1.0, reset
-        )
-        return output, sent[0]
-
-    def unroll(
-        self,
-        x_TBI: Tensor,
-        state_BS: Tensor,
-        probe: Tensor | None,
-        chunks: Chunks,
-        estimator: nn.Module | None = None,
-    ) -> Unrolled:
-        reset = chunks.reset
-        # The operator keeps what a step starts from after a reset, not what arrived there.
-        if not self.fused_for(x_TBI, reset) or (chunks.dense and reset is not None):
-            return super().unroll(x_TBI, state_BS, probe, chunks, estimator)
-        if isinstance(x_TBI, Embedded):
-            # Row v: what the input weights make of symbol v.
-            w_ih, *others = self.weights
-            x, weights = x_TBI.symbols, [F.linear(x_TBI.weight, w_ih), *others]
-        else:
-            x, weights = x_TBI, self.weights
-        given = (x, state_BS, probe, weights)
-        if chunks.dense:
-            return Unrolled(*ops.lstm_dense(*given, chunks.truncation))
-        if chunks.vjp:
-            output, end, vjp = ops.lstm_vjp(*given, chunks.truncation, reset)
-            return Unrolled(output, end, vjp=vjp)
-        emitted = getattr(estimator, "weights", [])
-        scale = estimator.scale if estimator is not None and emitted else 0.0
-        output, end, synthetic = ops.lstm_tbptt(*given, emitted, chunks.truncation, scale, reset)
-        return Unrolled(output, end, synthetic=synthetic if emitted else None)
-
-    def takes_embedded(self, x: Embedded, reset: Tensor | None) -> bool:
-        return ops.takes_symbols(x.weight, x.symbols) and self.fused_for(x, reset)
-
-    def exports_whole(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
-        return self.fused_for(x_TBI, reset)
-
-    def fused_for(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
-        """Whether all chunks go through the operator in one call."""
-        return ops.fused_for(x_TBI) and resets_to(self, Core, reset)
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"

@@ -50,11 +50,13 @@ DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16),
     "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
 }
+# The cells that tbptt runs, by torch's names.
+CELLS = {"cpu": ("LSTM", "GRU", "RNN_TANH"), "cuda": ("LSTM",)}
 DEVICES = [
     device
     for device in DTYPES
     if built
-    and torch._C._dispatch_has_kernel_for_dispatch_key("dnirnn::lstm_tbptt", device.upper())
+    and torch._C._dispatch_has_kernel_for_dispatch_key("dnirnn::tbptt", device.upper())
 ]
 
 
@@ -64,7 +66,7 @@ def built_for(device_type: str) -> bool:
 
 
 def fused_for(x: Tensor) -> bool:
-    """Whether the LSTM's fused operator runs on tensors like ``x``, as autocast would cast it.
+    """Whether tbptt runs on tensors like ``x``, as autocast would cast it.
 
     Not where torch.func or forward-mode differentiation look on: the reference path, which is
     made of torch's operations, serves them.
@@ -72,12 +74,12 @@ def fused_for(x: Tensor) -> bool:
     kind = x.device.type
     if kind not in DEVICES or in_transform_or_forward_mode():
         return False
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    return dtype in DTYPES[kind]
+    casts = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return (torch.get_autocast_dtype(kind) if casts else x.dtype) in DTYPES[kind]
 
 
 def takes_symbols(weight: Tensor, symbols: Tensor) -> bool:
-    """Whether lstm_tbptt is to run on a table's rows, of inputs that are rows of ``weight``.
+    """Whether tbptt is to run on a table's rows, of inputs that are rows of ``weight``.
 
     Not of more symbols than half the steps and rows: the table would cost what it saves.
     """
@@ -119,19 +121,19 @@ def has_kernel(name: str, device_type: str) -> bool:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the fused LSTM multiplies bfloat16 numbers on this CPU as they are."""
+    """Whether tbptt multiplies bfloat16 numbers on this CPU as they are."""
     return built and extension.multiplies_bfloat16()
 
 
 def describe() -> dict[str, str]:
     """What is built and which path the operators take here, for people."""
     if not built:
-        return {"fused operators": "not built", "LSTM on the CPU": "reference path (torch)"}
+        return {"fused operators": "not built", "LSTM, GRU, RNN on the CPU": "reference path (torch)"}
     return {
         "fused operators": f"built for torch {torch.__version__}",
-        "LSTM on the CPU": f"fused, {extension.vector_path()} vectors,"
+        "LSTM, GRU, RNN on the CPU": f"fused, {extension.vector_path()} vectors,"
         f" {torch.get_num_threads()} thread(s)",
-        "bfloat16 on the CPU": "LSTM: multiplied in bfloat16, summed in float32"
+        "bfloat16 on the CPU": "LSTM, GRU, RNN: multiplied in bfloat16, summed in float32"
         if multiplies_bfloat16()
         else "computed in float32: this CPU does not multiply it",
         "LSTM on a GPU": "fused"
@@ -140,7 +142,7 @@ def describe() -> dict[str, str]:
     }
 
 
-def lstm_tbptt(
+def tbptt(
     x: Tensor,
     state: Tensor,
     probe: Tensor | None,
@@ -150,19 +152,21 @@ def lstm_tbptt(
     scale: float,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """An L-layer LSTM over T steps in N = ceil(T / K) chunks, each cut from the one before.
+    """L layers of an LSTM, a GRU or a plain RNN over T steps in N = ceil(T / K) chunks, each cut from the one before.
 
     Chunk 0 starts from ``state``, chunk n from ``sent[n-1]`` without its gradient. In one line of
-    torch, for one chunk: ``output, (h, c) = torch.nn.LSTM(I, H, L)(x, (h, c))``.
+    torch, for one chunk: ``output, (h, c) = torch.nn.LSTM(I, H, L)(x, (h, c))``. The cell is the one
+    whose weights have so many rows: G H, with G = 4 (LSTM), 3 (GRU, on the CPU), 1 (tanh, on the CPU).
 
     x: inputs [T, B, I], float32, float64 or bfloat16; on a GPU float16 too. Under autocast it is
-        cast. On the CPU also symbols, int64 [T, B]: weights[0] is then a table [V, 4H] of that dtype,
+        cast. On the CPU also symbols, int64 [T, B]: weights[0] is then a table [V, G H] of that dtype,
         whose row x is what the product of the input and w_ih would be.
-    state: [B, 2 L H], h_0, c_0, h_1, c_1, ...; float32 where x has 16 bits, else x's dtype.
+    state: [B, S], of an LSTM h_0, c_0, h_1, c_1, ..., else h_0, h_1, ...; float32 where x has 16 bits,
+        else x's dtype.
     probe: None; or [N, B, S], added to the state that chunk n starts from; or [T, B, S], added to
         the state that step t starts from. Its gradient is the future gradient of those states: the
         bootstrapped targets, one a chunk or one a step ("dense").
-    weights: w_ih [4H, I or H], w_hh [4H, H], b_ih [4H], b_hh [4H] of each layer in turn, of x's
+    weights: w_ih [G H, I or H], w_hh [G H, H], b_ih [G H], b_hh [G H] of each layer in turn, of x's
         dtype; beside an x of 16 bits also float32: the matrices are rounded where they are
         multiplied, and their gradients stay float32.
     estimator: [W_1, b_1, ..., W_D, b_D] of an MLP with ReLU; [] for none. No gradient reaches it
@@ -178,28 +182,31 @@ def lstm_tbptt(
     Raises ValueError or TypeError naming the argument that does not fit.
     """
     x, weights = autocast(x, weights)
-    return torch.ops.dnirnn.lstm_tbptt(
+    return torch.ops.dnirnn.tbptt(
         x, state, probe, weights, estimator, truncation, scale, reset
     )[:3]
 
 
-def lstm_dense(
+def tbptt_dense(
     x: Tensor, state: Tensor, probe: Tensor, weights: list[Tensor], truncation: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """lstm_tbptt with a probe [T, B, S]: (output, sent, the states [T, B, S] that steps start from).
+    """tbptt with a probe [T, B, S]: (output, sent, the states [T, B, S] that steps start from).
 
     The third is not differentiable.
     """
     x, weights = autocast(x, weights)
-    output, sent, _, h, c, _, _ = torch.ops.dnirnn.lstm_tbptt(
+    output, sent, _, h, c, _, _ = torch.ops.dnirnn.tbptt(
         x, state, probe, weights, [], truncation, 0.0, None
     )
-    # The histories are [L, K, N, B, H]; a state is h and c of each layer in turn.
-    states = torch.stack([h.to(c.dtype), c], 4).permute(2, 1, 3, 0, 4, 5)
+    # The histories are [L, K, N, B, H]; a state is h and c of each layer in turn, of a GRU or RNN h, which
+    # c holds unrounded where h is rounded.
+    lstm = state.shape[1] == 2 * len(h) * h.shape[-1]
+    parts = [h.to(c.dtype), c] if lstm else [c if c.shape[-1] else h]
+    states = torch.stack(parts, 4).permute(2, 1, 3, 0, 4, 5)
     return output, sent, states.reshape(-1, *state.shape)[: len(x)]
 
 
-def lstm_vjp(
+def tbptt_vjp(
     x: Tensor,
     state: Tensor,
     probe: Tensor | None,
@@ -207,10 +214,10 @@ def lstm_vjp(
     truncation: int,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Callable[..., tuple[Tensor, Tensor | None]]]:
-    """lstm_tbptt with a probe [N, B, S]: (output, end, vjp), as dnirnn.unroll.Unrolled has them."""
+    """tbptt with a probe [N, B, S]: (output, end, vjp), as dnirnn.unroll.Unrolled has them."""
     wants_x = x.requires_grad
     x, weights = autocast(x, weights)
-    output, end, _, h, c, gates, between = torch.ops.dnirnn.lstm_tbptt(
+    output, end, _, h, c, gates, between = torch.ops.dnirnn.tbptt(
         x, state, probe, weights, [], truncation, 0.0, reset
     )
 
@@ -224,7 +231,7 @@ def lstm_vjp(
         # By chunk on a GPU, else by time.
         below = between[of_chunk] if between.dim() == h.dim() else between[:, rows]
         kept = [part.contiguous() for part in (h[of_chunk], c[of_chunk], gates[of_chunk], below)]
-        to_x, _, start, _ = torch.ops.dnirnn.lstm_tbptt_backward(
+        to_x, _, start, _ = torch.ops.dnirnn.tbptt_backward(
             of_output, of_end[None], own, *kept, weights, None if reset is None else reset[rows],
             len(own), 1, wants_x, False, False,
         )  # fmt: skip
@@ -246,7 +253,7 @@ def gated_lstm(
     factor: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One LSTM layer with gates over its state and layer normalisation, cut as in lstm_tbptt.
+    """One LSTM layer with gates over its state and layer normalisation, cut as in tbptt.
 
     With norm(a) = (a - mean(a)) / sqrt(var(a) + 1e-5) over H, and gates k = i, f, g, o:
 
@@ -257,7 +264,7 @@ def gated_lstm(
         h~      = o tanh(gain_c norm(c~) + bias_c)          (without norm: o tanh(c~))
         c'      = open_c c~ + (1 - open_c) c;  h' = open_h h~ + (1 - open_h) h
 
-    x, state, probe, truncation, reset: as in lstm_tbptt, on the CPU, with L = 1 and the probe
+    x, state, probe, truncation, reset: as in tbptt, on the CPU, with L = 1 and the probe
         [N, B, S]. All is computed in float32 where x is bfloat16.
     weights: w_ih [4H, I], w_hh [4H, H], b_ih [4H], b_hh [4H].
     norm: None; or gain [4H], gain_c [H] and bias_c [H].
@@ -275,9 +282,11 @@ def gated_lstm(
 
 
 def autocast(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Both as autocast would have them; float32 weights beside 16 bits the operator casts."""
+    """Both as autocast would have them, which leaves float64 as it is; float32 weights beside 16 bits the
+    operator casts."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or not x.is_floating_point():
+    there = torch.is_autocast_enabled(kind) and x.is_floating_point()
+    if not there or x.dtype == torch.float64:
         return x, weights
     dtype = torch.get_autocast_dtype(kind)
     if dtype in DTYPES.get(kind, ()) and dtype.itemsize == 2:
@@ -285,42 +294,15 @@ def autocast(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     return x.to(dtype), [weight.to(dtype) for weight in weights]
 
 
-def recurrent(
-    x: Tensor,
-    h: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor,
-    b_hh: Tensor,
-    gated: bool,
-) -> Tensor:
-    """One layer of torch.nn.RNN (tanh) or, ``gated``, of torch.nn.GRU over T steps.
-
-    In one line of torch: ``torch.nn.GRU(I, H)(x, h[None])[0]``.
-
-    x: inputs [T, B, I] on the CPU, float32, float64 or bfloat16. Under autocast, everything is cast.
-    h: the state [B, H] to start from, of x's dtype.
-    w_ih, w_hh, b_ih, b_hh: [G H, I], [G H, H], [G H], [G H], with G = 1, or 3 (r, z, n).
-
-    Returns the outputs [T, B, H]; the last one is the state.
-
-    Raises ValueError or TypeError naming the argument that does not fit.
-    """
-    tensors = [x, h, w_ih, w_hh, b_ih, b_hh]
-    if torch.is_autocast_enabled(x.device.type):
-        tensors = [tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in tensors]
-    return torch.ops.dnirnn.recurrent(*tensors, gated)[0]
-
-
 def clockwork(
-    x: Tensor, state: Tensor, weights: list[Tensor], periods: Sequence[int], t0: int, lstm: bool
+    x: Tensor, state: Tensor, weights: list[Tensor], periods: Sequence[int], t0: int
 ) -> tuple[Tensor, Tensor]:
     """M modules of n units each, a period each, over T steps: dnirnn.Clockwork's equations.
 
     A module is run over its own ticks alone, the slowest first.
 
     x: inputs [T, B, I], float32, float64 or bfloat16. Under autocast, x and the weights are cast.
-    state: the modules' states, [B, M n], or [B, 2 M n] (h_1, c_1, h_2, ...) where ``lstm``.
+    state: the modules' states, [B, M n], or of LSTMs [B, 2 M n] (h_1, c_1, h_2, ...).
     weights: w_ih [G n, I + (M - m) n], w_hh [G n, n], b_ih [G n], b_hh [G n] of each module m = 1,
         2, ... in turn, the fastest first, with G = 1, or 4 (i, f, g, o); the columns of w_ih are
         those of x, then those of the slower modules.
@@ -331,9 +313,7 @@ def clockwork(
     Raises ValueError or TypeError for tensors that do not fit.
     """
     x, weights = autocast(x, weights)
-    if not lstm:  # the LSTM's operator alone casts weights itself
-        weights = [weight.to(x.dtype) for weight in weights]
-    return torch.ops.dnirnn.clockwork(x, state, weights, periods, t0, lstm)
+    return torch.ops.dnirnn.clockwork(x, state, weights, periods, t0)
 
 
 def accumulate_regression(entered: Tensor, target: Tensor, weights: list[Tensor]) -> Tensor:

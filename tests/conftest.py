@@ -57,10 +57,13 @@ def device(request, monkeypatch) -> str:
 
 @pytest.fixture
 def supported(request, device):
-    """Skips a dtype that the device's operator does not take, and a device that has none."""
+    """Skips a dtype or a cell that the device's operator does not take, and a device that has none."""
     if not ops.built_for(device):
         pytest.skip(f"the fused operators are not built for {device} here")
-    dtype = getattr(request.node, "callspec", None) and request.node.callspec.params.get("dtype")
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    dtype, cell = params.get("dtype"), params.get("cell")
+    if cell is not None and cell not in ops.CELLS[device]:
+        pytest.skip(f"no fused operator of {cell} on {device}")
     if dtype is not None and dtype not in ops.DTYPES[device]:
         pytest.skip(f"no fused operator of {dtype} on {device}")
 

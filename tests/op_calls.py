@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from strategies import assert_close, seeds
 from torch import Tensor
 
-from dnirnn import LSTM, SyntheticGradient, ops
+from dnirnn import GRU, LSTM, RNN, SyntheticGradient, ops
 
 needs_op = pytest.mark.skipif(
     not ops.built, reason="the fused operators are not built here (dnirnn.ops.built is False)"
 )
+
+CELLS = {"LSTM": LSTM, "GRU": GRU, "RNN_TANH": RNN}
 
 # The state's gradients are compared relative to their norm, however small that is.
 FLOOR = 1e-2
@@ -36,6 +38,10 @@ class Call(NamedTuple):
     by_sent: Tensor
 
     @property
+    def cell(self) -> str:
+        return {4: "LSTM", 3: "GRU", 1: "RNN_TANH"}[len(self.weights[1]) // self.weights[1].shape[1]]
+
+    @property
     def arguments(self):
         return self[:8]
 
@@ -47,14 +53,17 @@ class Call(NamedTuple):
 
 def make_call(
     steps, batch, inputs, hidden_size, layers=1, truncation=None, probe="none", reset=False,
-    estimator=None, seed=0, dtype=torch.float64,
+    estimator=None, seed=0, dtype=torch.float64, cell="LSTM",
 ) -> Call:  # fmt: skip
+    """Of an LSTM where the device has no such cell."""
+    kind = CELLS[cell] if cell in ops.CELLS[torch.get_default_device().type] else LSTM
     torch.manual_seed(seed)
     truncation = steps if truncation is None else truncation
     chunks = -(-steps // truncation)
     held = torch.promote_types(dtype, torch.float32)
-    weights = [w.detach().to(dtype) for w in LSTM(inputs, hidden_size, layers).weights]
-    size = 2 * layers * hidden_size
+    core = kind(inputs, hidden_size, layers)
+    weights = [w.detach().to(dtype) for w in core.weights]
+    size = core.state_size
     rows = {"none": 0, "chunks": chunks, "steps": steps}[probe]
     layers_of_estimator = []
     if estimator is not None:
@@ -78,10 +87,17 @@ def make_call(
 
 
 def by_loop(call: Call):
-    """(output, sent, synthetic, gradients) of LSTM.step in float64, cut as the contract says."""
+    """(output, sent, synthetic, gradients) of a step in torch, in float64, cut as the contract says."""
     steps, _, inputs = call.x.shape
-    core = LSTM(inputs, call.weights[1].shape[1], len(call.weights) // 4).double()
+    core = CELLS[call.cell](inputs, call.weights[1].shape[1], len(call.weights) // 4).double()
     core.load_state_dict(dict(zip(core.state_dict(), call.weights)))
+
+    def step(x, state, t):
+        if call.cell == "LSTM":
+            return core.step(x, state, t)
+        output, state = core.plain(x[None], state)
+        return output[0], state
+
     tensors = call.wanted[: -len(call.weights)]
     x, state, *rest = tensors = [t.detach().double().requires_grad_() for t in tensors]
     probe = rest[0] if rest else None
@@ -95,7 +111,7 @@ def by_loop(call: Call):
             running = running + probe[t if every_step else n]
         if call.reset is not None:
             running = torch.where(call.reset[t, :, None], 0, running)
-        output, running = core.step(x[t], running, t)
+        output, running = step(x[t], running, t)
         outputs.append(output)
         if k + 1 == call.truncation or t + 1 == steps:
             sent.append(running)
@@ -110,7 +126,7 @@ def by_loop(call: Call):
 
 
 def by_op(call: Call):
-    output, sent, synthetic = ops.lstm_tbptt(*call.arguments)
+    output, sent, synthetic = ops.tbptt(*call.arguments)
     found = torch.autograd.grad([output, sent], call.wanted, [call.by_output, call.by_sent])
     return output, sent, synthetic, found
 
@@ -153,4 +169,6 @@ LARGE = {
     "wide": dict(steps=3, batch=1, inputs=7, hidden_size=130, truncation=2, probe="steps"),
     "wide input": dict(steps=3, batch=5, inputs=300, hidden_size=16, truncation=2),
     "deep": dict(steps=7, batch=33, inputs=40, hidden_size=24, layers=4, truncation=3, reset=True),
+    "one step": dict(steps=1, batch=64, inputs=64, hidden_size=130, layers=2),
+    "two steps of one row": dict(steps=2, batch=1, inputs=300, hidden_size=400),
 }

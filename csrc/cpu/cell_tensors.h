@@ -3,7 +3,7 @@
 // Letters as in lstm_cells.h and kernels.h. All is computed in T, float for an x of bfloat16. A step
 // has two parts for each cell, with a barrier after each: the product of all that the cell reads, of
 // which a thread owns columns, and what is computed a row at a time, of which it owns rows. As in
-// lstm.cpp the N chunks are rows of one problem in the backward pass.
+// tbptt.cpp the N chunks are rows of one problem in the backward pass.
 #pragma once
 
 #include <vector>

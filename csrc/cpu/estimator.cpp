@@ -91,7 +91,7 @@ struct Regression {
   T *panels, *errors;         // one a member
   int64_t panel;
 
-  // A row more than there is, so that the blocks are no power of two apart (see lstm.cpp).
+  // A row more than there is, so that the blocks are no power of two apart (see tbptt.cpp).
   int64_t block() const { return (rows + 1) * kernel.lanes; }
 
   void run(const Member& me) const {

@@ -4,7 +4,7 @@
 // chunk, W lanes. All is computed in T, float for an x of bfloat16.
 //
 // A normalisation needs a whole row. So a step has two parts, with a barrier after each: the
-// products, of which a thread owns columns, and the cells, of which it owns rows. As in lstm.cpp the
+// products, of which a thread owns columns, and the cells, of which it owns rows. As in tbptt.cpp the
 // N chunks are rows of one problem in the backward pass: the histories are [K, N, B, ...].
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -340,23 +340,23 @@ GatedForwardResult forward(const Sizes& s, const Tensor& x, const Tensor& state,
   const Kernels<T>& kernel = kernels<T>();
   const int64_t W = kernel.lanes;
   const Forward<T> pass{
-      s,
-      kernel,
-      x_in.const_data_ptr<T>(),
-      state_in.const_data_ptr<T>(),
-      probe ? probe_in.const_data_ptr<T>() : nullptr,
-      reset ? reset_in.const_data_ptr<bool>() : nullptr,
-      w_ih.const_data_ptr<T>(),
-      w_hh.const_data_ptr<T>(),
-      bias.const_data_ptr<T>(),
-      held.options(),
-      output.mutable_data_ptr<T>(),
-      sent.mutable_data_ptr<T>(),
-      {h.mutable_data_ptr<T>(), c.mutable_data_ptr<T>(), gates.mutable_data_ptr<T>(),
-       normed.mutable_data_ptr<T>(), scales.mutable_data_ptr<T>(), s},
-      zx.get(Forward<T>::steps_of_x(s) * s.B * 4 * s.H),
-      zh.get(s.B * 4 * s.H),
-      panels.get(padded(4 * s.H, W) * (s.I + s.H))};
+      .s = s,
+      .kernel = kernel,
+      .x = x_in.const_data_ptr<T>(),
+      .state = state_in.const_data_ptr<T>(),
+      .probe = probe ? probe_in.const_data_ptr<T>() : nullptr,
+      .reset = reset ? reset_in.const_data_ptr<bool>() : nullptr,
+      .w_ih = w_ih.const_data_ptr<T>(),
+      .w_hh = w_hh.const_data_ptr<T>(),
+      .bias = bias.const_data_ptr<T>(),
+      .options = held.options(),
+      .output = output.mutable_data_ptr<T>(),
+      .sent = sent.mutable_data_ptr<T>(),
+      .kept = {h.mutable_data_ptr<T>(), c.mutable_data_ptr<T>(), gates.mutable_data_ptr<T>(),
+               normed.mutable_data_ptr<T>(), scales.mutable_data_ptr<T>(), s},
+      .zx = zx.get(Forward<T>::steps_of_x(s) * s.B * 4 * s.H),
+      .zh = zh.get(s.B * 4 * s.H),
+      .panels = panels.get(padded(4 * s.H, W) * (s.I + s.H))};
   run_team(threads_of(s, s.B, W), [&](const Member& me) { pass.run(me); });
   return {output.to(x.scalar_type()), sent, h, c, gates, normed, scales};
 }
@@ -399,36 +399,37 @@ GatedBackwardResult backward(const Sizes& s, const OptionalTensor& grad_output,
   // zeros: a thread that the runtime does not give leaves its share as it is.
   const Tensor sums = at::zeros({threads, 10, s.H}, options);
   const Backward<T> pass{
-      s,
-      kernel,
-      out_in.defined() ? out_in.const_data_ptr<T>() : nullptr,
-      sent_in.defined() ? sent_in.const_data_ptr<T>() : nullptr,
-      x_in.const_data_ptr<T>(),
-      reset ? reset_in.const_data_ptr<bool>() : nullptr,
-      w_ih.const_data_ptr<T>(),
-      w_hh.const_data_ptr<T>(),
-      held.options(),
-      {const_cast<T*>(h.const_data_ptr<T>()), const_cast<T*>(c.const_data_ptr<T>()),
-       const_cast<T*>(gates.const_data_ptr<T>()), const_cast<T*>(normed.const_data_ptr<T>()),
-       const_cast<T*>(scales.const_data_ptr<T>()), s},
-      wanted(with_grad_x, grad_x),
-      wanted(with_grad_probe, grad_probe),
-      wanted(with_grad_state, grad_state),
-      wanted(with_grad_weights, grad_w_ih),
-      wanted(with_grad_weights, grad_w_hh),
-      wanted(with_grad_open_h, d_open_h),
-      wanted(with_grad_open_c, d_open_c),
-      group_steps,
-      back.get(rows * s.H),
-      carry_h.get(rows * s.H),
-      carry_c.get(rows * s.H),
-      d.get(group_steps * rows * Backward<T>::ld(s, W)),
-      d_panels.get((4 * s.H + W - 1) / W * Backward<T>::block(group_steps, s, W)),
-      panels_h.get(padded(s.H, W) * 4 * s.H),
-      panels_x.get(padded(s.I, W) * 4 * s.H),
-      inputs.get(threads * group_steps * rows * kernel.weight_vectors * W),
-      sums.mutable_data_ptr<T>(),
-      work.get(threads * s.H)};
+      .s = s,
+      .kernel = kernel,
+      .grad_output = out_in.defined() ? out_in.const_data_ptr<T>() : nullptr,
+      .grad_sent = sent_in.defined() ? sent_in.const_data_ptr<T>() : nullptr,
+      .x = x_in.const_data_ptr<T>(),
+      .reset = reset ? reset_in.const_data_ptr<bool>() : nullptr,
+      .w_ih = w_ih.const_data_ptr<T>(),
+      .w_hh = w_hh.const_data_ptr<T>(),
+      .options = held.options(),
+      .kept = {const_cast<T*>(h.const_data_ptr<T>()), const_cast<T*>(c.const_data_ptr<T>()),
+               const_cast<T*>(gates.const_data_ptr<T>()),
+               const_cast<T*>(normed.const_data_ptr<T>()),
+               const_cast<T*>(scales.const_data_ptr<T>()), s},
+      .grad_x = wanted(with_grad_x, grad_x),
+      .grad_probe = wanted(with_grad_probe, grad_probe),
+      .grad_state = wanted(with_grad_state, grad_state),
+      .grad_w_ih = wanted(with_grad_weights, grad_w_ih),
+      .grad_w_hh = wanted(with_grad_weights, grad_w_hh),
+      .d_open_h = wanted(with_grad_open_h, d_open_h),
+      .d_open_c = wanted(with_grad_open_c, d_open_c),
+      .group_steps = group_steps,
+      .back = back.get(rows * s.H),
+      .carry_h = carry_h.get(rows * s.H),
+      .carry_c = carry_c.get(rows * s.H),
+      .d = d.get(group_steps * rows * Backward<T>::ld(s, W)),
+      .d_panels = d_panels.get((4 * s.H + W - 1) / W * Backward<T>::block(group_steps, s, W)),
+      .panels_h = panels_h.get(padded(s.H, W) * 4 * s.H),
+      .panels_x = panels_x.get(padded(s.I, W) * 4 * s.H),
+      .inputs = inputs.get(threads * group_steps * rows * kernel.weight_vectors * W),
+      .sums = sums.mutable_data_ptr<T>(),
+      .work = work.get(threads * s.H)};
   run_team(threads, [&](const Member& me) { pass.run(me); });
 
   std::vector<Tensor> grad_weights, grad_norm;
@@ -459,7 +460,7 @@ GatedForwardResult gated_lstm(const Tensor& x, const Tensor& state, const Option
                               const OptionalTensor& open_h, const OptionalTensor& open_c,
                               const OptionalTensor& factor, int64_t truncation,
                               const OptionalTensor& reset) {
-  const Sizes s = sizes_of(x, weights, truncation);
+  const Sizes s = sizes_of(x, weights, truncation, /*lstm=*/true);
   TORCH_CHECK_VALUE(s.L == 1, "weights must be those of one layer; got ", weights.size(),
                     " tensors");
   check_state(s, x, state, probe, reset);
@@ -481,7 +482,7 @@ GatedBackwardResult gated_lstm_backward(
     const OptionalTensor& open_c, const OptionalTensor& factor, const OptionalTensor& reset,
     int64_t truncation, bool with_grad_x, bool with_grad_state, bool with_grad_probe,
     bool with_grad_weights, bool with_grad_open_h, bool with_grad_open_c) {
-  const Sizes s = sizes_of(x, weights, truncation);
+  const Sizes s = sizes_of(x, weights, truncation, /*lstm=*/true);
   const auto type = state_type(x.scalar_type());
   const bool with_norm = !norm.empty();
   const auto check = [&](const char* name, const Tensor& tensor, at::IntArrayRef sizes,

@@ -6,9 +6,9 @@
 //
 // A panel is a block of V * W columns of a matrix, its rows contiguous: [K][V * W]; of bfloat16,
 // whose product takes two rows at once, [K / 2][V * W][2], K made even with zeros. The columns of
-// the gates are ordered unit by unit, in a unit gate by gate: column (u * 4 + gate) * W + lane. So
-// one panel of 4 vectors holds all four gates of a unit's cells, and the cell is computed on the
-// accumulators of the product before they leave the registers.
+// the gates are ordered unit by unit, in a unit gate by gate: column (u * gates + gate) * W + lane. So
+// one panel holds all gates of a unit's cells, and the cell is computed on the accumulators of the
+// product before they leave the registers.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ template <typename E>
 using Wide = typename ElementOf<E>::wide;
 
 // M rows of a product's left side. Element (m, k) is at data[m * row + (k / W) * block + k % W]:
-// an ordinary matrix has block = W; gate gradients are stored as [4 * U][rows][W].
+// an ordinary matrix has block = W; the gradients of a cell's sums are stored as [blocks][rows][W].
 template <typename E>
 struct Rows {
   const E* data;
@@ -44,69 +44,39 @@ struct Rows {
   int64_t depth;  // K
 };
 
-// One step of one unit, for M rows: where everything is. Strides are between rows.
+// One step of a unit of a cell (cells.h), or of several that follow each other, as many as Cell::units_a_tile
+// at most, for M rows: where everything is. Strides are between rows.
 template <typename E, typename T = Wide<E>>
 struct CellForward {
-  const T* c;         // c before the step, stride `width`
-  E* gates;           // [M][4][lanes]: the gates, kept for the backward pass
-  E* output;          // h', stride `width`
-  E* h_next;          // h' again, where the next step reads it, stride `next`; or null, and then
-  T* h_sent;          // h', as the state that a chunk ends in
-  T* c_next;          // c', stride `next`
-  const T* products;  // [M][4 W]: x P_x, where it was computed before, or null
-  // Or rows of a table [V][4 H], from the unit's first cell on, one for each of M symbols; else null.
+  const T* c;  // what the cell carries, before the step, stride `width`
+  E* gates;    // of each unit [M][kept][lanes], `unit_stride` apart: kept for the backward pass
+  E* output;   // h', stride `width`
+  E* h_next;   // h' again, where the next step reads it, stride `next`; or null, and then
+  T* h_sent;   // h', as the state that a chunk ends in
+  T* c_next;   // c', stride `next`
+  const T* products;  // [M][units gates W]: x P_x, where it was computed before, or null
+  // Or rows of a table [V][gates H], from the unit's first cell on, one for each of M symbols; or null.
   const T* table;
   const int64_t* symbols;
   int64_t width;  // H
   int64_t next;
-  int64_t lanes;  // how many cells of the unit exist
+  int64_t unit_stride;
+  int64_t lanes;  // how many cells of the units exist
   bool round;     // h' is rounded to bfloat16 in output (and in h_next where round_next)
   bool round_next;
 };
 
 template <typename E, typename T = Wide<E>>
 struct CellBackward {
-  const E* gates;        // [M][4][lanes]
-  const T* c;            // c before the step, stride `width`
+  const E* gates;        // [M][kept][lanes]
+  const T* c;            // what the cell carries, before the step, stride `width`
   const E* grad_output;  // stride `width`, or null
-  const T* dh;           // what came back to h' from the next step, stride `width`
+  const T* dh;           // what came back to h' through the next step's products, stride `width`
   T* dc;                 // in: what came back to c'; out: the gradient of c; stride `width`
-  E* d_gates;            // four blocks [rows][W], `block` apart
+  E* d_sums;             // a block [rows][W] of each sum, `block` apart
   int64_t width;
   int64_t block;
   int64_t lanes;
-};
-
-// One step of some columns of a plain recurrent layer or of a layer of gated units, for M rows.
-// Pointers are to the first of the columns; strides are between rows.
-template <typename T>
-struct UnitForward {
-  const T* zx;      // products of the input, gate after gate `gate` apart, stride `wide`
-  const T* zh;      // products of h, likewise
-  const T* bias_x;  // gate after gate `width` apart
-  const T* bias_h;
-  const T* h;  // h before the step, stride `width`; gated units only
-  T* output;   // h', stride `width`
-  T* gates;    // [M, 4, H]: r, z, n, zh_n, kept for the backward pass; gated units only
-  int64_t gate;
-  int64_t wide;
-  int64_t width;  // H
-  int64_t columns;
-};
-
-template <typename T>
-struct UnitBackward {
-  const T* output;       // h', stride `width`; plain only
-  const T* gates;        // [M, 4, H]; gated units only
-  const T* h;            // h before the step, stride `width`; gated units only
-  const T* grad_output;  // stride `width`
-  const T* back;         // what came back to h' through the products, stride `width`
-  T* carry;              // gated units: in: what came back to h' by z; out: the same for h
-  T* d;  // blocks [rows][W] of each unit, `block` apart: plain dz; gated n, r, z, zh_n
-  int64_t block;
-  int64_t gate;  // from a gate's blocks to the next gate's
-  int64_t width;
-  int64_t columns;
 };
 
 // One step of one row of an LSTM with options: all H units at once, because a normalisation needs
@@ -149,6 +119,22 @@ struct LstmRowBackward {
   int64_t width;
 };
 
+// Of one cell.
+template <typename E, typename T = Wide<E>>
+struct CellKernels {
+  // The cells of ceil(cell.lanes / W) units on bias + x P_x + h P_h, for M rows. The panel
+  // [K_x + K_h][units gates W], the bias [units sums W]; K_x is 0 where cell.products holds x P_x, or
+  // cell.table its rows.
+  void (*forward)(int64_t m, const Rows<E>& x, const Rows<E>& h, const E* panel, const T* bias,
+                  const CellForward<E>& cell);
+  // The same for one row of one unit, on the weights as they lie: w [gates H, K], from the unit's first
+  // row on.
+  void (*forward_direct)(const Rows<E>& x, const Rows<E>& h, const T* w_ih, const T* w_hh,
+                         const T* bias, const CellForward<E>& cell);
+  // Overwrites dc and d_sums for M rows of one unit.
+  void (*backward)(int64_t m, const CellBackward<E>& cell);
+};
+
 template <typename E, typename T = Wide<E>>
 struct Kernels {
   const char* name;
@@ -168,15 +154,7 @@ struct Kernels {
                    E* panel, int64_t wide);
   void (*put_weights)(int64_t first, int64_t count, const T* from, int64_t stride, int64_t columns,
                       E* panel, int64_t wide);
-  // The cell of one unit on bias + x P_x + h P_h, for M rows. The panel [K_x + K_h][4 W]; K_x is 0
-  // where cell.products holds x P_x, or cell.table its rows.
-  void (*cell_forward)(int64_t m, const Rows<E>& x, const Rows<E>& h, const E* panel, const T* bias,
-                       const CellForward<E>& cell);
-  // The same for one row, on the weights as they lie: w [4 H, K], from the unit's first row on.
-  void (*cell_forward_direct)(const Rows<E>& x, const Rows<E>& h, const T* w_ih, const T* w_hh,
-                              const T* bias, const CellForward<E>& cell);
-  // Overwrites dc and d_gates for M rows of one unit.
-  void (*cell_backward)(int64_t m, const CellBackward<E>& cell);
+  CellKernels<E> lstm, gru, rnn;
   // C [M, columns] = A P for one panel of ceil(columns / W) vectors. Overwrites C.
   void (*product)(int64_t m, const Rows<E>& a, const E* panel, T* c, int64_t ldc, int64_t columns);
   // The same, C stored as E.
@@ -186,11 +164,6 @@ struct Kernels {
   // count, P a panel [K][vectors * W].
   void (*transposed_product)(int64_t k, const E* a, const E* panel, T* c, int64_t ldc, int64_t rows,
                              int64_t columns, bool accumulate);
-  // Gated units and plain layers: null of bfloat16.
-  void (*plain_forward)(int64_t m, const UnitForward<T>& unit);
-  void (*plain_backward)(int64_t m, const UnitBackward<T>& unit);
-  void (*gated_forward)(int64_t m, const UnitForward<T>& unit);
-  void (*gated_backward)(int64_t m, const UnitBackward<T>& unit);
   // One row of an LSTM with options: null of bfloat16.
   void (*lstm_row_forward)(const LstmRowForward<T>& row);
   void (*lstm_row_backward)(const LstmRowBackward<T>& row);

@@ -6,9 +6,8 @@
 // is not this one. Hence the __builtin functions; of the standard library, types only.
 #include <utility>
 
+#include "cpu/cells.h"
 #include "cpu/kernels.h"
-#include "lstm_cell.h"
-#include "recurrent_cell.h"
 
 namespace dnirnn::cpu::PATH {
 namespace {
@@ -273,9 +272,10 @@ void put_rows(int64_t first, int64_t count, const S* from, int64_t stride, int64
 #endif
 }
 
-// acc [R][V] += entries P, of one multiplication; the last one may have fewer rows.
-template <typename T, int R, int V, bool Whole>
-DNIRNN_INLINE void multiply_once(Vec<T> (&acc)[R][V], const T* entries, int64_t stride,
+// acc [R][V] += entries P, of one multiplication; the last one may have fewer rows. The panel's vector v
+// goes to acc [R][Order::at(v)].
+template <typename T, int R, int V, bool Whole, typename Order = InOrder, int A>
+DNIRNN_INLINE void multiply_once(Vec<T> (&acc)[R][A], const T* entries, int64_t stride,
                                  const T* panel) {
   using M = Multiplied<T>;
   typename M::Column p[V];
@@ -285,16 +285,16 @@ DNIRNN_INLINE void multiply_once(Vec<T> (&acc)[R][V], const T* entries, int64_t 
   for (int r = 0; r < R; r++) {
     const auto x = Whole ? M::entry(entries + r * stride) : M::last_entry(entries + r * stride);
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) acc[r][v] = M::add(acc[r][v], x, p[v]);
+    for (int v = 0; v < V; v++) acc[r][Order::at(v)] = M::add(acc[r][Order::at(v)], x, p[v]);
   }
 }
 
 // Blocks of the left side that are asked for before they are needed.
 constexpr int64_t AHEAD = 4;
 
-// acc [R][V] += A P, the panel's rows `wide` vectors apart.
-template <typename T, int R, int V>
-DNIRNN_INLINE void multiply(Vec<T> (&acc)[R][V], const Rows<T>& a, const T* panel, int64_t wide) {
+// acc [R][V] += A P, the panel's rows V vectors long.
+template <typename T, int R, int V, typename Order = InOrder, int A>
+DNIRNN_INLINE void multiply(Vec<T> (&acc)[R][A], const Rows<T>& a, const T* panel) {
   constexpr int rows = Multiplied<T>::rows;
   const T* block = a.data;
   for (int64_t k = 0; k < a.depth; k += W<T>, block += a.block) {
@@ -304,9 +304,9 @@ DNIRNN_INLINE void multiply(Vec<T> (&acc)[R][V], const Rows<T>& a, const T* pane
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++) __builtin_prefetch(block + AHEAD * a.block + r * a.row);
     int64_t i = 0;
-    for (; i + rows <= n; i += rows, panel += wide * W<T> * rows)
-      multiply_once<T, R, V, true>(acc, block + i, a.row, panel);
-    if (i < n) multiply_once<T, R, V, false>(acc, block + i, a.row, panel);
+    for (; i + rows <= n; i += rows, panel += V * W<T> * rows)
+      multiply_once<T, R, V, true, Order>(acc, block + i, a.row, panel);
+    if (i < n) multiply_once<T, R, V, false, Order>(acc, block + i, a.row, panel);
   }
 }
 
@@ -315,74 +315,95 @@ Rows<T> from_row(const Rows<T>& a, int64_t row) {
   return {a.data + row * a.row, a.row, a.block, a.depth};
 }
 
-// From the preactivations of one row of a unit to everything that the step leaves.
-template <typename T>
-DNIRNN_INLINE void finish_cell(CellGates<Vec<T>> gates, int64_t row, const CellForward<T>& cell) {
-  Vec<T> c = load(cell.c + row * cell.width, cell.lanes);
-  const Vec<T> out = cell_forward<typename MathOf<T>::type>(gates, c);
-  T* to = cell.gates + row * 4 * cell.lanes;
-  store(to, gates.i, cell.lanes);
-  store(to + cell.lanes, gates.f, cell.lanes);
-  store(to + 2 * cell.lanes, gates.g, cell.lanes);
-  store(to + 3 * cell.lanes, gates.o, cell.lanes);
+// From the sums of one row of unit `i` of a call to everything that the step leaves.
+template <typename T, typename Cell>
+DNIRNN_INLINE void finish_cell(Vec<T>* sums, int64_t row, int64_t i, const CellForward<T>& cell) {
+  const int64_t lanes = cell.lanes - i * W<T>, at = row * cell.width + i * W<T>,
+                next = row * cell.next + i * W<T>;
+  Vec<T> c = load(cell.c + at, lanes);
+  const Vec<T> out = Cell::template forward<typename MathOf<T>::type>(sums, c);
+  const int64_t real = lanes < W<T> ? lanes : W<T>;
+  T* to = cell.gates + i * cell.unit_stride + row * Cell::kept * real;
+#pragma GCC unroll 4
+  for (int k = 0; k < Cell::kept; k++) store(to + k * real, sums[k], real);
   const Vec<T> rounded = cell.round ? round_bfloat16(out) : out;
-  store(cell.output + row * cell.width, rounded, cell.lanes);
+  store(cell.output + at, rounded, lanes);
   if (cell.h_next) {
-    store(cell.h_next + row * cell.next, cell.round_next ? rounded : out, cell.lanes);
+    store(cell.h_next + next, cell.round_next ? rounded : out, lanes);
   } else {
-    store(cell.h_sent + row * cell.next, out, cell.lanes);
+    store(cell.h_sent + next, out, lanes);
   }
-  store(cell.c_next + row * cell.next, c, cell.lanes);
+  store(cell.c_next + next, c, lanes);
 }
 
-template <typename T, int R>
+// Of N units; more than one only of a cell whose gates and sums are in the same order.
+template <typename T, typename Cell, int N, int R>
 void cell_forward_tile(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel,
                        const Wide<T>* bias, const CellForward<T>& cell) {
-  Vec<T> acc[R][4];
+  constexpr int G = N * Cell::gates, S = N * Cell::sums;
+  Vec<T> acc[R][S];
 #pragma GCC unroll 32
   for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; v++) acc[r][v] = load(bias + v * W<T>);
+    for (int v = 0; v < S; v++) acc[r][v] = load(bias + v * W<T>);
   }
   if (cell.products) {
-    const Wide<T>* from = cell.products + m * 4 * W<T>;
+    const Wide<T>* from = cell.products + m * G * W<T>;
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
-      for (int v = 0; v < 4; v++) acc[r][v] += load(from + (r * 4 + v) * W<T>);
+      for (int v = 0; v < G; v++) acc[r][Cell::OfX::at(v)] += load(from + (r * G + v) * W<T>);
     }
   }
   if (cell.table) {
+    // From a unit's gate to its next one, or from a unit to the next one.
+    const int64_t apart = N > 1 ? W<T> : cell.width;
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++) {
-      const Wide<T>* from = cell.table + cell.symbols[m + r] * 4 * cell.width;
+      const Wide<T>* from = cell.table + cell.symbols[m + r] * Cell::gates * cell.width;
 #pragma GCC unroll 4
-      for (int v = 0; v < 4; v++) acc[r][v] += load(from + v * cell.width, cell.lanes);
+      for (int v = 0; v < G; v++)
+        acc[r][Cell::OfX::at(v)] +=
+            load(from + v * apart, N > 1 ? cell.lanes - v * W<T> : cell.lanes);
     }
   }
-  multiply<T, R, 4>(acc, from_row(x, m), panel, 4);
+  multiply<T, R, G, typename Cell::OfX>(acc, from_row(x, m), panel);
   constexpr int64_t rows = Multiplied<T>::rows;
-  const T* panel_h = panel + (x.depth + rows - 1) / rows * rows * 4 * W<T>;
-  multiply<T, R, 4>(acc, from_row(h, m), panel_h, 4);
-  for (int r = 0; r < R; r++)
-    finish_cell<T>({acc[r][0], acc[r][1], acc[r][2], acc[r][3]}, m + r, cell);
+  const T* panel_h = panel + (x.depth + rows - 1) / rows * rows * G * W<T>;
+  multiply<T, R, G, typename Cell::OfH>(acc, from_row(h, m), panel_h);
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; i++) finish_cell<T, Cell>(acc[r] + i * Cell::sums, m + r, i, cell);
+  }
 }
 
-template <typename T>
-void cell_forward_rows(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel,
-                       const Wide<T>* bias, const CellForward<T>& cell) {
+template <typename T, typename Cell, int N>
+void cell_forward_units(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel,
+                        const Wide<T>* bias, const CellForward<T>& cell) {
   int64_t row = 0;
-  for (; row + ROWS <= m; row += ROWS) cell_forward_tile<T, ROWS>(row, x, h, panel, bias, cell);
+  for (; row + ROWS <= m; row += ROWS)
+    cell_forward_tile<T, Cell, N, ROWS>(row, x, h, panel, bias, cell);
   const int64_t left = m - row;
 #if ROWS > 4
-  if (left == 5) return cell_forward_tile<T, 5>(row, x, h, panel, bias, cell);
-  if (left == 4) return cell_forward_tile<T, 4>(row, x, h, panel, bias, cell);
+  if (left == 5) return cell_forward_tile<T, Cell, N, 5>(row, x, h, panel, bias, cell);
+  if (left == 4) return cell_forward_tile<T, Cell, N, 4>(row, x, h, panel, bias, cell);
 #endif
 #if ROWS > 2
-  if (left == 3) return cell_forward_tile<T, 3>(row, x, h, panel, bias, cell);
-  if (left == 2) return cell_forward_tile<T, 2>(row, x, h, panel, bias, cell);
+  if (left == 3) return cell_forward_tile<T, Cell, N, 3>(row, x, h, panel, bias, cell);
+  if (left == 2) return cell_forward_tile<T, Cell, N, 2>(row, x, h, panel, bias, cell);
 #endif
-  if (left == 1) return cell_forward_tile<T, 1>(row, x, h, panel, bias, cell);
+  if (left == 1) return cell_forward_tile<T, Cell, N, 1>(row, x, h, panel, bias, cell);
+}
+
+template <typename T, typename Cell>
+void cell_forward_rows(int64_t m, const Rows<T>& x, const Rows<T>& h, const T* panel,
+                       const Wide<T>* bias, const CellForward<T>& cell) {
+  if constexpr (Cell::units_a_tile == 4) {
+    if (cell.lanes > 3 * W<T>) return cell_forward_units<T, Cell, 4>(m, x, h, panel, bias, cell);
+    if (cell.lanes > 2 * W<T>) return cell_forward_units<T, Cell, 3>(m, x, h, panel, bias, cell);
+    if (cell.lanes > W<T>) return cell_forward_units<T, Cell, 2>(m, x, h, panel, bias, cell);
+  }
+  cell_forward_units<T, Cell, 1>(m, x, h, panel, bias, cell);
 }
 
 template <typename T>
@@ -400,50 +421,56 @@ DNIRNN_INLINE Wide<T> dot(const T* a, const Wide<T>* b, int64_t n) {
   return total;
 }
 
-template <typename T>
+template <typename T, typename Cell>
 void cell_forward_direct(const Rows<T>& x, const Rows<T>& h, const Wide<T>* w_ih,
                          const Wide<T>* w_hh, const Wide<T>* bias, const CellForward<T>& cell) {
-  Wide<T> sums[4 * W<T>] = {};
-  for (int64_t gate = 0; gate < 4; gate++) {
+  Wide<T> sums[Cell::sums * W<T>];
+  for (int i = 0; i < Cell::sums * W<T>; i++) sums[i] = bias[i];
+  for (int gate = 0; gate < Cell::gates; gate++) {
     for (int64_t lane = 0; lane < cell.lanes; lane++) {
-      const int64_t at = gate * W<T> + lane, row = gate * cell.width + lane;
-      sums[at] = bias[at] + dot(x.data, w_ih + row * x.depth, x.depth) +
-                 dot(h.data, w_hh + row * h.depth, h.depth);
-      if (cell.table) sums[at] += cell.table[cell.symbols[0] * 4 * cell.width + row];
+      const int64_t row = gate * cell.width + lane;
+      Wide<T>& of_x = sums[Cell::OfX::at(gate) * W<T> + lane];
+      of_x += dot(x.data, w_ih + row * x.depth, x.depth);
+      if (cell.table) of_x += cell.table[cell.symbols[0] * Cell::gates * cell.width + row];
+      sums[Cell::OfH::at(gate) * W<T> + lane] += dot(h.data, w_hh + row * h.depth, h.depth);
     }
   }
-  finish_cell<T>({load(sums), load(sums + W<T>), load(sums + 2 * W<T>), load(sums + 3 * W<T>)}, 0,
-                 cell);
+  Vec<T> loaded[Cell::sums];
+  for (int i = 0; i < Cell::sums; i++) loaded[i] = load(sums + i * W<T>);
+  finish_cell<T, Cell>(loaded, 0, 0, cell);
 }
 
-template <typename T>
+template <typename T, typename Cell>
 void cell_backward_rows(int64_t m, const CellBackward<T>& cell) {
   using M = typename MathOf<T>::type;
   for (int64_t row = 0; row < m; row++) {
     const int64_t at = row * cell.width;
-    const T* from = cell.gates + row * 4 * cell.lanes;
-    const CellGates<Vec<T>> gates{load(from, cell.lanes), load(from + cell.lanes, cell.lanes),
-                                  load(from + 2 * cell.lanes, cell.lanes),
-                                  load(from + 3 * cell.lanes, cell.lanes)};
+    const T* from = cell.gates + row * Cell::kept * cell.lanes;
+    // What was kept, then the sums' gradients.
+    Vec<T> a[Cell::sums];
+    static_assert(Cell::kept == Cell::sums);
+#pragma GCC unroll 4
+    for (int i = 0; i < Cell::kept; i++) a[i] = load(from + i * cell.lanes, cell.lanes);
     Vec<T> dh = load(cell.dh + at, cell.lanes);
     if (cell.grad_output) dh += load(cell.grad_output + at, cell.lanes);
-    Vec<T> dc = load(cell.dc + at, cell.lanes);
-    const auto slopes = cell_slopes<M>(gates, load(cell.c + at, cell.lanes));
-    const CellGates<Vec<T>> d = cell_backward(slopes, dh, dc);
-    store(cell.dc + at, dc, cell.lanes);
-    // Padded lanes are zero: their gates, dh and dc were loaded as zeros.
-    T* to = cell.d_gates + row * W<T>;
-    store(to, d.i, W<T>);
-    store(to + cell.block, d.f, W<T>);
-    store(to + 2 * cell.block, d.g, W<T>);
-    store(to + 3 * cell.block, d.o, W<T>);
+    if constexpr (Cell::carries) {
+      Vec<T> dc = load(cell.dc + at, cell.lanes);
+      Cell::template backward<M>(a, load(cell.c + at, cell.lanes), dh, dc);
+      store(cell.dc + at, dc, cell.lanes);
+    } else {
+      Cell::template backward<M>(a, dh);
+    }
+    // Padded lanes are zero: dh and dc were loaded as zeros there.
+    T* to = cell.d_sums + row * W<T>;
+#pragma GCC unroll 4
+    for (int i = 0; i < Cell::sums; i++) store(to + i * cell.block, a[i], W<T>);
   }
 }
 
 template <typename T, int R, int V, typename C>
 void product_tile(const Rows<T>& a, const T* panel, C* c, int64_t ldc, int64_t columns) {
   Vec<T> acc[R][V] = {};
-  multiply<T, R, V>(acc, a, panel, V);
+  multiply<T, R, V>(acc, a, panel);
 #pragma GCC unroll 32
   for (int r = 0; r < R; r++) {
 #pragma GCC unroll 8
@@ -533,80 +560,6 @@ void transposed_product(int64_t k, const T* a, const T* panel, Wide<T>* c, int64
       return transposed_tiles<T, 2>(k, a, panel, c, ldc, rows, columns, accumulate);
     default:
       return transposed_tiles<T, 1>(k, a, panel, c, ldc, rows, columns, accumulate);
-  }
-}
-
-template <typename T>
-void plain_forward(int64_t m, const UnitForward<T>& unit) {
-  using M = typename MathOf<T>::type;
-  for (int64_t row = 0; row < m; row++) {
-    for (int64_t j = 0; j < unit.columns; j += W<T>) {
-      const int64_t lanes = unit.columns - j, from = row * unit.wide + j;
-      const Vec<T> z = load(unit.zx + from, lanes) + load(unit.zh + from, lanes) +
-                       load(unit.bias_x + j, lanes) + load(unit.bias_h + j, lanes);
-      store(unit.output + row * unit.width + j, M::tanh(z), lanes);
-    }
-  }
-}
-
-template <typename T>
-void plain_backward(int64_t m, const UnitBackward<T>& unit) {
-  for (int64_t row = 0; row < m; row++) {
-    T* to = unit.d + row * W<T>;
-    for (int64_t j = 0; j < unit.columns; j += W<T>, to += unit.block) {
-      const int64_t lanes = unit.columns - j, from = row * unit.width + j;
-      const Vec<T> h = load(unit.output + from, lanes);
-      const Vec<T> dh = load(unit.grad_output + from, lanes) + load(unit.back + from, lanes);
-      store(to, dh * (Vec<T>{} + 1 - h * h), W<T>);
-    }
-  }
-}
-
-template <typename T>
-void gated_forward(int64_t m, const UnitForward<T>& unit) {
-  for (int64_t row = 0; row < m; row++) {
-    for (int64_t j = 0; j < unit.columns; j += W<T>) {
-      const int64_t lanes = unit.columns - j;
-      const auto x = [&](int64_t gate) {
-        return load(unit.zx + row * unit.wide + gate * unit.gate + j, lanes) +
-               load(unit.bias_x + gate * unit.width + j, lanes);
-      };
-      const auto h = [&](int64_t gate) {
-        return load(unit.zh + row * unit.wide + gate * unit.gate + j, lanes) +
-               load(unit.bias_h + gate * unit.width + j, lanes);
-      };
-      UnitGates<Vec<T>> gates{x(0) + h(0), x(1) + h(1), x(2), h(2)};
-      const Vec<T> out =
-          unit_forward<typename MathOf<T>::type>(gates, load(unit.h + row * unit.width + j, lanes));
-      store(unit.output + row * unit.width + j, out, lanes);
-      T* to = unit.gates + row * 4 * unit.width + j;
-      store(to, gates.r, lanes);
-      store(to + unit.width, gates.z, lanes);
-      store(to + 2 * unit.width, gates.n, lanes);
-      store(to + 3 * unit.width, gates.zh_n, lanes);
-    }
-  }
-}
-
-template <typename T>
-void gated_backward(int64_t m, const UnitBackward<T>& unit) {
-  for (int64_t row = 0; row < m; row++) {
-    T* to = unit.d + row * W<T>;
-    for (int64_t j = 0; j < unit.columns; j += W<T>, to += unit.block) {
-      const int64_t lanes = unit.columns - j, from = row * unit.width + j;
-      const T* kept = unit.gates + row * 4 * unit.width + j;
-      const UnitGates<Vec<T>> gates{load(kept, lanes), load(kept + unit.width, lanes),
-                                    load(kept + 2 * unit.width, lanes),
-                                    load(kept + 3 * unit.width, lanes)};
-      Vec<T> dh = load(unit.grad_output + from, lanes) + load(unit.back + from, lanes) +
-                  load(unit.carry + from, lanes);
-      const auto d = unit_backward<typename MathOf<T>::type>(gates, load(unit.h + from, lanes), dh);
-      store(unit.carry + from, dh, lanes);
-      store(to, d.n, W<T>);
-      store(to + unit.gate, d.r, W<T>);
-      store(to + 2 * unit.gate, d.z, W<T>);
-      store(to + 3 * unit.gate, d.zh_n, W<T>);
-    }
   }
 }
 
@@ -844,6 +797,11 @@ void lstm_row_backward(const LstmRowBackward<T>& row) {
   }
 }
 
+template <typename T, typename Cell>
+CellKernels<T> kernels_of() {
+  return {cell_forward_rows<T, Cell>, cell_forward_direct<T, Cell>, cell_backward_rows<T, Cell>};
+}
+
 }  // namespace
 
 template <typename T>
@@ -856,17 +814,13 @@ const Kernels<T>& table() {
       pack_rows<T>,
       put_rows<T, T>,
       put_rows<T, Wide<T>>,
-      cell_forward_rows<T>,
-      cell_forward_direct<T>,
-      cell_backward_rows<T>,
+      kernels_of<T, LstmCell>(),
+      kernels_of<T, GruCell>(),
+      kernels_of<T, RnnCell>(),
       product<T, Wide<T>>,
       product<T, T>,
       transposed_product<T>,
 #if !defined(BFLOAT16)
-      plain_forward<T>,
-      plain_backward<T>,
-      gated_forward<T>,
-      gated_backward<T>,
       lstm_row_forward<T>,
       lstm_row_backward<T>,
 #endif

@@ -240,20 +240,20 @@ CellsForwardResult forward(const Network& net, const Tensor& x, const Tensor& st
   const Kernels<T>& kernel = kernels<T>();
   const int64_t W = kernel.lanes, H = most_of(net, &Cell::H);
   T* zero = std::fill_n(zeros.get(4 * H), 4 * H, T(0)) - 4 * H;
-  const Forward<T> pass{net,
-                        tensors,
-                        kernel,
-                        x_in.const_data_ptr<T>(),
-                        state_in.const_data_ptr<T>(),
-                        probe ? probe_in.const_data_ptr<T>() : nullptr,
-                        reset ? reset_in.const_data_ptr<bool>() : nullptr,
-                        output.mutable_data_ptr<T>(),
-                        sent.mutable_data_ptr<T>(),
-                        Kept<T>(kept.mutable_data_ptr<T>(), s, keep),
-                        now.get(s.B * s.S),
-                        products.get(s.B * most_of(net, &Cell::R)),
-                        zero,
-                        panels.get(Forward<T>::panel_size(net, W))};
+  const Forward<T> pass{.net = net,
+                        .tensors = tensors,
+                        .kernel = kernel,
+                        .x = x_in.const_data_ptr<T>(),
+                        .state = state_in.const_data_ptr<T>(),
+                        .probe = probe ? probe_in.const_data_ptr<T>() : nullptr,
+                        .reset = reset ? reset_in.const_data_ptr<bool>() : nullptr,
+                        .output = output.mutable_data_ptr<T>(),
+                        .sent = sent.mutable_data_ptr<T>(),
+                        .kept = Kept<T>(kept.mutable_data_ptr<T>(), s, keep),
+                        .now = now.get(s.B * s.S),
+                        .products = products.get(s.B * most_of(net, &Cell::R)),
+                        .zeros = zero,
+                        .panels = panels.get(Forward<T>::panel_size(net, W))};
   run_team(cells_team(net, s.B, W), [&](const Member& me) { pass.run(me); });
   return {output.to(x.scalar_type()), sent, keep ? kept : at::empty({0}, options)};
 }

@@ -332,29 +332,30 @@ CellsBackwardResult backward(const Network& net, const OptionalTensor& grad_outp
   // zeros: a thread that the runtime does not give leaves its share as it is.
   const Tensor sums = at::zeros({threads, layout.width}, options);
   T* zero = std::fill_n(zeros.get(H), H, T(0)) - H;
-  const Backward<T> pass{net,
-                         tensors,
-                         kernel,
-                         layout,
-                         out_in.defined() ? out_in.const_data_ptr<T>() : nullptr,
-                         sent_in.defined() ? sent_in.const_data_ptr<T>() : nullptr,
-                         reset ? reset_in.const_data_ptr<bool>() : nullptr,
-                         Kept<T>(const_cast<T*>(kept.const_data_ptr<T>()), s, true),
-                         wanted(with_grad_x, grad_x),
-                         wanted(with_grad_probe, grad_probe),
-                         wanted(with_grad_state, grad_state),
-                         to_weights,
-                         group_steps,
-                         grad.get(rows * s.S),
-                         past.get(net.skip ? rows * s.S : 1),
-                         back.get(rows * most_of(net, &Cell::D)),
-                         zero,
-                         d.get(group_steps * rows * d_width),
-                         d_panels.get((4 * H + W) / W * (group_steps * rows + 1) * W),
-                         panels.get(panel_size),
-                         inputs.get(threads * group_steps * rows * kernel.weight_vectors * W),
-                         sums.mutable_data_ptr<T>(),
-                         work.get(threads * H)};
+  const Backward<T> pass{
+      .net = net,
+      .tensors = tensors,
+      .kernel = kernel,
+      .layout = layout,
+      .grad_output = out_in.defined() ? out_in.const_data_ptr<T>() : nullptr,
+      .grad_sent = sent_in.defined() ? sent_in.const_data_ptr<T>() : nullptr,
+      .reset = reset ? reset_in.const_data_ptr<bool>() : nullptr,
+      .kept = Kept<T>(const_cast<T*>(kept.const_data_ptr<T>()), s, true),
+      .grad_x = wanted(with_grad_x, grad_x),
+      .grad_probe = wanted(with_grad_probe, grad_probe),
+      .grad_state = wanted(with_grad_state, grad_state),
+      .grad_weights = to_weights,
+      .group_steps = group_steps,
+      .grad = grad.get(rows * s.S),
+      .past = past.get(net.skip ? rows * s.S : 1),
+      .back = back.get(rows * most_of(net, &Cell::D)),
+      .zeros = zero,
+      .d = d.get(group_steps * rows * d_width),
+      .d_panels = d_panels.get((4 * H + W) / W * (group_steps * rows + 1) * W),
+      .panels = panels.get(panel_size),
+      .inputs = inputs.get(threads * group_steps * rows * kernel.weight_vectors * W),
+      .sums = sums.mutable_data_ptr<T>(),
+      .work = work.get(threads * H)};
   run_team(threads, [&](const Member& me) { pass.run(me); });
 
   std::vector<Tensor> grad_norm, grad_skip;

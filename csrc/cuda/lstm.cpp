@@ -1,4 +1,4 @@
-// lstm_tbptt and its backward on the GPU.
+// tbptt and its backward on the GPU.
 //
 // Forward, a layer at a time: the products of all its inputs are one matrix product; then a step is
 // one product with w_hh and one kernel for all its cells, or all steps are one kernel (on_chip.cu).
@@ -20,6 +20,7 @@
 #include <tuple>
 #include <vector>
 
+#include "calls.h"
 #include "cuda/context.h"
 #include "cuda/lstm.h"
 #include "cuda/tensors.h"
@@ -111,12 +112,10 @@ Tensor to_time(const Sizes& s, const Tensor& chunks) {
       .narrow(0, 0, s.T);
 }
 
-using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTensor& probe,
-                         at::TensorList weights, at::TensorList estimator, int64_t truncation,
-                         double scale, const OptionalTensor& reset) {
-  const Sizes s = sizes_of(x, weights, truncation);
+ForwardResult tbptt(const Tensor& x, const Tensor& state, const OptionalTensor& probe,
+                    at::TensorList weights, at::TensorList estimator, int64_t truncation,
+                    double scale, const OptionalTensor& reset) {
+  const Sizes s = sizes_of(x, weights, truncation, /*lstm=*/true);
   check_state(s, x, state, probe, reset);
   check_places(s);
   const Type type = type_of(x, "x");
@@ -149,21 +148,21 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
     const Tensor bias = bias_of(weights, layer, held.dtype().toScalarType());
     const bool last = layer + 1 == s.L;
     const Tensor out = last ? output : between[layer];
-    const Forward pass{s,
-                       type,
-                       layer,
-                       probe && s.N != s.T && probe_in.size(0) == s.T,
-                       !last,
-                       data(state_in),
-                       data(probe_in),
-                       reset ? reset_in.const_data_ptr<bool>() : nullptr,
-                       data(w_hh),
-                       data(bias),
-                       h[layer].mutable_data_ptr(),
-                       c[layer].mutable_data_ptr(),
-                       gates[layer].mutable_data_ptr(),
-                       out.mutable_data_ptr(),
-                       sent.mutable_data_ptr()};
+    const Forward pass{.s = s,
+                       .type = type,
+                       .layer = layer,
+                       .probe_every_step = probe && s.N != s.T && probe_in.size(0) == s.T,
+                       .output_by_chunk = !last,
+                       .state = data(state_in),
+                       .probe = data(probe_in),
+                       .reset = reset ? reset_in.const_data_ptr<bool>() : nullptr,
+                       .w_hh = data(w_hh),
+                       .bias = data(bias),
+                       .h = h[layer].mutable_data_ptr(),
+                       .c = c[layer].mutable_data_ptr(),
+                       .gates = gates[layer].mutable_data_ptr(),
+                       .output = out.mutable_data_ptr(),
+                       .sent = sent.mutable_data_ptr()};
     Tensor sums = gates[layer].view({-1, 4 * s.H});
     multiply(sums, input, w_ih.t());
     enter(pass, stream);
@@ -185,16 +184,12 @@ ForwardResult lstm_tbptt(const Tensor& x, const Tensor& state, const OptionalTen
   return {output, sent, synthetic, h, c, gates, between};
 }
 
-using BackwardResult = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
-
-BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
-                                   const OptionalTensor& grad_sent, const Tensor& x,
-                                   const Tensor& h, const Tensor& c, const Tensor& gates,
-                                   const Tensor& between, at::TensorList weights,
-                                   const OptionalTensor& reset, int64_t truncation,
-                                   int64_t probe_rows, bool with_grad_x, bool with_grad_state,
-                                   bool with_grad_weights) {
-  const Sizes s = sizes_of(x, weights, truncation);
+BackwardResult tbptt_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_sent,
+                              const Tensor& x, const Tensor& h, const Tensor& c,
+                              const Tensor& gates, const Tensor& between, at::TensorList weights,
+                              const OptionalTensor& reset, int64_t truncation, int64_t probe_rows,
+                              bool with_grad_x, bool with_grad_state, bool with_grad_weights) {
+  const Sizes s = sizes_of(x, weights, truncation, /*lstm=*/true);
   check_places(s);
   const c10::DeviceGuard device(x.device());
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
@@ -221,21 +216,21 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
     const Tensor w_ih = in_rows(weights[4 * layer], x.scalar_type());
     const Tensor w_hh = in_rows(weights[4 * layer + 1], x.scalar_type());
     const bool top = layer + 1 == s.L;
-    const Backward pass{s,
-                        type,
-                        layer,
-                        probe_rows != s.N && probe_rows == s.T,
-                        top ? data(grad_out) : nullptr,
-                        top ? nullptr : data(above),
-                        data(grad_end),
-                        reset ? reset_in.const_data_ptr<bool>() : nullptr,
-                        data(w_hh),
-                        c[layer].const_data_ptr(),
-                        gates[layer].const_data_ptr(),
-                        d.mutable_data_ptr(),
-                        dc.mutable_data_ptr(),
-                        mutable_data(grad_probe),
-                        mutable_data(grad_state)};
+    const Backward pass{.s = s,
+                        .type = type,
+                        .layer = layer,
+                        .probe_every_step = probe_rows != s.N && probe_rows == s.T,
+                        .grad_output = top ? data(grad_out) : nullptr,
+                        .grad_above = top ? nullptr : data(above),
+                        .grad_sent = data(grad_end),
+                        .reset = reset ? reset_in.const_data_ptr<bool>() : nullptr,
+                        .w_hh = data(w_hh),
+                        .c = c[layer].const_data_ptr(),
+                        .gates = gates[layer].const_data_ptr(),
+                        .d = d.mutable_data_ptr(),
+                        .dc = dc.mutable_data_ptr(),
+                        .grad_probe = mutable_data(grad_probe),
+                        .grad_state = mutable_data(grad_state)};
     if (together) {
       make_unsent(d);
       steps_back_on_chip(pass, asked, room, stream);
@@ -292,6 +287,6 @@ BackwardResult lstm_tbptt_backward(const OptionalTensor& grad_output,
 TORCH_LIBRARY_FRAGMENT(dnirnn, m) { m.def("cuda_path(str path) -> ()", &dnirnn::cuda::choose); }
 
 TORCH_LIBRARY_IMPL(dnirnn, DNIRNN_DEVICE, m) {
-  m.impl("lstm_tbptt", &dnirnn::cuda::lstm_tbptt);
-  m.impl("lstm_tbptt_backward", &dnirnn::cuda::lstm_tbptt_backward);
+  m.impl("tbptt", &dnirnn::cuda::tbptt);
+  m.impl("tbptt_backward", &dnirnn::cuda::tbptt_backward);
 }

@@ -1,4 +1,4 @@
-// One layer of lstm_tbptt on the device: what the kernels are given, and how they are started.
+// One layer of tbptt on the device: what the kernels are given, and how they are started.
 // No torch and no CUDA header: pointers, sizes and a stream.
 //
 // Letters as in shape.h. V is x's dtype (of weights, h, outputs), S that of the state and of every

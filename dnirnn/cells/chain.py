@@ -45,7 +45,7 @@ def lstm_cells(
     slope: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """LSTM cells run one after another in each step, cut as in ops.lstm_tbptt.
+    """LSTM cells run one after another in each step, cut as in ops.tbptt.
 
     Each cell is ops.gated_lstm's; what it reads is what the cells before it, in this step or the one
     before, have written. With ``skip``, w and b, the state s of all parts is kept where u is 0,

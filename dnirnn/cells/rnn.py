@@ -12,7 +12,8 @@ class RNN(Units):
 
     The state [B, L H] is h_0, h_1, ...; the output [B, H] the last layer's h'. The parameters are
     torch.nn.RNN's, under ``module.``; ``load_state_dict(torch.nn.RNN(...).state_dict())``
-    works strictly.
+    works strictly. Parameters stay float32 under autocast and are cast per call; the state stays
+    float32.
 
     input_size, hidden_size, num_layers: I, H, L, each at least 1.
 

@@ -7,7 +7,9 @@ from torch.nn import functional as F
 from dnirnn import ops
 from dnirnn.checks import check_sizes
 from dnirnn.core import has_hooks
+from dnirnn.embedding import Embedded
 from dnirnn.from_torch import NAMES, FromTorch, functional
+from dnirnn.fused_layers import FusedLayers
 
 
 class Layers(nn.RNNBase):
@@ -23,7 +25,7 @@ class Layers(nn.RNNBase):
         return [getattr(self, f"{name}_l{layer}") for layer in layers for name in NAMES]
 
 
-class Units(FromTorch):
+class Units(FusedLayers, FromTorch):
     """Layers of torch.nn.GRU, or of torch.nn.RNN with tanh, on the fused operator on the CPU.
 
     On a GPU, and where the operator is not built, they run as torch's own.
@@ -39,25 +41,16 @@ class Units(FromTorch):
 
     @property
     def weights(self) -> list[Tensor]:
-        """Those of the layers, as LSTM's."""
         return self.module.weights
 
-    def exports_whole(self, x_TBI: Tensor, reset: Tensor | None) -> bool:
-        return reset is None and x_TBI.device.type == "cpu" and ops.fused_for(x_TBI)
+    def has_operator(self, x_TBI: Tensor | Embedded) -> bool:
+        there = self.module.mode in ops.CELLS.get(x_TBI.device.type, ())
+        return there and super().has_operator(x_TBI) and not has_hooks(self.module)
 
     def run(self, x_TBI: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        module = self.module
         if ops.in_transform_or_forward_mode():
             return self.plain(x_TBI, state_BS)
-        if x_TBI.device.type != "cpu" or not ops.fused_for(x_TBI) or has_hooks(module):
-            return super().run(x_TBI, state_BS)
-        output, states, weights = x_TBI, [], self.weights
-        for layer, h in enumerate(state_BS.chunk(module.num_layers, 1)):
-            w_ih, w_hh, b_ih, b_hh = weights[4 * layer : 4 * layer + 4]
-            h = h.to(output.dtype)
-            output = ops.recurrent(output, h, w_ih, w_hh, b_ih, b_hh, module.mode == "GRU")
-            states.append(output[-1])
-        return output, torch.cat(states, 1).to(state_BS.dtype)
+        return super().run(x_TBI, state_BS)
 
     def plain(self, x_TBI: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         """The same in torch's plain operations: its own GRU and RNN have no rule for vmap."""

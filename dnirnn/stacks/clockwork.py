@@ -109,7 +109,7 @@ class Clockwork(Core):
         if reset is not None or isinstance(t0, Tensor) or not fused:
             return super().forward(x_TBI, state_BS, t0, reset)
         weights = [weight for part in self.parts for weight in part.weights]
-        return ops.clockwork(x_TBI, state_BS, weights, self.periods, t0, lstm)
+        return ops.clockwork(x_TBI, state_BS, weights, self.periods, t0)
 
     def recurrent_weight(self) -> Tensor:
         """The recurrence of all units as one matrix, [H, H], or [4 H, H] for an LSTM.

@@ -11,7 +11,19 @@ import pytest
 import torch
 from strategies import Fitting, Problem, assert_close, gradients, own_loss
 
-from dnirnn import LSTM, Deep, Skip, SyntheticGradient, Truncated, WeightDrop, backward, ops
+from dnirnn import (
+    GRU,
+    LSTM,
+    RNN,
+    Deep,
+    Skip,
+    SyntheticGradient,
+    Truncated,
+    WeightDrop,
+    backward,
+    ops,
+)
+from dnirnn.fused_layers import FusedLayers
 
 PROBLEM = Problem(steps=5, batch=3, truncation=2, input_size=2, hidden_size=3, seed=0)
 
@@ -49,16 +61,18 @@ def test_a_state_of_another_dtype_is_refused_by_every_core(build):
     lambda: WeightDrop(LSTM(2, 3), 0.4),
     lambda: Deep([LSTM(2, 3), LSTM(3, 3)], dropout=0.3, residual=True),
     lambda: WeightDrop(Deep([LSTM(2, 3), WeightDrop(LSTM(5, 2), 0.2)], skip=True), 0.3),
+    lambda: GRU(2, 3, 2),
+    lambda: Deep([RNN(2, 3), WeightDrop(GRU(3, 2), 0.2)]),
 ])  # fmt: skip
 def test_lambda_targets_of_what_is_made_of_cores_stay_on_their_fast_path(make, monkeypatch):
     calls = []
-    fused = ops.lstm_vjp
-    monkeypatch.setattr(ops, "lstm_vjp", lambda *a: calls.append(a) or fused(*a))
+    fused = ops.tbptt_vjp
+    monkeypatch.setattr(ops, "tbptt_vjp", lambda *a: calls.append(a) or fused(*a))
     core = make().double()
     truncated = Truncated(core, 2, SyntheticGradient(core.state_size, trace_decay=0.5).double())
     output, _, cuts = truncated(torch.randn(5, 3, 2).double(), core.initial_state(3))
     backward(output.square().sum(), cuts, reduction="sum")
-    assert len(calls) == sum(isinstance(part, LSTM) for part in core.modules())
+    assert len(calls) == sum(isinstance(part, FusedLayers) for part in core.modules())
 
 
 def test_threads_charge_and_record_for_themselves():
@@ -100,7 +114,7 @@ def test_a_child_forked_while_a_thread_is_inside_the_operator_goes_on(forking_th
         for _ in range(60):
             child = os.fork()
             if child == 0:
-                torch.ops.dnirnn.lstm_tbptt(x, state, None, core.weights, [], 16, 0.0, None)
+                torch.ops.dnirnn.tbptt(x, state, None, core.weights, [], 16, 0.0, None)
                 os._exit(0)
             children.append(child)
             time.sleep(0.001)

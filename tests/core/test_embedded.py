@@ -26,8 +26,9 @@ SYMBOLS, WIDTH, STEPS, ROWS = 6, 3, 10, 4
 CORES = {
     "lstm": lambda: LSTM(WIDTH, 5),
     "two layers": lambda: LSTM(WIDTH, 5, 2),
-    "gru": lambda: dnirnn.GRU(WIDTH, 5),
     "deep": lambda: Deep([LSTM(WIDTH, 5), LSTM(5, 4)]),
+    "gru": lambda: dnirnn.GRU(WIDTH, 5, 2),
+    "rnn": lambda: dnirnn.RNN(WIDTH, 10),
     "deep, inputs to every layer": lambda: Deep([LSTM(WIDTH, 5), LSTM(5 + WIDTH, 4)], skip=True),
     "pruned": lambda: pruned(LSTM(WIDTH, 5)),
 }
@@ -99,16 +100,19 @@ def test_a_hook_of_the_core_sees_a_tensor():
 @pytest.fixture
 def taken(monkeypatch):
     """The dtypes of x in the operator's calls."""
-    seen, call = [], ops.lstm_tbptt
+    seen, call = [], ops.tbptt
     monkeypatch.setattr(
-        ops, "lstm_tbptt", lambda x, *rest: (seen.append(x.dtype), call(x, *rest))[1]
+        ops, "tbptt", lambda x, *rest: (seen.append(x.dtype), call(x, *rest))[1]
     )
     return seen
 
 
 @pytest.mark.skipif(not ops.built, reason="it is the fused operator that takes symbols")
-def test_the_operator_takes_the_symbols_where_there_are_more_of_them_than_rows_of_the_table(taken):
-    module = made("lstm", "dni")
+@pytest.mark.parametrize("core", ["lstm", "gru", "rnn"])
+def test_the_operator_takes_the_symbols_where_there_are_more_of_them_than_rows_of_the_table(
+    core, taken
+):
+    module = made(core, "dni")
     run(module, drawn(), True)
     run(module, drawn()[:2], True)  # 8 symbols: a table of 6 costs more than it saves
     with torch.no_grad():

@@ -30,6 +30,16 @@ CALLS = {
         reset=True, estimator=(4,),
     ),
     "bfloat16": dict(steps=4, batch=2, inputs=3, hidden_size=4, truncation=2, dtype=torch.bfloat16),
+    "gated units": dict(
+        steps=5, batch=2, inputs=3, hidden_size=5, layers=2, truncation=2, probe="steps",
+        reset=True, estimator=(4,), cell="GRU",
+    ),
+    "gated units in bfloat16": dict(
+        steps=4, batch=2, inputs=3, hidden_size=4, truncation=2, dtype=torch.bfloat16, cell="GRU"
+    ),
+    "a plain layer": dict(
+        steps=5, batch=2, inputs=3, hidden_size=5, truncation=2, probe="chunks", cell="RNN_TANH"
+    ),
 }  # fmt: skip
 
 
@@ -40,7 +50,7 @@ def test_opcheck(name, requires_grad):
     call = make_call(**CALLS[name])
     for tensor in call.wanted:
         tensor.requires_grad_(requires_grad)
-    torch.library.opcheck(torch.ops.dnirnn.lstm_tbptt.default, call.arguments)
+    torch.library.opcheck(torch.ops.dnirnn.tbptt.default, call.arguments)
 
 
 @needs_op
@@ -54,8 +64,8 @@ def test_shapes_and_dtypes_are_known_without_running(name):
             return [on_meta(part) for part in value]
         return value.to("meta") if isinstance(value, torch.Tensor) else value
 
-    found = torch.ops.dnirnn.lstm_tbptt(*(on_meta(argument) for argument in call.arguments))
-    expected = torch.ops.dnirnn.lstm_tbptt(*call.arguments)
+    found = torch.ops.dnirnn.tbptt(*(on_meta(argument) for argument in call.arguments))
+    expected = torch.ops.dnirnn.tbptt(*call.arguments)
     assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in expected]
 
 
@@ -136,7 +146,7 @@ def test_the_operator_compiles_whole(probe):
     call = make_call(5, 2, 3, 4, 2, truncation=2, probe=probe, reset=True, estimator=(4,))
 
     def around(*arguments):
-        output, sent, synthetic = ops.lstm_tbptt(*arguments)
+        output, sent, synthetic = ops.tbptt(*arguments)
         return output.tanh(), 2 * sent, synthetic + 1
 
     torch._dynamo.reset()
@@ -211,12 +221,12 @@ def test_autocast_casts_x_and_rounds_the_weights(probe):
     call = make_call(
         9, 4, 16, 32, 2, truncation=4, probe=probe, estimator=(8,), dtype=torch.float32
     )
-    expected = ops.lstm_tbptt(*call.arguments)
+    expected = ops.tbptt(*call.arguments)
     wanted = torch.autograd.grad(
         expected[:2], call.wanted, [call.by_output, call.by_sent]
     )
     with torch.autocast("cpu", torch.bfloat16):
-        found = ops.lstm_tbptt(*call.arguments)
+        found = ops.tbptt(*call.arguments)
     assert [t.dtype for t in found] == [torch.bfloat16, torch.float32, torch.float32]
     gradients = torch.autograd.grad(
         found[:2], call.wanted, [call.by_output.bfloat16(), call.by_sent]

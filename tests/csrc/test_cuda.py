@@ -169,14 +169,14 @@ def test_tensors_of_two_devices_are_refused():
     on_gpu = moved(call, "cuda")
     for name in ("state", "probe", "reset", "weights"):
         with pytest.raises(ValueError, match=f"{name}.* on cpu, x on cuda:0"):
-            ops.lstm_tbptt(*on_gpu._replace(**{name: getattr(call, name)}).arguments)
+            ops.tbptt(*on_gpu._replace(**{name: getattr(call, name)}).arguments)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_opcheck(dtype):
     sizes = dict(layers=2, truncation=2, probe="steps", reset=True, estimator=(4,))
     call = moved(make_call(5, 2, 3, 5, **sizes, dtype=dtype), "cuda")
-    torch.library.opcheck(torch.ops.dnirnn.lstm_tbptt.default, call.arguments)
+    torch.library.opcheck(torch.ops.dnirnn.tbptt.default, call.arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

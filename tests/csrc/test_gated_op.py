@@ -161,7 +161,7 @@ def test_all_open_is_the_lstm(call):
     positional, keywords = tensors(**call, dtype=torch.float64)
     expected = run(ops.gated_lstm, positional, keywords)
     x, state, probe, weights, truncation = positional
-    output, sent, _ = ops.lstm_tbptt(
+    output, sent, _ = ops.tbptt(
         x, state, probe, weights, [], truncation, 1.0, keywords.get("reset")
     )
     ones = torch.ones(1, 1, 1, dtype=torch.float64)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from op_calls import (
+    CELLS,
     FLOOR,
     TOLERANCE,
     by_loop,
@@ -29,10 +30,11 @@ pytestmark = [
 # What is asked for, and what isn't.
 
 
+@pytest.mark.parametrize("cell", CELLS)
 @given(**calls, chosen=st.integers(0, 2**16), others=st.booleans())
-def test_any_part_of_the_gradients_alone(chosen, others, **sizes):
+def test_any_part_of_the_gradients_alone(chosen, others, cell, **sizes):
     """Whatever subset of the inputs is asked for, and whether the others require a gradient."""
-    call = make_call(**sizes)
+    call = make_call(**sizes, cell=cell)
     *_, expected = by_op(call)
     generator = torch.Generator("cpu").manual_seed(chosen)
     bits = torch.randint(0, 2, (len(call.wanted),), generator=generator, device="cpu")
@@ -40,33 +42,35 @@ def test_any_part_of_the_gradients_alone(chosen, others, **sizes):
     asked = [tensor for tensor, bit in zip(call.wanted, bits) if bit]
     for tensor, bit in zip(call.wanted, bits.tolist()):
         tensor.requires_grad_(bool(bit) or others)
-    output, sent, _ = ops.lstm_tbptt(*call.arguments)
+    output, sent, _ = ops.tbptt(*call.arguments)
     found = torch.autograd.grad([output, sent], asked, [call.by_output, call.by_sent])
     assert_close(found, [e for e, bit in zip(expected, bits) if bit])
 
 
+@pytest.mark.parametrize("cell", CELLS)
 @given(**calls)
-def test_what_nobody_asks_for_is_not_computed(**sizes):
-    call = make_call(**sizes)
+def test_what_nobody_asks_for_is_not_computed(cell, **sizes):
+    call = make_call(**sizes, cell=cell)
     rows = 0 if call.probe is None else len(call.probe)
     with torch.no_grad():
-        _, _, _, *histories = torch.ops.dnirnn.lstm_tbptt(*call.arguments)
+        _, _, _, *histories = torch.ops.dnirnn.tbptt(*call.arguments)
         given = [call.by_output, call.by_sent, call.x, *histories, call.weights, call.reset]
         given += [call.truncation, rows]
-        *_, of_probe, of_weights = torch.ops.dnirnn.lstm_tbptt_backward(*given, True, True, True)
-        found = torch.ops.dnirnn.lstm_tbptt_backward(*given, False, False, False)
+        *_, of_probe, of_weights = torch.ops.dnirnn.tbptt_backward(*given, True, True, True)
+        found = torch.ops.dnirnn.tbptt_backward(*given, False, False, False)
     assert len(of_weights) == len(call.weights)
     assert [found[0].numel(), found[1].numel(), found[3]] == [0, 0, []]
     assert torch.equal(found[2], of_probe)
 
 
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @given(**{**calls, "probe": st.just("chunks")}, chunk=st.integers(0, 10))
-def test_a_chunk_alone_pulls_back_what_it_does_beside_the_others(dtype, chunk, **sizes):
-    call = make_call(**sizes, dtype=dtype)
+def test_a_chunk_alone_pulls_back_what_it_does_beside_the_others(dtype, chunk, cell, **sizes):
+    call = make_call(**sizes, cell=cell, dtype=dtype)
     given = call.x, call.state, call.probe, call.weights, call.truncation, call.reset
-    output, sent, vjp = ops.lstm_vjp(*given)
-    expected = ops.lstm_tbptt(*call.arguments)
+    output, sent, vjp = ops.tbptt_vjp(*given)
+    expected = ops.tbptt(*call.arguments)
     assert torch.equal(output, expected[0]) and torch.equal(sent, expected[1])
     n = chunk % len(sent)
     seed = torch.zeros_like(sent)
@@ -82,7 +86,7 @@ def test_one_output_alone(name):
         by_sent=torch.zeros_like(call.by_sent) if name == "output" else call.by_sent,
         by_output=torch.zeros_like(call.by_output) if name == "sent" else call.by_output,
     )
-    output, sent, _ = ops.lstm_tbptt(*call.arguments)
+    output, sent, _ = ops.tbptt(*call.arguments)
     one, gradient = (output, call.by_output) if name == "output" else (sent, call.by_sent)
     found = torch.autograd.grad(one, call.wanted, gradient)
     assert_close(found, by_loop(zeroed)[-1])
@@ -90,10 +94,10 @@ def test_one_output_alone(name):
 
 def test_without_grad_nothing_is_attached_and_values_are_the_same():
     call = make_call(7, 3, 4, 9, truncation=3, probe="chunks", estimator=(4,))
-    expected = ops.lstm_tbptt(*call.arguments)
+    expected = ops.tbptt(*call.arguments)
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
-            found = ops.lstm_tbptt(*call.arguments)
+            found = ops.tbptt(*call.arguments)
         assert not any(tensor.requires_grad for tensor in found)
         assert all(torch.equal(a, b) for a, b in zip(found, expected))
 
@@ -126,7 +130,7 @@ def test_no_output_aliases_another_or_an_input():
     call = make_call(4, 2, 3, 5, truncation=2, probe="chunks", estimator=())
     expected = by_op(call)
     tensors = [t for t in (*call.wanted, *call.estimator)]
-    output, sent, synthetic = ops.lstm_tbptt(*call.arguments)
+    output, sent, synthetic = ops.tbptt(*call.arguments)
     kept = [t.detach().clone() for t in (sent, synthetic, *tensors)]
     (found,) = torch.autograd.grad(output.sum(), [call.x], retain_graph=True)
     output.detach().zero_()
@@ -144,7 +148,7 @@ def test_no_output_aliases_another_or_an_input():
 def test_a_second_backward_is_right_or_refused():
     call = make_call(7, 3, 4, 9, 2, truncation=3, probe="chunks", reset=True)
     *_, expected = by_op(call)
-    outputs = ops.lstm_tbptt(*call.arguments)[:2]
+    outputs = ops.tbptt(*call.arguments)[:2]
     cotangents = [call.by_output, call.by_sent]
     first = torch.autograd.grad(outputs, call.wanted, cotangents, retain_graph=True)
     second = torch.autograd.grad(outputs, call.wanted, cotangents)
@@ -156,7 +160,7 @@ def test_a_second_backward_is_right_or_refused():
 
 def test_a_second_derivative_is_refused():
     call = make_call(5, 2, 3, 4)
-    output, _, _ = ops.lstm_tbptt(*call.arguments)
+    output, _, _ = ops.tbptt(*call.arguments)
     with pytest.raises(RuntimeError, match="no second derivative"):
         (grad,) = torch.autograd.grad(output.square().sum(), [call.x], create_graph=True)
         grad.sum().backward()
@@ -170,7 +174,7 @@ def test_forwards_before_backwards_keep_their_own_histories():
         make_call(7, 3, 4, 9, truncation=3, seed=3),
     ]
     expected = [by_op(call)[-1] for call in calls]
-    outputs = [ops.lstm_tbptt(*call.arguments)[:2] for call in calls]
+    outputs = [ops.tbptt(*call.arguments)[:2] for call in calls]
     for i in (1, 2, 0):
         call = calls[i]
         found = torch.autograd.grad(outputs[i], call.wanted, [call.by_output, call.by_sent])
@@ -199,7 +203,7 @@ def test_memory_that_is_used_again_is_nobody_elses_and_does_not_grow():
 
 def test_a_weight_changed_before_the_backward_is_refused():
     call = make_call(5, 2, 3, 4)
-    output, _, _ = ops.lstm_tbptt(*call.arguments)
+    output, _, _ = ops.tbptt(*call.arguments)
     with torch.no_grad():
         call.weights[1].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -238,6 +242,11 @@ def test_runs_in_threads_of_python():
         (dict(probe=torch.randn(2, 2, 8)), TypeError, "probe must be .*Double.*got .*Float"),
         (dict(weights=[]), ValueError, "weights must be .*got 0"),
         (dict(weights=[torch.zeros(16, 3)] * 3), ValueError, "weights must be .*got 3"),
+        (
+            dict(weights=[torch.zeros(8, 3), torch.zeros(8, 4), torch.zeros(8), torch.zeros(8)]),
+            ValueError,
+            r"weights\[1\] .*G H, H.*4 \(LSTM\), 3 \(GRU\) or 1 \(RNN\).*got .*8, 4",
+        ),
         (dict(truncation=0), ValueError, "truncation must be at least 1.*got 0"),
         (dict(truncation=-2), ValueError, "truncation must be at least 1.*got -2"),
         (dict(reset=torch.zeros(4, 3).bool()), ValueError, "reset must be .*4, 2.*got .*4, 3"),
@@ -254,7 +263,7 @@ def test_runs_in_threads_of_python():
 def test_bad_input(change, error, words):
     call = make_call(4, 2, 3, 4, truncation=2)
     with pytest.raises(error, match=words):
-        ops.lstm_tbptt(*call._replace(**change).arguments)
+        ops.tbptt(*call._replace(**change).arguments)
 
 
 @pytest.mark.parametrize(
@@ -277,9 +286,9 @@ def test_bad_input_of_the_backward_operator(index, wrong, words, device):
         pytest.skip("the CPU's histories")
     call = make_call(4, 2, 3, 4, truncation=2)
     with torch.no_grad():
-        _, _, _, *histories = torch.ops.dnirnn.lstm_tbptt(*call.arguments)
+        _, _, _, *histories = torch.ops.dnirnn.tbptt(*call.arguments)
         given = [call.by_output, call.by_sent, call.x, *histories, call.weights, None, 2, 2]
         given += [True, True, True]
-        torch.ops.dnirnn.lstm_tbptt_backward(*given)
+        torch.ops.dnirnn.tbptt_backward(*given)
         with pytest.raises(ValueError, match=words):
-            torch.ops.dnirnn.lstm_tbptt_backward(*given[:index], wrong, *given[index + 1 :])
+            torch.ops.dnirnn.tbptt_backward(*given[:index], wrong, *given[index + 1 :])

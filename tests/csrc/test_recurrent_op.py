@@ -1,4 +1,4 @@
-"""The fused operator of plain recurrent layers and gated units against torch.nn.RNN and nn.GRU."""
+"""GRU and RNN, on the operator that all cells share, against torch.nn.GRU and torch.nn.RNN."""
 
 import os
 import subprocess
@@ -12,7 +12,16 @@ from op_calls import needs_op
 from strategies import assert_close, seeds
 from torch import nn
 
-from dnirnn import GRU, RNN, FromTorch, ops
+from dnirnn import (
+    GRU,
+    LSTM,
+    RNN,
+    FromTorch,
+    SyntheticGradient,
+    Truncated,
+    ZeroGradient,
+    backward,
+)
 
 pytestmark = needs_op
 
@@ -107,23 +116,65 @@ def test_equals_torch_on_every_vector_path(capability):
     assert result.stdout.strip() == "equal", result.stderr
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_opcheck_and_compile(gated):
-    gates = 3 if gated else 1
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    steps=st.integers(1, 9),
+    batch=st.integers(1, 5),
+    hidden=st.integers(1, 20),
+    layers=st.integers(1, 2),
+    truncation=st.integers(1, 5),
+    resets=st.booleans(),
+    options=st.sampled_from([{}, dict(dense=True), dict(trace_decay=0.5)]),
+    seed=seeds,
+)
+def test_truncated_equals_that_of_torchs_module(
+    kind, steps, batch, hidden, layers, truncation, resets, options, seed
+):
+    """All chunks in one call, resets in it: outputs, state, what estimators are taught, gradients."""
+    ours, theirs = KINDS[kind]
+    torch.manual_seed(seed)
+    core = ours(3, hidden, layers).double()
+    module = theirs(3, hidden, layers).double()
+    module.load_state_dict(core.module.state_dict())
+    size = layers * hidden
+    x, reset = torch.randn(steps, batch, 3).double(), torch.rand(steps, batch) < 0.2
+    state, by = torch.randn(batch, size).double(), torch.randn(steps, batch, hidden).double()
+    weights = torch.randn(size, size).double()
+
+    def run(core):
+        estimator = SyntheticGradient(size, **options).double()
+        with torch.no_grad():
+            estimator.layers[0].weight.copy_(weights)
+        truncated = Truncated(core, truncation, estimator)
+        leaf = x.clone().requires_grad_()
+        output, ended, interface = truncated(leaf, state, reset=reset if resets else None)
+        error = backward((output * by).sum(), interface)
+        wanted = [leaf, *core.parameters(), *estimator.parameters()]
+        return output, ended, list(error.values()), [tensor.grad for tensor in wanted]
+
+    for found, expected in zip(run(core), run(FromTorch(module))):
+        assert_close(found, expected, 1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_opcheck_and_compile(kind):
+    core = KINDS[kind][0](5, 6, 2)
     torch.manual_seed(0)
-    shapes = [(4, 3, 5), (3, 6), (gates * 6, 5), (gates * 6, 6), (gates * 6,), (gates * 6,)]
+    x, state, probe = torch.randn(7, 3, 5), torch.randn(3, 12), torch.randn(3, 3, 12)
     for wants in (True, False):
-        tensors = [torch.randn(shape, requires_grad=wants) for shape in shapes]
-        torch.library.opcheck(torch.ops.dnirnn.recurrent.default, (*tensors, gated))
-    compiled = torch.compile(ops.recurrent, fullgraph=True, backend="aot_eager")
-    tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    found, expected = compiled(*tensors, gated), ops.recurrent(*tensors, gated)
-    assert_close(found, expected)
-    assert_close(
-        list(torch.autograd.grad(found.square().sum(), tensors)),
-        list(torch.autograd.grad(expected.square().sum(), tensors)),
-        1e-6,
-    )
+        given = [t.detach().requires_grad_(wants) for t in (x, state, probe, *core.weights)]
+        torch.library.opcheck(
+            torch.ops.dnirnn.tbptt.default, (*given[:3], given[3:], [], 3, 1.0, None)
+        )
+    torch._dynamo.reset()
+    compiled = torch.compile(core, fullgraph=True, backend="aot_eager")
+    for found, expected in zip(compiled(x, state), core(x, state)):
+        assert_close(found, expected)
+        assert_close(
+            list(torch.autograd.grad(found.square().sum(), list(core.parameters()), retain_graph=True)),
+            list(torch.autograd.grad(expected.square().sum(), list(core.parameters()), retain_graph=True)),
+            1e-6,
+        )  # fmt: skip
 
 
 def test_strides_and_repetition_do_not_matter():
@@ -142,20 +193,26 @@ def test_a_second_derivative_is_refused():
         torch.autograd.grad(output.square().sum(), x, create_graph=True)
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "words"),
-    [
-        (dict(x=torch.zeros(3, 5)), ValueError, "x must be"),
-        (dict(h=torch.zeros(2, 7)), ValueError, "h must be"),
-        (dict(w_ih=torch.zeros(6, 4)), ValueError, "w_ih must be"),
-        (dict(b_hh=torch.zeros(5)), ValueError, "b_hh must be"),
-        (dict(w_hh=torch.zeros(6, 6).double()), TypeError, "w_hh is Double, x is Float"),
-    ],
-)
-def test_bad_input(change, error, words):
-    given = dict(
-        x=torch.zeros(3, 2, 5), h=torch.zeros(2, 6), w_ih=torch.zeros(6, 5),
-        w_hh=torch.zeros(6, 6), b_ih=torch.zeros(6), b_hh=torch.zeros(6),
-    )  # fmt: skip
-    with pytest.raises(error, match=words):
-        ops.recurrent(**{**given, **change}, gated=False)
+@pytest.mark.parametrize("kind", [*KINDS, "lstm"])
+def test_autocast_leaves_float64_as_it_is(kind):
+    core = KINDS.get(kind, (LSTM,))[0](3, 4).double()
+    x, state = torch.randn(5, 2, 3).double(), core.initial_state(2)
+    expected = core(x, state)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = core(x, state)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected))
+
+
+@pytest.mark.parametrize("kind", [GRU, LSTM])
+def test_a_forward_of_ones_own_runs_in_a_truncated(kind):
+    class Louder(kind):
+        def forward(self, x, state, t0=0, reset=None):
+            output, ended = super().forward(x, state, t0, reset)
+            return 2 * output, ended
+
+    core = Louder(3, 4)
+    x, state = torch.randn(5, 2, 3), core.initial_state(2)
+    output, ended, _ = Truncated(core, 2, ZeroGradient())(x, state)
+    expected, also = core(x, state)
+    assert_close(output, expected, 1e-6)
+    assert_close(ended, also, 1e-6)

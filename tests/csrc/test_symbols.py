@@ -3,7 +3,8 @@
 import pytest
 import torch
 from hypothesis import given
-from op_calls import LARGE, Call, calls, make_call, needs_op
+from hypothesis import strategies as st
+from op_calls import CELLS, LARGE, Call, calls, make_call, needs_op
 from strategies import assert_close
 from torch.nn import functional as F
 
@@ -22,6 +23,11 @@ SIZES = {
         steps=7, batch=9, inputs=4, hidden_size=24, layers=2, truncation=3, probe="steps", reset=True,
         estimator=(5,),
     ),
+    "gated units": dict(
+        steps=9, batch=9, inputs=4, hidden_size=24, layers=2, truncation=4, reset=True, cell="GRU"
+    ),
+    "one row of gated units": dict(steps=2, batch=1, inputs=4, hidden_size=20, cell="GRU"),
+    "a plain layer": dict(steps=9, batch=17, inputs=4, hidden_size=20, truncation=4, cell="RNN_TANH"),
     "groups of steps": dict(steps=40, batch=64, inputs=4, hidden_size=20, truncation=40, estimator=()),
 }  # fmt: skip
 
@@ -35,7 +41,7 @@ def both(call: Call, dtype: torch.dtype):
     leaves = [embedding, *call.wanted[1:]]
 
     def run(x, weights):
-        output, sent, synthetic = ops.lstm_tbptt(
+        output, sent, synthetic = ops.tbptt(
             x, call.state, call.probe, weights, *call.arguments[4:]
         )
         assert output.dtype == dtype
@@ -57,7 +63,7 @@ def test_equals_what_is_looked_up(sizes, dtype):
         assert_close(one, other, TOLERANCE[dtype], 1e-2)
 
 
-@given(**calls)
+@given(**calls, cell=st.sampled_from(list(CELLS)))
 def test_equals_what_is_looked_up_whatever_the_sizes(**drawn):
     dense, by_symbols = both(make_call(**drawn), torch.float64)
     for one, other in zip(by_symbols, dense):
@@ -73,8 +79,8 @@ def symbol_call(dtype=torch.float32) -> Call:
 def test_float32_weights_beside_a_table_of_16_bits():
     call = symbol_call(torch.bfloat16)
     wide = [call.weights[0], *(w.detach().float().requires_grad_() for w in call.weights[1:])]
-    output, _, _ = ops.lstm_tbptt(call.x, call.state, None, wide, *call.arguments[4:])
-    narrow, _, _ = ops.lstm_tbptt(*call.arguments)
+    output, _, _ = ops.tbptt(call.x, call.state, None, wide, *call.arguments[4:])
+    narrow, _, _ = ops.tbptt(*call.arguments)
     assert output.dtype == torch.bfloat16
     assert_close(output, narrow, 2e-2)
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(output.sum(), wide[1:]))
@@ -91,7 +97,7 @@ def test_a_symbol_that_is_none_is_named(symbol):
     call = symbol_call()
     call.x[2, 1] = symbol
     with pytest.raises(IndexError, match=rf"symbols from 0 to {COUNT - 1}; got {symbol}"):
-        ops.lstm_tbptt(*call.arguments)
+        ops.tbptt(*call.arguments)
 
 
 @pytest.mark.parametrize(
@@ -111,14 +117,14 @@ def test_bad_input_is_named(change, error, match):
     weights = [change.get("table", call.weights[0]), *call.weights[1:]]
     arguments = call._replace(x=change.get("x", call.x), weights=weights).arguments
     with pytest.raises(error, match=match):
-        ops.lstm_tbptt(*arguments)
+        ops.tbptt(*arguments)
 
 
 def test_opcheck():
     call = symbol_call()
     for tensor in (call.state, *call.weights):
         tensor.requires_grad_()
-    torch.library.opcheck(torch.ops.dnirnn.lstm_tbptt.default, call.arguments)
+    torch.library.opcheck(torch.ops.dnirnn.tbptt.default, call.arguments)
 
 
 @pytest.mark.cuda
@@ -126,6 +132,6 @@ def test_opcheck():
 def test_a_gpu_refuses_symbols():
     call = symbol_call()
     with pytest.raises(TypeError, match="x must be float32"):
-        ops.lstm_tbptt(call.x.cuda(), call.state.cuda(), None, [w.cuda() for w in call.weights],
+        ops.tbptt(call.x.cuda(), call.state.cuda(), None, [w.cuda() for w in call.weights],
                        *call.arguments[4:])  # fmt: skip
 

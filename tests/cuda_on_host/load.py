@@ -12,6 +12,7 @@ from dnirnn import ops
 
 torch.ops.load_library(os.environ["DNIRNN_CUDA_ON_HOST"])
 ops.DTYPES["cpu"] = ops.DTYPES["cuda"]
+ops.CELLS["cpu"] = ops.CELLS["cuda"]
 
 
 @pytest.fixture(autouse=True, params=["steps", "on chip"], ids=["steps", "on_chip"])

@@ -117,4 +117,4 @@ def test_more_rows_than_are_counted_are_refused():
     x = torch.zeros(1, 1, 1).expand(2**31, 1, 1)
     weights = [torch.zeros(4, 1), torch.zeros(4, 1), torch.zeros(4), torch.zeros(4)]
     with pytest.raises(ValueError, match=r"below 2\*\*31 - 256; got 2147483648 steps"):
-        torch.ops.dnirnn.lstm_tbptt(x, torch.zeros(1, 2), None, weights, [], 2**31, 1.0, None)
+        torch.ops.dnirnn.tbptt(x, torch.zeros(1, 2), None, weights, [], 2**31, 1.0, None)

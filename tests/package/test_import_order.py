@@ -19,7 +19,7 @@ ORDER = [
     {"unroll", "deprecated", "boundary", "ops", "data", "device", "masks", "loss"},
     {"core", "scanned", "estimators", "interface", "true_gradient", "cuts", "decoupled", "weight_drop",
      "embedding"},
-    {"lstm", "from_torch", "truncated", "feedforward"},
+    {"lstm", "fused_layers", "from_torch", "truncated", "feedforward"},
     {"cells"},
     {"stacks", "hierarchy"},
     {"model"},
@@ -117,7 +117,7 @@ def test_importing_does_not_import_datasets(module):
 HEAVY = ("datasets", "tensorboard", "pandas", "pyarrow", "matplotlib", "sklearn")
 
 
-# C++: lstm_cell.h <- driver <- cpu, cuda; ops.cpp reaches the devices only through the dispatcher.
+# C++: lstm_cell.h <- cells.h <- driver <- cpu, cuda; ops.cpp reaches the devices only through the dispatcher.
 
 
 def includes_of(path: Path) -> set[str]:
@@ -138,12 +138,12 @@ def test_includes_run_one_way(path):
     elif path.suffix == ".h":
         assert not devices, "what all devices share includes none of them"
     else:
-        assert "lstm_cell.h" not in included, "the equations belong to the devices"
+        assert not {"lstm_cell.h", "cells.h"} & included, "the equations belong to the devices"
         assert not {name for name in devices if "impl" in name}
 
 
 def test_the_equations_include_no_torch():
     """Nor do CUDA kernels, so that nvcc compiles them where torch has no CUDA."""
     for path in SOURCES:
-        if path.name == "lstm_cell.h" or path.suffix in {".cu", ".cuh"}:
+        if path.name in ("lstm_cell.h", "cells.h") or path.suffix in {".cu", ".cuh"}:
             assert not re.search(r"#include <(torch|ATen|c10)/", path.read_text()), path.name

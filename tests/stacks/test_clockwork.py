@@ -159,7 +159,7 @@ class Rows(TorchDispatchMode):
         self.read = []
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        if function.name() in ("dnirnn::recurrent", "dnirnn::lstm_tbptt"):
+        if function.name() == "dnirnn::tbptt":
             self.read.append((arguments[0].shape[0], arguments[0].shape[2]))
         return function(*arguments, **(options or {}))
 
@@ -198,7 +198,7 @@ def test_what_nobody_asks_for_is_left_out(cell, missing):
 def test_the_operator_is_traced_whole(cell):
     core = Clockwork(3, 6, (1, 2, 3), cell).double()
     x, state = torch.randn(5, 2, 3).double(), torch.randn(2, core.state_size).double()
-    arguments = (x.requires_grad_(), state, [*core.parameters()], core.periods, 2, cell == "lstm")
+    arguments = (x.requires_grad_(), state, [*core.parameters()], core.periods, 2)
     torch.library.opcheck(torch.ops.dnirnn.clockwork.default, arguments)
     if cell == "rnn":
         return  # Dynamo does not take a module that holds an nn.RNN
@@ -278,7 +278,7 @@ def test_a_call_that_does_not_fit_is_named(cell, x, state, words):
 )
 def test_operands_that_do_not_fit_are_named(change, words):
     core = Clockwork(3, 4, (1, 2))
-    given = dict(weights=list(core.parameters()), periods=[1, 2], t0=0, lstm=False) | change
+    given = dict(weights=list(core.parameters()), periods=[1, 2], t0=0) | change
     with pytest.raises(ValueError, match=words):
         ops.clockwork(torch.zeros(3, 2, 3), torch.zeros(2, 4), **given)
 
