@@ -28,8 +28,8 @@ class Interface(NamedTuple):
         where the estimator needs none.
     vjp: the chunks' vector-Jacobian products (see :class:`dnirnn.unroll.Unrolled`). None where the
         estimator needs none.
-    charge: 0-d, what the core itself adds to the sequences' own losses, summed over steps and rows
-        (see ``Core.charge``); attached. None where it adds nothing.
+    auxiliary_loss: 0-d, what the core itself adds to the sequences' own losses, summed over steps and
+        rows (see ``Core.add_auxiliary_loss``); attached. None where it adds nothing.
     kept: a dict, what the estimator keeps from one question to the next.
     held: the estimator's parameters and buffers in the call: those that are fitted, where
         ``torch.func.functional_call`` had put others in their place.
@@ -43,7 +43,7 @@ class Interface(NamedTuple):
     chunks: Chunks | None = None
     context: Tensor | None = None
     vjp: Vjp | None = None
-    charge: Tensor | None = None
+    auxiliary_loss: Tensor | None = None
     kept: Any = None
     held: Sequence = ()
 

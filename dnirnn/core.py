@@ -23,7 +23,7 @@ from dnirnn.scanned import scanned
 from dnirnn.unroll import Chunks, Unrolled, advance, are_times, check_t0, in_chunks
 
 # Of the call of a Truncated at hand, in this thread.
-CHARGES: ContextVar[list[Tensor] | None] = ContextVar("CHARGES", default=None)
+AUXILIARY: ContextVar[list[Tensor] | None] = ContextVar("AUXILIARY", default=None)
 
 
 class Core(OldWays, nn.Module, abc.ABC):
@@ -36,7 +36,7 @@ class Core(OldWays, nn.Module, abc.ABC):
     The state is one tensor [B, S], whatever the core is made of: a stack concatenates the states of
     its parts along the last dimension.
 
-    A core that adds to the loss itself (a price for what it does) does it by :meth:`charge`.
+    What a core adds to the loss itself (a price for what it does): :meth:`add_auxiliary_loss`.
 
     Called as ``core(x, state)``, its parameters are its attributes at that moment, whatever put them
     there (pruning, a parametrisation, ``torch.func.functional_call``), and its hooks run; so they do
@@ -86,15 +86,15 @@ class Core(OldWays, nn.Module, abc.ABC):
         """Whether ``forward`` is one graph for every length; else torch.export takes a scan of ``step``."""
         return False
 
-    def charge(self, amount: Tensor) -> None:
+    def add_auxiliary_loss(self, loss: Tensor) -> None:
         """Adds to the loss that :func:`dnirnn.backward` goes back from.
 
-        amount: 0-d, what the sequences' own losses grow by, summed over rows; attached to the
+        loss: 0-d, what the sequences' own losses grow by, summed over rows; attached to the
             graph. Outside of a call of :class:`dnirnn.Truncated` nobody takes it.
         """
-        charges = None if torch.compiler.is_exporting() else CHARGES.get()
-        if charges is not None:
-            charges.append(amount)
+        losses = None if torch.compiler.is_exporting() else AUXILIARY.get()
+        if losses is not None:
+            losses.append(loss)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """The state [B, S] a sequence starts from: zeros, in at least float32.
@@ -160,14 +160,14 @@ class Core(OldWays, nn.Module, abc.ABC):
 
 
 @contextmanager
-def charging() -> Iterator[list[Tensor]]:
-    """Gathers what cores charge inside, in this thread."""
-    charges: list[Tensor] = []
-    token = CHARGES.set(charges)
+def auxiliary_losses() -> Iterator[list[Tensor]]:
+    """Gathers what cores add to the loss inside, in this thread."""
+    losses: list[Tensor] = []
+    token = AUXILIARY.set(losses)
     try:
-        yield charges
+        yield losses
     finally:
-        CHARGES.reset(token)
+        AUXILIARY.reset(token)
 
 
 def resets_to(core: Core, kind: Any, reset: Tensor | None) -> bool:

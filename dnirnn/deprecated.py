@@ -15,9 +15,15 @@ def deprecated(name: str, by: str) -> None:
 
 
 class OldWays:
-    """A core's three ways of being unrolled, now ``Core.unroll``."""
+    """A core's three ways of being unrolled, now ``Core.unroll``, and the name of before of a loss of its own."""
 
     unroll: Any
+    add_auxiliary_loss: Any
+
+    def charge(self, amount: Tensor) -> None:
+        """Deprecated: :meth:`add_auxiliary_loss`."""
+        deprecated("Core.charge", "add_auxiliary_loss")
+        self.add_auxiliary_loss(amount)
 
     def unroll_chunks(self, x_TBI, state_BS, probe, truncation, t0=0, reset=None, estimator=None):
         """Deprecated: :meth:`unroll`."""
@@ -60,6 +66,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "entered": ("start", lambda cut: cut.start),
     "sent": ("end", lambda cut: cut.end),
     "steps": ("chunks.steps", lambda cut: 1 if cut.chunks is None else cut.chunks.steps),
+    "charge": ("auxiliary_loss", lambda cut: cut.auxiliary_loss),
     "terminal": ("chunks.final", lambda cut: terminal(cut)),
     "bootstrap": ("estimator.bootstrap(interface)", lambda cut: cut.estimator.bootstrap(cut)),
     "pull": ("vjp", lambda cut: cut.vjp and (lambda n, gradient: cut.vjp(n, gradient)[0])),

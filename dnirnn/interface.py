@@ -82,7 +82,7 @@ def backward(
     of ``loss`` plus, for every cut, synthetic[n] carried back through chunk n; and to the .grad of
     every estimator's parameters the gradient of its regression on the bootstrapped targets
     (the loss's gradient within the chunk plus discount * estimator(sent[n]) carried back through it).
-    What a core charges (``Core.charge``) is a part of the loss, times ``unit``.
+    What a core adds itself (``Core.add_auxiliary_loss``) is a part of the loss, times ``unit``.
 
     interfaces: those of every call that ``loss`` depends on, each once.
     reduction: "sum" where ``loss`` is summed over the steps and rows of a call, "mean" where it is
@@ -116,7 +116,7 @@ def backward(
     check_sizes(micro_batches=micro_batches)
     if scaler is not None and not hasattr(scaler, "scale"):
         raise TypeError(f"scaler must be a torch.amp.GradScaler; got {shown(scaler)}")
-    loss = charged(loss, interfaces, unit)
+    loss = with_auxiliary_losses(loss, interfaces, unit)
     # What multiplies the loss beyond what the caller did; the estimators' gradients too.
     factor: float | Tensor = 1.0
     if micro_batches > 1:
@@ -242,10 +242,10 @@ def mean(errors: list[Tensor]) -> Tensor:
     return errors[0] if len(errors) == 1 else torch.stack(errors).mean()
 
 
-def charged(loss: Tensor, interfaces: Sequence[Interface], unit: float) -> Tensor:
+def with_auxiliary_losses(loss: Tensor, interfaces: Sequence[Interface], unit: float) -> Tensor:
     """The loss with what the cores themselves add to it."""
-    charges = [cut.charge for cut in interfaces if cut.charge is not None]
-    return loss + unit * sum(charges) if charges else loss
+    losses = [cut.auxiliary_loss for cut in interfaces if cut.auxiliary_loss is not None]
+    return loss + unit * sum(losses) if losses else loss
 
 
 def targets_of(

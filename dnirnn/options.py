@@ -33,7 +33,7 @@ def option(
     words: tuple[str, ...] = (),
     many: Callable[[str], Any] | None = None,
     shown: str | None = None,
-    remembered: bool = True,
+    identity: bool = True,
     place: bool = False,
     may_change: bool = False,
     needs: str | None = None,
@@ -45,8 +45,8 @@ def option(
     words: what may stand in the place of a number.
     many: takes several words, each read by this; the value is a tuple.
     shown: what --help calls the default, where the value itself says little.
-    remembered: whether another value makes it another run (budgets and threads don't).
-    place: it says where data is: remembered, but data is known by its content.
+    identity: whether another value makes it another run (budgets and threads don't).
+    place: it says where data is: of the identity, but data is known by its content.
     may_change: a run can go on with another value, from where it is, if that is asked for.
     needs: an attribute that the Config of one of the choices must have true for this to mean
         something: "fitted", an estimator that learns.
@@ -64,7 +64,7 @@ def choice(registry: "Registry", default: str, help: str, **defaults: Any) -> An
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def changed(options: type, name: str, **changes: Any) -> Any:
+def override(options: type, name: str, **changes: Any) -> Any:
     """The option of that name in another dataclass, with another default, help, ..."""
     field = fields_of(options)[name]
     default = changes.pop("default", field.default)

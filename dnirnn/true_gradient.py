@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dnirnn.checks import check_knobs, check_positive, shown
 from dnirnn.estimators.base import EstimatorConfig, GradientEstimator, Setting
-from dnirnn.interface import Interface, charged, check_interface, check_scalar
+from dnirnn.interface import Interface, check_interface, check_scalar, with_auxiliary_losses
 from dnirnn.options import option
 
 
@@ -64,7 +64,7 @@ def by_lookahead(
             " ZeroGradient nor dense, such as TrueGradient()"
         )
     sent, probe = interface.end, interface.probe
-    loss = charged(loss, [interface], unit)
+    loss = with_auxiliary_losses(loss, [interface], unit)
     own = torch.autograd.grad(loss, probe, retain_graph=True, materialize_grads=True)[0] / unit
     found = own
     yield found
@@ -101,7 +101,7 @@ class TrueGradient(GradientEstimator):
     scale: multiplies the gradient where it is injected.
     """
 
-    waits = True
+    graph_safe = False
 
     def __init__(self, lookahead: int | None = None, scale: float = 1.0, discount: float = 1.0):
         super().__init__()

@@ -12,7 +12,7 @@ from dnirnn import ops
 from dnirnn.checks import check_sizes, check_tensors
 from dnirnn.core import (
     Core,
-    charging,
+    auxiliary_losses,
     check_core,
     check_inputs,
     has_hooks,
@@ -158,11 +158,11 @@ class Truncated(nn.Module):
             else:
                 output, state, cut = self.unroll(x_TBI, state_BS, t0, final, reset, context, overlap)
                 return output, state, [cut]
-        with charging() as charges:
+        with auxiliary_losses() as losses:
             output, state, cut = self.unroll(x_TBI, state_BS, t0, final, reset, context, overlap)
         if cut.probe is not None:
             guard(output, cut.probe)
-        return output, state, [cut._replace(charge=sum(charges)) if charges else cut]
+        return output, state, [cut._replace(auxiliary_loss=sum(losses)) if losses else cut]
 
     def takes_embedded(self, x: Embedded, reset: Tensor | None) -> bool:
         """Whether the core takes the symbols as they are."""
@@ -190,7 +190,7 @@ class Truncated(nn.Module):
         context: Tensor | None,
         overlap: int,
     ) -> tuple[Tensor, Tensor, Interface]:
-        """forward, without what the core charges."""
+        """forward, without the core's auxiliary losses."""
         core, state = self.core, state_BS
         steps, batch = check_inputs(core, x_TBI, state, reset)
         if t0 is None:
@@ -268,8 +268,8 @@ class Truncated(nn.Module):
             if start == end:
                 return state
             part = None if reset is None else reset[start:end]
-            # What the core charges for these steps was charged by the calls before.
-            with nullcontext() if torch.compiler.is_compiling() else charging():
+            # The core's auxiliary losses of these steps were taken by the calls before.
+            with nullcontext() if torch.compiler.is_compiling() else auxiliary_losses():
                 t = advance(t0, reset, start)
                 t = t[: end - start] if are_times(t) else t
                 return core(x[start:end], state, t, part)[1]

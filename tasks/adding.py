@@ -17,7 +17,7 @@ from dnirnn.data import Batch
 from dnirnn.data.drawn import DrawnStream
 from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel, squared_error
-from dnirnn.options import changed, option
+from dnirnn.options import option, override
 from dnirnn.tasks.measured import TEST, make_task, measure
 
 FIGURES = (
@@ -43,8 +43,8 @@ class AddingSequences(OptionGroup):
 @dataclasses.dataclass(frozen=True, init=False)
 class AddingOptions(AddingSequences, NetworkOptions, TaskOptions):
     # A sequence is one symbol.
-    evaluate_every: int = changed(TaskOptions, "evaluate_every", default=10_000)
-    log_every: int = changed(TaskOptions, "log_every", default=500)
+    evaluate_every: int = override(TaskOptions, "evaluate_every", default=10_000)
+    log_every: int = override(TaskOptions, "log_every", default=500)
 
 
 Options = AddingOptions

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from dnirnn.config.network import NetworkOptions, device_of, make_model
-from dnirnn.config.saved import remembered
+from dnirnn.config.saved import identity
 from dnirnn.config.task import Task, TaskOptions, chunk_steps
 from dnirnn.data import Batch
 from dnirnn.data.drawn import DrawnStream
 from dnirnn.estimators.base import EstimatorConfig
 from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel, bit_nats
-from dnirnn.options import changed, option
+from dnirnn.options import option, override
 
 DECAY = "cosine"  # of the learning rate over the budget
 TESTED = 256  # sequences of a size that an evaluation runs
@@ -48,12 +48,12 @@ class CurriculumOptions(SequenceOptions, NetworkOptions, TaskOptions):
     """All options; the defaults are those that the ablation in results/README.md came from."""
 
     # A chunk an update changes the parameters while a sequence is half read.
-    update_steps: int | str = changed(NetworkOptions, "update_steps", default="sequence")
-    lr: float = changed(TaskOptions, "lr", default=3e-3)
-    estimator: EstimatorConfig = changed(
+    update_steps: int | str = override(NetworkOptions, "update_steps", default="sequence")
+    lr: float = override(TaskOptions, "lr", default=3e-3)
+    estimator: EstimatorConfig = override(
         NetworkOptions, "estimator", defaults={"estimator_hidden": ("linear",)}
     )
-    estimator_lr: float = changed(TaskOptions, "estimator_lr", default=1e-3)
+    estimator_lr: float = override(TaskOptions, "estimator_lr", default=1e-3)
 
 
 class BitStream(DrawnStream):
@@ -203,7 +203,7 @@ def build(
         evaluate,
         lambda model: dict(stream.figures),
         options.batch * counted,
-        {"task": name, **remembered(options)},
+        {"task": name, **identity(options)},
         notice,
         # Whole sequences of the present size, but not so short that they are not cut.
         lambda steps: fresh(max(stream.length, chunk_steps(options))),

@@ -19,7 +19,7 @@ from dnirnn.data import Batch
 from dnirnn.data.drawn import DrawnStream
 from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel, symbol_nats
-from dnirnn.options import changed, option
+from dnirnn.options import option, override
 from dnirnn.tasks.measured import TEST, make_task, measure
 
 FIGURES = (
@@ -47,8 +47,8 @@ class MemoryOptions(OptionGroup):
 
 @dataclasses.dataclass(frozen=True, init=False)
 class CopyMemoryOptions(MemoryOptions, NetworkOptions, TaskOptions):
-    evaluate_every: int = changed(TaskOptions, "evaluate_every", default=1_000_000)
-    log_every: int = changed(TaskOptions, "log_every", default=100_000)
+    evaluate_every: int = override(TaskOptions, "evaluate_every", default=1_000_000)
+    log_every: int = override(TaskOptions, "log_every", default=100_000)
 
 
 Options = CopyMemoryOptions

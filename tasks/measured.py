@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dnirnn.config.network import device_of
-from dnirnn.config.saved import remembered
+from dnirnn.config.saved import identity
 from dnirnn.config.task import Task, steps_per_update
 from dnirnn.data import Batch, Stream
 from dnirnn.model import SequenceModel
@@ -78,7 +78,7 @@ def make_task(
         evaluate,
         test,
         options.batch * targets * (1 if taken is None else min(1, taken / steps)),
-        {"task": name, **remembered(options), **(found or {})},
+        {"task": name, **identity(options), **(found or {})},
         notice,
         lambda steps: held_out(VALIDATION)[0],
     )

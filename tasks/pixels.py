@@ -19,7 +19,7 @@ from dnirnn.data import Batch, images
 from dnirnn.data.images import Images
 from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel, symbol_nats
-from dnirnn.options import changed, option
+from dnirnn.options import option, override
 from dnirnn.tasks.digits import CountingOptions
 from dnirnn.tasks.images.data import ImageStream
 from dnirnn.tasks.images.data import notice as best_guess
@@ -43,8 +43,8 @@ AT_ONCE = 250
 class PixelOrder(OptionGroup):
     """pixels"""
 
-    digits: str = changed(CountingOptions, "digits")
-    data_dir: str | None = changed(CountingOptions, "data_dir")
+    digits: str = override(CountingOptions, "digits")
+    data_dir: str | None = override(CountingOptions, "data_dir")
     rows: bool = option(False, "a row of the picture is a step, not a pixel")
     permuted: int | None = option(
         None, "the pixels in one random order, which this seed draws and the configuration holds",
@@ -55,8 +55,8 @@ class PixelOrder(OptionGroup):
 @dataclasses.dataclass(frozen=True, init=False)
 class PixelOptions(PixelOrder, NetworkOptions, TaskOptions):
     # An image is one symbol.
-    evaluate_every: int = changed(TaskOptions, "evaluate_every", default=20_000)
-    log_every: int = changed(TaskOptions, "log_every", default=2_000)
+    evaluate_every: int = override(TaskOptions, "evaluate_every", default=20_000)
+    log_every: int = override(TaskOptions, "log_every", default=2_000)
 
 
 Options = PixelOptions

@@ -17,7 +17,7 @@ from dnirnn.config.saved import from_config
 from dnirnn.config.task import Figure, Task, steps_per_update
 from dnirnn.data import Batch
 from dnirnn.model import SequenceModel
-from dnirnn.options import changed, option
+from dnirnn.options import option, override
 from dnirnn.tasks import bit_sequences
 from dnirnn.tasks.bit_sequences import (
     DECAY,
@@ -55,7 +55,7 @@ class RepeatOptions(SequenceOptions):
 @dataclasses.dataclass(frozen=True, init=False)
 class RepeatCopyOptions(RepeatOptions, CurriculumOptions):
     # Graves et al. draw both from 1 to 10.
-    max_length: int = changed(SequenceOptions, "max_length", default=10)
+    max_length: int = override(SequenceOptions, "max_length", default=10)
 
 
 Options = RepeatCopyOptions

@@ -115,7 +115,7 @@ def differing(runs: Sequence[Known]) -> dict[str, list[str]]:
     columns = {
         name: [shown(one.get(name)) for one in values]
         for name in dict.fromkeys(name for one in values for name in one)
-        if name not in known or known[name][0].metadata["remembered"]
+        if name not in known or known[name][0].metadata["identity"]
     }
     return {name: column for name, column in columns.items() if len(set(column)) > 1}
 

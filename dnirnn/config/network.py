@@ -20,7 +20,7 @@ from dnirnn.estimators.base import ESTIMATORS, EstimatorConfig, Setting
 from dnirnn.groups import OptionGroup
 from dnirnn.interface import Interface
 from dnirnn.model import SequenceModel
-from dnirnn.options import changed, choice, flag, option
+from dnirnn.options import choice, flag, option, override
 from dnirnn.training.config import TrainerConfig
 
 UPDATES = Figure("updates", "share of the steps that update the state", "{:.3f}", True)
@@ -54,11 +54,11 @@ class NetworkOptions(OptionGroup):
         at_least=1,
         words=("auto",),
     )
-    truncation_bound: float | None = changed(TrainerConfig, "truncation_bound")
-    longest_truncation: int = changed(TrainerConfig, "longest_truncation")
-    truncation_every: int = changed(TrainerConfig, "truncation_every")
-    truncation_plan: tuple = changed(TrainerConfig, "truncation_plan")
-    chunks_plan: tuple = changed(TrainerConfig, "chunks_plan")
+    truncation_bound: float | None = override(TrainerConfig, "truncation_bound")
+    longest_truncation: int = override(TrainerConfig, "longest_truncation")
+    truncation_every: int = override(TrainerConfig, "truncation_every")
+    truncation_plan: tuple = override(TrainerConfig, "truncation_plan")
+    chunks_plan: tuple = override(TrainerConfig, "chunks_plan")
     update_steps: int | str | None = option(
         None, "steps an update: a multiple of --truncation, or the word sequence for one a sequence",
         "STEPS", at_least=1, words=("sequence",), shown="one chunk",
@@ -86,7 +86,7 @@ class NetworkOptions(OptionGroup):
     estimator: EstimatorConfig = choice(
         ESTIMATORS, "dni", "what stands at a cut for the gradient of the future"
     )
-    horizon_every: int | None = changed(TrainerConfig, "horizon_every")
+    horizon_every: int | None = override(TrainerConfig, "horizon_every")
     fidelity_lookahead: int = option(
         40,
         "with --fidelity-every: how far the true gradient looks ahead in it, rounded up to whole chunks",

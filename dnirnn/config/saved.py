@@ -20,7 +20,7 @@ def plain(value: Any) -> Any:
     return [plain(one) for one in value] if isinstance(value, tuple) else value
 
 
-def remembered(options: OptionGroup) -> dict[str, Any]:
+def identity(options: OptionGroup) -> dict[str, Any]:
     """What of the options makes it this run and no other, as JSON values.
 
     Beside them the version of the layout; "defaults", so that a version with more options, or fewer,
@@ -29,7 +29,7 @@ def remembered(options: OptionGroup) -> dict[str, Any]:
     pairs = [
         (field, default)
         for field, default in listed(type(options), options.choices())
-        if field.metadata["remembered"]
+        if field.metadata["identity"]
     ]
     values = flat(options)
     return {

@@ -49,18 +49,18 @@ class TaskOptions(Training, OptionGroup):
     batch: int = option(32, "sequences trained side by side", "SEQUENCES", at_least=1)
     threads: int | None = option(
         None, "CPU threads; a resumed run is the same to the bit at the same number", "THREADS",
-        at_least=1, shown="one a core", remembered=False,
+        at_least=1, shown="one a core", identity=False,
     )  # fmt: skip
     device: str = option(
         "cpu", "where to compute: cpu, cuda or cuda:N; a run may go on on another", "DEVICE",
-        remembered=False,
+        identity=False,
     )  # fmt: skip
     no_graphs: bool = option(
         False,
         "on a GPU: launch each operation of an update, in place of replaying all as one CUDA graph",
-        remembered=False,
+        identity=False,
     )
-    quiet: bool = option(False, "no progress bar", remembered=False)
+    quiet: bool = option(False, "no progress bar", identity=False)
 
 
 class Figure(NamedTuple):

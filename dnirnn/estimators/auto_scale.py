@@ -44,7 +44,7 @@ class AutoScale(GradientEstimator):
     Raises TypeError or ValueError naming the argument that does not fit.
     """
 
-    waits = True
+    graph_safe = False
 
     def __init__(
         self,

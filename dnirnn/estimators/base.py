@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dnirnn.boundary import Interface
 from dnirnn.core import Core, own
+from dnirnn.deprecated import deprecated
 from dnirnn.options import Config, Registry, flag, key_value, option
 
 Found = TypeVar("Found")
@@ -35,8 +36,8 @@ class GradientEstimator(nn.Module, abc.ABC):
     terminal_target: whether it is taught zero at a state in which a sequence ends.
     needs_context: whether forward and accumulate take a context [..., C] after their states.
     reads: how many coming steps the context holds, the next one first.
-    waits: whether Python decides by the values of tensors, or gives it others at every update: then
-        no CUDA graph can hold an update of it.
+    graph_safe: whether a CUDA graph can hold an update of it: not where Python decides by the values of
+        tensors, or gives it others at every update.
     state_dims: how many last dimensions of a tensor are one state: 1, or 3 of feature maps.
     ranks: the processes that fit it together (see dnirnn.distributed); None: this one alone.
     keeps_graph: whether, at a cut that is none of time, the prediction is kept with its graph.
@@ -49,7 +50,7 @@ class GradientEstimator(nn.Module, abc.ABC):
     terminal_target: bool = True
     needs_context: bool = False
     reads: int = 1
-    waits: bool = False
+    graph_safe: bool = True
     state_dims: int = 1
     keeps_graph: bool = False
     ranks: Any = None
@@ -65,6 +66,13 @@ class GradientEstimator(nn.Module, abc.ABC):
         for name in ("state_size", "context_size"):
             if hasattr(estimator, name):
                 setattr(self, name, getattr(estimator, name))
+        self.graph_safe = self.graph_safe and estimator.graph_safe
+
+    def __init_subclass__(cls, **keywords: Any):
+        super().__init_subclass__(**keywords)
+        if "waits" in vars(cls):
+            deprecated("GradientEstimator.waits", "graph_safe, its opposite,")
+            cls.graph_safe = not vars(cls)["waits"]
 
     def _apply(self, fn, recurse: bool = True):
         # .bfloat16() and the like: states are at least float32, and what is fitted to them too.

@@ -39,6 +39,7 @@ class ByPart(GradientEstimator):
         if any(one.needs_context for one in live):
             raise ValueError("estimators must need no context: each sees its own part alone")
         self.parts, self.sizes, self.state_size = nn.ModuleList(estimators), list(sizes), sum(sizes)
+        self.graph_safe = all(estimator.graph_safe for estimator in estimators)
 
     def is_used(self) -> bool:
         return any(part.is_used() for part in self.parts)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from dnirnn.checks import check_flags, check_knobs, check_sizes
 from dnirnn.estimators.auto_scale import PredictorConfig
 from dnirnn.estimators.base import GradientEstimator, Setting
-from dnirnn.options import changed, option
+from dnirnn.options import option, override
 from dnirnn.renamed import TENSORS
 
 
@@ -50,7 +50,7 @@ class LeastSquares(GradientEstimator):
     target left as it was when it was seen.
     """
 
-    waits = True
+    graph_safe = False
 
     def __init__(
         self,
@@ -163,8 +163,8 @@ class LeastSquaresConfig(PredictorConfig, name="least-squares"):
 
     label = "least squares"
 
-    scale: float | str = changed(PredictorConfig, "scale", default=1.0)
-    discount: float | None = changed(
+    scale: float | str = override(PredictorConfig, "scale", default=1.0)
+    discount: float | None = override(
         PredictorConfig, "discount", shown="0.9; 0 with --scale auto, which multiplies it"
     )
     forgetting: float = option(

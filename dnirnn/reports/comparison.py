@@ -88,7 +88,7 @@ def with_arms(done: Sequence[tuple[Run, dict]]) -> list[Compared]:
         name
         for name in known
         if name not in (*ARM, "training")
-        and known[name][0].metadata["remembered"]
+        and known[name][0].metadata["identity"]
         and len({value.get(name) for value in values if name in value}) > 1
     ]
     found = []

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 
 import dnirnn
 from dnirnn.config.registry import TASKS
-from dnirnn.config.saved import remembered, write_values
+from dnirnn.config.saved import identity, write_values
 from dnirnn.config.task import Figure, figures_of
 from dnirnn.progress import bar, fraction, minutes, move
 from dnirnn.training.log import read_log
@@ -64,11 +64,11 @@ def checked(task: str, runs: Sequence[Run]) -> str:
     Raises ValueError, before anything is run, where a run's folder holds another configuration.
     """
     options = [shown_options(run) for run in runs]
-    first = remembered(options[0])
+    first = identity(options[0])
     ready = TASKS[task].build(options[0])
     for run, known in zip(runs, options):
         # Data is loaded once: of what the task made of the options, it is the same for all runs.
-        own = remembered(known)
+        own = identity(known)
         config = {k: v for k, v in ready.config.items() if k in own or k not in first}
         config |= {k: v for k, v in own.items() if k not in first or v != first[k]}
         check_config(run.place, json.loads(json.dumps(config)))

@@ -49,7 +49,7 @@ class Skip(Fused):
     start, whether it was updated at them or not.
 
     What teaches it to skip is a price: with ``cost``, the loss that :func:`dnirnn.backward` goes
-    back from grows by cost * u_t for every row and step (see :meth:`dnirnn.Core.charge`). Updates
+    back from grows by cost * u_t for every row and step (see :meth:`dnirnn.Core.add_auxiliary_loss`). Updates
     are counted with :meth:`recording`. A step at which no row is updated takes no time where no
     gradient is asked for; in training every step is computed, since the gradient of u_t needs it. Of
     a dnirnn.LSTM of one layer, on the CPU, the loop over steps is a fused operator's.
@@ -137,7 +137,7 @@ class Skip(Fused):
         if recorded is not None:
             recorded.extend(u_TB.unbind())
         if self.cost:
-            self.charge(self.cost * u_TB.sum())
+            self.add_auxiliary_loss(self.cost * u_TB.sum())
 
     def step(self, x_BI: Tensor, state_BS: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         state, held, soft = self.unpack_state(state_BS)

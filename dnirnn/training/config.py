@@ -5,7 +5,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from dnirnn.options import Config, changed, key_value, option
+from dnirnn.options import Config, key_value, option, override
 from dnirnn.renamed import by_name_of_now
 from dnirnn.training.layout import RENAMED
 from dnirnn.training.optimizers import DECAYS, optimizer_of, schedule_of
@@ -16,25 +16,25 @@ class Limits(Config):
     """budget: may change when a run is resumed"""
 
     updates: int | None = option(
-        None, "stop after so many updates", "UPDATES", at_least=1, shown="no limit", remembered=False
+        None, "stop after so many updates", "UPDATES", at_least=1, shown="no limit", identity=False
     )
     minutes: float | None = option(
         None, "stop after so much training time (evaluating and saving not counted)", "MINUTES",
-        above=0, shown="10 where no other limit is given", remembered=False,
+        above=0, shown="10 where no other limit is given", identity=False,
     )  # fmt: skip
     symbols: int | None = option(
         None, "stop after so many training symbols", "SYMBOLS", at_least=1, shown="no limit",
-        remembered=False,
+        identity=False,
     )  # fmt: skip
     patience: int | None = option(
         None, "stop after so many evaluations without a better one", "EVALUATIONS", at_least=1,
         shown="never", may_change=True,
     )  # fmt: skip
     checkpoint_seconds: float | None = option(
-        60.0, "time between two checkpoints", "SECONDS", above=0, remembered=False
+        60.0, "time between two checkpoints", "SECONDS", above=0, identity=False
     )
     tensorboard: bool = option(
-        False, "also log for TensorBoard, in the run folder", remembered=False
+        False, "also log for TensorBoard, in the run folder", identity=False
     )
 
 
@@ -216,9 +216,9 @@ class TrainerConfig(Training):
         (), "chunks an update that follow those of --update-steps, in equal shares of the budget: a"
         " batch that grows", "CHUNKS", at_least=1, many=int, shown="they stay",
     )  # fmt: skip
-    lr: float = changed(Training, "lr", default=2e-3)
-    evaluate_every: int | None = changed(Training, "evaluate_every", default=1000)
-    log_every: int = changed(Training, "log_every", default=100)
+    lr: float = override(Training, "lr", default=2e-3)
+    evaluate_every: int | None = override(Training, "evaluate_every", default=1000)
+    log_every: int = override(Training, "log_every", default=100)
 
     @staticmethod
     def spell(name: str) -> str:

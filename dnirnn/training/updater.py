@@ -346,8 +346,8 @@ def make_updater(
 ) -> Updater:
     """As a trainer asks for it: watched where the device is the CPU, or some part of an update needs it."""
     config, optimizers = rates.config, rates.optimizers
-    waits = model.truncated.estimator.waits or not all(map(can_skip, optimizers))
-    watch = waits or model.core_parameters()[0].device.type != "cuda"
+    safe = model.truncated.estimator.graph_safe and all(map(can_skip, optimizers))
+    watch = not safe or model.core_parameters()[0].device.type != "cuda"
     return Updater(
         model,
         optimizers,

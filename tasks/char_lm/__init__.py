@@ -8,7 +8,7 @@ from torch import Tensor
 from dnirnn import DistilledStream
 from dnirnn.codistillation import CodistilledStream, Exchange, share_of, store_of_environment
 from dnirnn.config.parallel import in_parts
-from dnirnn.config.saved import remembered
+from dnirnn.config.saved import identity
 from dnirnn.config.task import Figure, Task, chunk_steps, steps_per_update
 from dnirnn.data import Stream, TextStream, Vocabulary, Words
 from dnirnn.data.corpus import SPLITS, Corpus, builtin, cached, compact, penn_treebank, pieces
@@ -74,7 +74,7 @@ def build(options: CharLMOptions, task: str = "char-lm") -> Task:
     valid, test = (Evaluation.by(vocabulary, symbols[name]) for name in SPLITS[1:])
     config = {
         "task": task,
-        **remembered(resolve(options)),
+        **identity(resolve(options)),
         "vocabulary": vocabulary.to_json(),
         "corpus_sha256": fingerprint,
     }

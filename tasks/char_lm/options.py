@@ -9,7 +9,7 @@ from dnirnn.config.saved import from_config
 from dnirnn.config.task import TaskOptions
 from dnirnn.estimators.base import EstimatorConfig
 from dnirnn.groups import OptionGroup
-from dnirnn.options import changed, choice, flag, option
+from dnirnn.options import choice, flag, option, override
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -149,15 +149,15 @@ class CharLMOptions(
     TextOptions, TeacherOptions, NetworkOptions, ProcessOptions, TaskOptions
 ):
     # What trains best for its time, on text: results/README.md, and the recipes.
-    lr: float = changed(TaskOptions, "lr", default=2e-3)
-    truncation: int = changed(NetworkOptions, "truncation", default=50)
+    lr: float = override(TaskOptions, "lr", default=2e-3)
+    truncation: int = override(NetworkOptions, "truncation", default=50)
     # On Penn Treebank's validation 1e-5 did best of 1e-4, 1e-5 and 1e-6, and there a linear
     # predictor better than one with a hidden layer: results/README.md.
-    estimator: EstimatorConfig = changed(
+    estimator: EstimatorConfig = override(
         NetworkOptions, "estimator", default="none", shown="none",
         defaults={"estimator_hidden": ("linear",)},
     )  # fmt: skip
-    estimator_lr: float = changed(TaskOptions, "estimator_lr", default=1e-5)
+    estimator_lr: float = override(TaskOptions, "estimator_lr", default=1e-5)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,7 +175,7 @@ class CharLMOptions(
 
 @dataclasses.dataclass(frozen=True, init=False)
 class WordLMOptions(CharLMOptions):
-    embedding: int = changed(TextOptions, "embedding", default=256)
+    embedding: int = override(TextOptions, "embedding", default=256)
     rarest: int = option(
         1,
         "words that the training text has less often are read as <unk>, which is then a word like any",

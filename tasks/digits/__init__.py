@@ -24,13 +24,13 @@ from torch.nn import functional as F
 from dnirnn import Hierarchy, SyntheticGradient
 from dnirnn.config.network import NetworkOptions, assemble, device_of, make_truncated
 from dnirnn.config.parallel import Sharing, check_in_parts, in_parts
-from dnirnn.config.saved import from_config, remembered
+from dnirnn.config.saved import from_config, identity
 from dnirnn.config.task import Figure, Task, TaskOptions, steps_per_update
 from dnirnn.data import Batch, Stream, images
 from dnirnn.data.images import Images
 from dnirnn.groups import OptionGroup
 from dnirnn.model import SequenceModel, in_float32
-from dnirnn.options import changed, choice, option
+from dnirnn.options import choice, option, override
 from dnirnn.tasks.digits.parts import NOT_ASKED, in_networks
 from dnirnn.training.trainer import Trainer
 
@@ -82,7 +82,7 @@ class CountingOptions(OptionGroup):
         " (the same with synthetic gradients)",
         choices=TRAININGS,
         shown="dni, unless they say otherwise",
-        remembered=False,
+        identity=False,
     )
     cuts: str | None = option(
         None,
@@ -104,7 +104,7 @@ class CountingOptions(OptionGroup):
 
 @dataclasses.dataclass(frozen=True, init=False)
 class DigitsOptions(CountingOptions, NetworkOptions, TaskOptions):
-    truncation: int | None = changed(
+    truncation: int | None = override(
         NetworkOptions, "truncation", default=None, shown="--period"
     )
 
@@ -332,7 +332,7 @@ def build(options: DigitsOptions) -> Task:
         options.batch * (stream.steps if steps is None else steps),
         {
             "task": "digits",
-            **remembered(resolve(options)),
+            **identity(resolve(options)),
             "pixels": known.splits["train"][0].shape[1],
             "images_sha256": known.fingerprint(),
         },

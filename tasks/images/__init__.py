@@ -6,7 +6,7 @@ Source: Jaderberg et al., Decoupled Neural Interfaces using Synthetic Gradients,
 
 import torch
 
-from dnirnn.config.saved import from_config, remembered
+from dnirnn.config.saved import from_config, identity
 from dnirnn.config.task import Task
 from dnirnn.tasks.images.data import ImageStream, load, notice, resolve
 from dnirnn.tasks.images.figures import FIGURES, fidelity, measure, measurement
@@ -45,7 +45,7 @@ def build(options: ImagesOptions) -> Task:
         options.batch,
         {
             "task": "images",
-            **remembered(resolve(options)),
+            **identity(resolve(options)),
             "shape": list(known.shape),
             "images_sha256": known.fingerprint(),
         },

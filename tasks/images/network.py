@@ -23,7 +23,7 @@ class Cuts(nn.ModuleList):
     """
 
     needs_context = False
-    waits = False
+    graph_safe = True
     reads = 0
 
     def __init__(self, estimators: list[GradientEstimator]):

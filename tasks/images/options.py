@@ -13,7 +13,7 @@ from dnirnn import (
 from dnirnn.config.parallel import Sharing
 from dnirnn.config.task import TaskOptions
 from dnirnn.groups import OptionGroup
-from dnirnn.options import Config, Registry, changed, choice, flag, option
+from dnirnn.options import Config, Registry, choice, flag, option, override
 
 CLASSES = 10
 KERNEL = 5
@@ -196,20 +196,20 @@ class FeedForwardOptions(OptionGroup):
 
 @dataclasses.dataclass(frozen=True, init=False)
 class ImagesOptions(ImagesTaskOptions, FeedForwardOptions, TaskOptions):
-    batch: int = changed(TaskOptions, "batch", default=256)
-    clip: float | None = changed(TaskOptions, "clip", default=0.0)
-    lr: float = changed(TaskOptions, "lr", default=3e-4)
-    estimator_lr: float = changed(TaskOptions, "estimator_lr", default=1e-3)
-    evaluate_every: int | None = changed(TaskOptions, "evaluate_every", default=275_000)
-    warm_up: int = changed(
+    batch: int = override(TaskOptions, "batch", default=256)
+    clip: float | None = override(TaskOptions, "clip", default=0.0)
+    lr: float = override(TaskOptions, "lr", default=3e-4)
+    estimator_lr: float = override(TaskOptions, "estimator_lr", default=1e-3)
+    evaluate_every: int | None = override(TaskOptions, "evaluate_every", default=275_000)
+    warm_up: int = override(
         TaskOptions, "warm_up",
         help="updates in which nothing is cut and the predictors are fitted to the true gradients",
     )  # fmt: skip
-    ramp: int = changed(
+    ramp: int = override(
         TaskOptions, "ramp",
         help="updates after them over which what is sent back rises from nothing to the whole",
     )  # fmt: skip
-    fidelity_every: int | None = changed(
+    fidelity_every: int | None = override(
         TaskOptions, "fidelity_every", unit="IMAGES",
         help="training images between two comparisons of each predictor's output with the true"
         " gradient",

@@ -14,7 +14,7 @@ from command_line import refused
 
 from dnirnn.commands import compare
 from dnirnn.commands.cli import main
-from dnirnn.config.saved import remembered
+from dnirnn.config.saved import identity
 from dnirnn.estimators.base import ESTIMATORS
 from dnirnn.reports import comparison, plots, runs
 from dnirnn.reports.curves import Point
@@ -121,7 +121,7 @@ def test_arms_start_from_a_config_where_one_is_given(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "compare", lambda *arguments: asked.append(arguments) or [])
     options = CharLMOptions(core="skip", skip_cost=0.5, hidden=9, estimator="none", lr=0.25)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"task": "char-lm", **remembered(options)}))
+    path.write_text(json.dumps({"task": "char-lm", **identity(options)}))
     words = ["--config", str(path), "--out", str(tmp_path), "--lr", "0.125"]
     assert main(["compare", "char-lm", *words, "--vary", "core", "skip", "gru"]) == 0
     ((_, (skip, gru), *_),) = asked

@@ -79,17 +79,17 @@ def test_threads_charge_and_record_for_themselves():
     core = Skip(LSTM(2, 3), cost=0.1)
     truncated = Truncated(core, 2, SyntheticGradient(core.state_size))
 
-    def charge(batch: int) -> tuple[float, int]:
+    def run(batch: int) -> tuple[float, int]:
         x = torch.zeros(4, batch, 2)
         with core.recording() as updates:
             _, _, (cut,) = truncated(x, core.initial_state(batch))
         assert all(len(u) == batch for u in updates)
-        return float(cut.charge), len(updates)
+        return float(cut.auxiliary_loss), len(updates)
 
-    alone = {batch: charge(batch) for batch in range(1, 5)}
+    alone = {batch: run(batch) for batch in range(1, 5)}
     with ThreadPoolExecutor(4) as threads:
         batches = [1 + i % 4 for i in range(80)]
-        assert list(threads.map(charge, batches)) == [alone[batch] for batch in batches]
+        assert list(threads.map(run, batches)) == [alone[batch] for batch in batches]
 
 
 @pytest.mark.skipif(not ops.built or not hasattr(os, "fork"), reason="no operator, or no fork")

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import assert_close, gradients, seeds
 
-from dnirnn import BPLambda, GradientEstimator, LeastSquares, SyntheticGradient, ZeroGradient
+from dnirnn import (
+    AutoScale,
+    BPLambda,
+    ByPart,
+    Control,
+    GradientEstimator,
+    LeastSquares,
+    SyntheticGradient,
+    ZeroGradient,
+)
 
 sizes = dict(
     size=st.integers(1, 6),
@@ -183,3 +192,14 @@ def test_where_no_row_counts_nothing_is_learned():
     error = estimator.accumulate(entered, target, weight=torch.zeros(6).double())
     assert error == 0 and not any(g.any() for g in gradients(estimator))
     assert torch.equal(estimator.mean_square, before)
+
+
+@pytest.mark.parametrize(("around", "safe"), [
+    (lambda one: one, True),
+    (lambda one: Control(one, "noise"), True),
+    (lambda one: ByPart([ZeroGradient(), one], [2, 3]), True),
+    (AutoScale, False),
+])  # fmt: skip
+def test_what_is_around_an_estimator_is_no_safer_in_a_graph_than_it(around, safe):
+    assert around(SyntheticGradient(3)).graph_safe == safe
+    assert not around(LeastSquares(3)).graph_safe

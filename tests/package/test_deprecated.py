@@ -121,6 +121,30 @@ def test_a_core_with_ways_of_its_own_takes_them(knobs):
     assert calls == [2 if "dense" in knobs else 3 if "trace_decay" in knobs else 1]
 
 
+def test_a_loss_of_a_core_s_own():
+    class Priced(LSTM):
+        def forward(self, x, state, t0=0, reset=None):
+            output, ended = super().forward(x, state, t0, reset)
+            self.charge(output.sum())
+            return output, ended
+
+    core = Priced(2, 3).double()
+    with pytest.warns(DeprecationWarning, match=r"Core\.charge is called add_auxiliary_loss now"):
+        output, _, (cut,) = Truncated(core, 9, SyntheticGradient(6).double())(X, STATE)
+    assert_close(cut.auxiliary_loss, output.sum())
+    with pytest.warns(DeprecationWarning, match=r"Interface\.charge is called auxiliary_loss now"):
+        assert cut.charge is cut.auxiliary_loss
+
+
+def test_an_estimator_that_no_graph_can_hold():
+    with pytest.warns(DeprecationWarning, match=r"GradientEstimator\.waits is called graph_safe"):
+
+        class Own(SyntheticGradient):
+            waits = True
+
+    assert not Own(3).graph_safe and SyntheticGradient(3).graph_safe
+
+
 def test_the_context_of_a_sequence_model():
     parts = torch.nn.Embedding(5, 2), make(), torch.nn.Linear(3, 5), symbol_nats
     with pytest.warns(DeprecationWarning, match=r"SequenceModel's told is called context_of"):

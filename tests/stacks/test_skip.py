@@ -29,7 +29,7 @@ from dnirnn import (
     ZeroGradient,
     backward,
 )
-from dnirnn.core import CHARGES
+from dnirnn.core import AUXILIARY
 from dnirnn.true_gradient import true_gradients
 
 
@@ -172,9 +172,9 @@ def test_a_cost_is_a_part_of_the_loss(problem, fitting, cost, unit):
             output, _, cuts = truncated(case.x, case.state, case.t0, case.final, case.reset)
         loss = own_loss(output, case.y)
         if price:
-            assert_close(cuts[0].charge, cost * torch.stack(updates).sum())
+            assert_close(cuts[0].auxiliary_loss, cost * torch.stack(updates).sum())
         else:
-            assert cuts[0].charge is None
+            assert cuts[0].auxiliary_loss is None
             loss = loss + cost * torch.stack(updates).sum()
         error = backward(unit * loss, cuts, unit)["estimator_error"]
         found.append([*gradients(truncated), cuts[0].probe.grad, error])
@@ -188,20 +188,20 @@ def test_the_true_gradient_counts_the_cost():
     with skip.recording() as updates:
         output, _, (cut,) = truncated(x, state)
     loss, price = output.square().sum(), 0.7 * torch.stack(updates).sum()
-    expected = true_gradients(loss + price, cut._replace(charge=None))
+    expected = true_gradients(loss + price, cut._replace(auxiliary_loss=None))
     assert_close(true_gradients(loss, cut), expected)
-    assert not torch.equal(expected, true_gradients(loss, cut._replace(charge=None)))
+    assert not torch.equal(expected, true_gradients(loss, cut._replace(auxiliary_loss=None)))
 
 
 def test_only_a_truncated_call_is_charged():
     skip = Skip(GRU(2, 3), cost=1.0)
     truncated, x = Truncated(skip, 2, SyntheticGradient(skip.state_size)), torch.randn(4, 2, 2)
     skip(x, skip.initial_state(2))
-    assert CHARGES.get() is None, "nothing is gathered that nobody takes"
-    assert truncated(x, skip.initial_state(2))[2][0].charge > 0 and CHARGES.get() is None
+    assert AUXILIARY.get() is None, "nothing is gathered that nobody takes"
+    assert truncated(x, skip.initial_state(2))[2][0].auxiliary_loss > 0 and AUXILIARY.get() is None
     with pytest.raises(ValueError, match="state must be"):
         truncated(x, skip.initial_state(3))
-    assert CHARGES.get() is None
+    assert AUXILIARY.get() is None
 
 
 def test_a_cost_teaches_it_to_skip():
