@@ -91,10 +91,14 @@ def test_equals_the_loop_where_blocks_are_many(name, dtype, cell):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("threads", [2, 3], indirect=True)
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize(
+    ("cell", "threads"),
+    [("LSTM", 2), ("LSTM", 3), ("GRU", 3), ("RNN_TANH", 2)],
+    indirect=["threads"],
+)
+@pytest.mark.parametrize("name", [name for name, sizes in LARGE.items() if sizes["steps"] <= 20])
 def test_equals_the_loop_where_threads_are_many(name, threads, dtype, cell):
+    """Of few steps: threads that wait for each other at each are slow where others take their cores."""
     assert_equals_the_loop(make_call(**LARGE[name], dtype=dtype, cell=cell))
 
 
