@@ -1,7 +1,7 @@
 """What reproduce writes: the paper's table and ours, at equal data, seconds and updates."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -123,29 +123,42 @@ def arm_of(trace: Trace) -> dict[str, Any]:
 def introduction(
     recipe: Recipe, planned: Sequence[Planned], notice: str, command: str
 ) -> list[str]:
-    options = recipe.options
-    budget = {
-        "minutes of training": minutes(options),
-        "updates": options.updates,
-        "symbols": options.symbols,
-    }
-    limits = [f"{value:,g} {unit}" for unit, value in budget.items() if value is not None]
-    limits += [f"{options.patience} evaluations without a better one"] if options.patience else []
+    runs = [one.run.options for one in planned]
+    network = alike(f"{described(options)}, batch {options.batch}" for options in runs)
+    limit = alike(map(limits, runs))
+    ends = f"{limit}, evaluation and saving not counted" if limit else "what its arm says below"
     seeds = ", ".join(str(seed) for seed in recipe.seeds)
     return [
         f"# {recipe.title}",
         "",
         f"    {command}",
         "",
-        f"{notice}. {described(options)}, batch {options.batch}; a run ends after"
-        f" {' or '.join(limits)}, evaluation and saving not counted. Seeds {seeds}: median, and"
-        " lowest to highest in brackets.",
+        f"{notice}. {f'{network}; a' if network else 'A'} run ends after {ends}. Seeds {seeds}:"
+        " median, and lowest to highest in brackets.",
         "",
-        f"- all: {' '.join(words_of(options))}",
+        f"- all: {' '.join(words_of(recipe.options))}",
         *(f"- {arm.label}: {settings(arm)}" for arm in recipe.arms if settings(arm)),
         *([] if recipe.decays == ("none",) else ["", FALLING]),
         "",
     ]
+
+
+def limits(options: OptionGroup) -> str:
+    """What ends a run."""
+    budget = {
+        "minutes of training": minutes(options),
+        "updates": options.updates,
+        "symbols": options.symbols,
+    }
+    found = [f"{value:,g} {unit}" for unit, value in budget.items() if value is not None]
+    found += [f"{options.patience} evaluations without a better one"] if options.patience else []
+    return " or ".join(found)
+
+
+def alike(texts: Iterable[str]) -> str:
+    """The one text that all are, or nothing."""
+    found = set(texts)
+    return found.pop() if len(found) == 1 else ""
 
 
 def words_of(options: OptionGroup) -> list[str]:
@@ -328,5 +341,6 @@ def draw(recipe: Recipe, traces: Sequence[Trace], path: Path, notice: str) -> No
             colour = str(truncation) if by_arm else arm.label
             curve = plots.Curve(name, colour, STYLES[place % len(STYLES)], trace.curve)
             rows.setdefault(DECAYS[decay], []).append(curve)
-    title = f"{recipe.title}: {described(recipe.options)}; {notice.split(' (')[0]}"
+    network = alike(described(trace.run.options) for trace in traces)
+    title = f"{recipe.title}: {f'{network}; ' if network else ''}{notice.split(' (')[0]}"
     plots.learning_curves(rows, path, shown.label, recipe.data, title, shown.lower_is_better)

@@ -245,7 +245,7 @@ def test_runs_in_threads_of_python():
         (
             dict(weights=[torch.zeros(8, 3), torch.zeros(8, 4), torch.zeros(8), torch.zeros(8)]),
             ValueError,
-            r"weights\[1\] .*G H, H.*4 \(LSTM\), 3 \(GRU\) or 1 \(RNN\).*got .*8, 4",
+            r"weights\[1\] .*must be \[[G4] H, H\].*got .*8, 4",
         ),
         (dict(truncation=0), ValueError, "truncation must be at least 1.*got 0"),
         (dict(truncation=-2), ValueError, "truncation must be at least 1.*got -2"),

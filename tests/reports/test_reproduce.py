@@ -19,7 +19,8 @@ from dnirnn.config.task import trainer_config
 from dnirnn.data import Vocabulary
 from dnirnn.reports import recipes
 from dnirnn.reports.recipes import BPTT, DNI, Arm, Recipe, Search, columns, options_of
-from dnirnn.reports.report import Rates, words_of
+from dnirnn.reports.report import Planned, Rates, introduction, words_of
+from dnirnn.reports.runs import Run
 from dnirnn.tasks.char_lm import CharLMOptions
 from dnirnn.tasks.copy import CopyOptions
 from dnirnn.training.log import read_log
@@ -332,3 +333,20 @@ def test_another_configuration_is_refused_before_anything_runs(made, tmp_path, c
     wider = dataclasses.replace(COPY, options=dataclasses.replace(COPY.options, hidden=5))
     assert made(wider) == (2, [])
     assert "hidden (4 there, 5 here)" in capsys.readouterr().err
+
+
+def test_a_report_says_of_all_runs_what_is_true_of_all(tmp_path):
+    recipe = RECIPES["record"]("cpu")
+
+    def first_lines(names):
+        planned = [
+            Planned(column, Run(column.name, options_of(recipe, column), tmp_path))
+            for column in columns(recipe)
+            if column.arm.name in names
+        ]
+        return "\n".join(introduction(recipe, planned, "Text", "command"))
+
+    alone = first_lines(["cpu-5"])
+    assert "Text. lstm 512, batch 32; a run ends after 5 minutes of training, evaluation" in alone
+    both = first_lines(["cpu-5", "cpu-15"])
+    assert "Text. A run ends after what its arm says below. Seeds" in both
