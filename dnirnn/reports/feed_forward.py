@@ -224,7 +224,7 @@ def report(
             continue
         random = section.label == "p"
         lines += [f"## {section.title}", ""]
-        lines += ["Test error, %, of the model that was best on validation; mean (lowest to highest"
+        lines += ["Test error, %, of the model with the fewest validation bits; mean (lowest to highest"
                   " seed) after equal updates.", ""]  # fmt: skip
         lines += grid(section, done, lambda run: run.result()["test"]["test_error"])
         if not random:
