@@ -341,6 +341,5 @@ def draw(recipe: Recipe, traces: Sequence[Trace], path: Path, notice: str) -> No
             colour = str(truncation) if by_arm else arm.label
             curve = plots.Curve(name, colour, STYLES[place % len(STYLES)], trace.curve)
             rows.setdefault(DECAYS[decay], []).append(curve)
-    network = alike(described(trace.run.options) for trace in traces)
-    title = f"{recipe.title}: {f'{network}; ' if network else ''}{notice.split(' (')[0]}"
+    title = f"{recipe.title}; {notice.split(' (')[0]}"
     plots.learning_curves(rows, path, shown.label, recipe.data, title, shown.lower_is_better)

@@ -109,10 +109,10 @@ def test_the_hub_gives_what_the_files_give(tmp_path, monkeypatch):
 
     expected, written = images.mnist(write(tmp_path)), arrays()
     hub = {
-        split: {
+        split: datasets.Dataset.from_dict({
             "image": [Image.fromarray(one) for one in written[f"{name}-images-idx3-ubyte"]],
             "label": written[f"{name}-labels-idx1-ubyte"].tolist(),
-        }
+        })
         for split, name in (("train", "train"), ("test", "t10k"))
     }
     monkeypatch.setattr(datasets, "load_dataset", lambda name: hub)
