@@ -152,7 +152,7 @@ def tbptt(
     scale: float,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """L layers of an LSTM, a GRU or a plain RNN over T steps in N = ceil(T / K) chunks, each cut from the one before.
+    """L layers of an LSTM, GRU or RNN over T steps in N = ceil(T / K) chunks, each cut from the one before.
 
     Chunk 0 starts from ``state``, chunk n from ``sent[n-1]`` without its gradient. In one line of
     torch, for one chunk: ``output, (h, c) = torch.nn.LSTM(I, H, L)(x, (h, c))``. The cell is the one

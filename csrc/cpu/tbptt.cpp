@@ -102,8 +102,9 @@ void pack_columns(const Kernels<E>& kernel, bool of_x, const Wide<E>* w, int64_t
 }
 
 // What one step of one chunk is given, kept for the backward pass: h as its product used it; c, what
-// the cell carries (of a GRU or RNN h before it was rounded, and where nothing is rounded h itself); and its gates, unit after unit in [B][kept][W] (the last one narrower): each is
-// written and read by itself, and rows of all gates would be pages apart.
+// the cell carries (of a GRU or RNN h before it was rounded, and the same memory as h where nothing
+// is rounded); and its gates, unit after unit in [B][kept][W] (the last one narrower): each is written
+// and read by itself, and rows of all gates would be pages apart.
 template <typename E, typename Cell>
 struct Histories {
   E* h;

@@ -189,7 +189,7 @@ def from_hub(name: str, images: str, files: str):
 def unpacked(rows, column: str) -> tuple[np.ndarray, np.ndarray]:
     """(pixels [n, H, W] or [n, H, W, 3], labels [n]) of a split of the hub's.
 
-    A parquet file need not say that its column of {bytes, path} holds pictures; here it is said.
+    The column is cast to pictures: a parquet file may have them as plain {bytes, path}.
     """
     from datasets import Image
 

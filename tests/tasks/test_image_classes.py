@@ -185,9 +185,9 @@ def test_compare(tmp_path, capsys):
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize("said", [True, False], ids=["images", "plain bytes"])
-def test_cifar10_is_read_as_the_hub_lays_it_out(tmp_path, monkeypatch, said):
-    """Whether the file says that its column of {bytes, path} holds pictures, or not."""
+@pytest.mark.parametrize("typed", [True, False], ids=["images", "plain bytes"])
+def test_cifar10_is_read_as_the_hub_lays_it_out(tmp_path, monkeypatch, typed):
+    """Whether the file types its column of {bytes, path} as pictures, or not."""
     import datasets
     import pyarrow.parquet
 
@@ -199,7 +199,7 @@ def test_cifar10_is_read_as_the_hub_lays_it_out(tmp_path, monkeypatch, said):
         rows = {"img": list(found), "label": list(range(len(found)))}
         path = tmp_path / f"{split}.parquet"
         datasets.Dataset.from_dict(rows, features).to_parquet(path)
-        if not said:
+        if not typed:
             pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).replace_schema_metadata(), path)
     known = images.cifar10(tmp_path)
     assert known.shape == (3, 4, 4)
